@@ -1,0 +1,140 @@
+"""How plays become vectors, and vectors become scores over tracks.
+
+Shapes: see the legend in `utils/batch.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from utils import schema
+from utils.batch import N_SKIP_STATES, History, is_skipped
+from utils.vocab import N_SPECIAL, PAD, SKIP
+
+SkipEncoding = Literal["none", "token", "embedding"]
+
+
+class TrackEmbedding(nn.Module):
+    """A track as the sum of a learned vector and a linear map of its audio features.
+
+    The seed concatenates a 26-column feature table to the track vector. Adding a projection instead keeps the width
+    free of the number of features (deviation 1); a concatenation followed by a linear layer is the same family.
+
+    Args:
+        n_ids: V.
+        d_model: D.
+        features: float (V, F), standardised; kept as a constant of the model, so that a checkpoint loads alone.
+    """
+
+    features: Tensor
+
+    def __init__(self, n_ids: int, d_model: int, features: Tensor) -> None:
+        super().__init__()
+        if len(features) != n_ids:
+            raise ValueError(f"features have {len(features)} rows for {n_ids} ids")
+        self.table = nn.Embedding(n_ids, d_model, padding_idx=PAD)
+        nn.init.normal_(self.table.weight, std=d_model**-0.5)
+        with torch.no_grad():
+            self.table.weight[PAD].zero_()
+        self.register_buffer("features", features.clone())
+        self.project = nn.Linear(features.shape[1], d_model, bias=False) if features.shape[1] else None
+
+    def forward(self, tracks: Tensor) -> Tensor:
+        """Ids (...) -> vectors (..., D)."""
+        x = self.table(tracks)
+        if self.project is not None:
+            x = x + self.project(self.features[tracks])
+        return x
+
+
+class LogEmbedding(nn.Module):
+    """The sum of one learned vector for each log column's code; "unknown" (code 0) adds nothing.
+
+    Args:
+        d_model: D.
+    """
+
+    first_code: Tensor
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        sizes = torch.tensor(list(schema.LOG_COLUMNS.values()))
+        self.register_buffer("first_code", sizes.cumsum(0) - sizes, persistent=False)
+        self.table = nn.EmbeddingBag(int(sizes.sum()), d_model, mode="sum")
+        nn.init.normal_(self.table.weight, std=0.02)
+
+    def forward(self, log: Tensor) -> Tensor:
+        """Codes uint8 (B, S, L) -> vectors (B, S, D)."""
+        codes = log.long()
+        index = (codes + self.first_code).flatten(0, 1)  # (B * S, L)
+        known = (codes > 0).flatten(0, 1).to(self.table.weight.dtype)
+        return self.table(index, per_sample_weights=known).view(*log.shape[:2], -1)
+
+
+class HistoryEmbedding(nn.Module):
+    """Each play of a history as a vector: track, position, and what the listener did.
+
+    Positions are learned and counted twice, from the start and from the end of the history: sessions begin at
+    position 1, and the last play is the most telling (deviation 2: the seed counts from the start only).
+
+    Args:
+        tracks: shared with the targets.
+        d_model: D.
+        history_size: S.
+        skip_encoding: "token" puts the SKIP token in the place of skipped tracks (the seed's paper), "embedding"
+            keeps the track and adds a vector for its skip state, "none" hides the skips.
+        use_log: add the log columns (they tell the skips too: `reason_end`).
+    """
+
+    def __init__(
+        self, tracks: TrackEmbedding, d_model: int, *, history_size: int, skip_encoding: SkipEncoding, use_log: bool
+    ) -> None:
+        super().__init__()
+        self.tracks = tracks
+        self.skip_encoding = skip_encoding
+        self.from_start = nn.Parameter(torch.randn(history_size, d_model) * 0.02)
+        self.from_end = nn.Parameter(torch.randn(history_size, d_model) * 0.02)
+        self.skip_state = nn.Embedding(N_SKIP_STATES, d_model) if skip_encoding == "embedding" else None
+        self.log = LogEmbedding(d_model) if use_log else None
+
+    def forward(self, history: History) -> Tensor:
+        """History -> (B, S, D)."""
+        tracks = history.tracks
+        if self.skip_encoding == "token":
+            tracks = tracks.masked_fill(is_skipped(history.skips), SKIP)
+        size = tracks.shape[1]
+        n_pad = (tracks == PAD).sum(1, keepdim=True)  # (B, 1)
+        from_start = (torch.arange(size, device=tracks.device) - n_pad).clamp(min=0)  # (B, S)
+        x = self.tracks(tracks) + self.from_start[from_start] + self.from_end[-size:]  # (B, S, D)
+        if self.skip_state is not None:
+            x = x + self.skip_state(history.skips)
+        if self.log is not None:
+            x = x + self.log(history.log)
+        return x
+
+
+class TrackHead(nn.Module):
+    """Scores of all tracks; the special ids can never be predicted.
+
+    Args:
+        n_ids: V.
+        d_model: D.
+        tie_to: an embedding whose table also serves as output weights; `None` for a table of its own.
+    """
+
+    def __init__(self, n_ids: int, d_model: int, *, tie_to: TrackEmbedding | None = None) -> None:
+        super().__init__()
+        if tie_to is not None:
+            self.weight = tie_to.table.weight
+        else:
+            self.weight = nn.Parameter(torch.randn(n_ids, d_model) * d_model**-0.5)
+        self.bias = nn.Parameter(torch.zeros(n_ids))
+
+    def forward(self, states: Tensor) -> Tensor:
+        """States (..., D) -> logits (..., V), minus infinity at the special ids."""
+        logits = nn.functional.linear(states, self.weight, self.bias)
+        logits[..., :N_SPECIAL] = -torch.inf
+        return logits

@@ -1,0 +1,99 @@
+"""Continuation with the encoder-decoder Transformer: which tracks come next, in order?
+
+    python train_transformer_seq.py --config configs/transformer_seq/demo.yml
+    python train_transformer_seq.py --data.folder data/mssd --n_negatives 4096 --model.tie_weights true
+    python train_transformer_seq.py --config RUN/config.yml --run.resume RUN
+
+The defaults are the seed's values: full softmax, greedy decoding, no skips.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor
+
+from model import SeqTransformer
+from model.embeddings import SkipEncoding
+from utils.batch import SessionBatch
+from utils.cli import cli
+from utils.dataloaders import DataConfig, Dataset, training_loader
+from utils.objectives import TrackSoftmax, seq_loss
+from utils.run import Run, RunConfig, each_seed, pick_device, seed_everything
+from utils.scoring import score_seq, seq_predictor, seq_validation
+from utils.training import TrainConfig, fit, training_details
+
+
+@dataclass
+class ModelConfig:
+    """Sizes and inputs of the SeqTransformer."""
+
+    d_model: int = 256
+    """Width."""
+    n_heads: int = 2
+    """Attention heads."""
+    n_layers: int = 2
+    """Layers of the encoder, and of the decoder."""
+    d_ff: int = 2048
+    """Inner width of the feed-forward layers."""
+    dropout: float = 0.2
+    """Dropout rate."""
+    skip_encoding: SkipEncoding = "none"
+    """How the history's skips enter: none, token (skipped tracks become the SKIP token), embedding (added)."""
+    use_log: bool = False
+    """Give the model the history's log columns (pauses, seeks, context, reasons of start and end, hour, premium)."""
+    start: Literal["last", "bos"] = "last"
+    """What stands before the first prediction: the last track of the history (the seed), or a BOS token."""
+    tie_weights: bool = False
+    """Use the track table as output weights."""
+
+
+@dataclass
+class Config:
+    """Experiment."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    run: RunConfig = field(default_factory=lambda: RunConfig(label="Transformer"))
+    n_negatives: int = 0
+    """Negatives of the sampled softmax, shared by a batch; 0 for the full softmax."""
+    monitor: str = "maa"
+    """Validation metric that chooses the best weights; with data.every_prefix, of the next track (such as mrr@20)."""
+
+
+def build(config: Config, dataset: Dataset) -> SeqTransformer:
+    """The model of this script for `dataset`."""
+    return SeqTransformer(
+        dataset.n_ids,
+        dataset.features,
+        history_size=config.data.history_size,
+        target_size=config.data.target_size,
+        **asdict(config.model),
+    )
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Train, choose the best weights by one validation metric, score once on test; returns result.json's content."""
+    dataset = Dataset.open(config.data.folder)
+    device = pick_device(config.train.device)
+    seed_everything(config.run.seed)
+    model = build(config, dataset).to(device)
+    train = training_loader(dataset, config.data, batch_size=config.train.batch_size, seed=config.run.seed)
+    softmax = TrackSoftmax(dataset.train_plays, n_negatives=config.n_negatives)
+
+    def loss_fn(model: SeqTransformer, batch: SessionBatch) -> tuple[Tensor, int]:
+        return seq_loss(model, batch, softmax)
+
+    def evaluate_fn(model: SeqTransformer) -> dict[str, float | None]:
+        return seq_validation(seq_predictor(model, device), dataset, config.data)
+
+    run = Run("transformer_seq", config, dataset)
+    progress = fit(model, loss_fn, evaluate_fn, train, config=config.train, run=run, monitor=config.monitor)
+    scores = score_seq(seq_predictor(model, device), dataset, config.data, folder=run.folder)
+    return run.finish(task="seq", scores=scores, **training_details(model, progress))
+
+
+if __name__ == "__main__":
+    cli(each_seed(main), Config, description=__doc__)

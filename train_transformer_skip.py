@@ -1,0 +1,94 @@
+"""Skip prediction with the encoder-decoder Transformer: which tracks of the second half are skipped?
+
+    python train_transformer_skip.py --config configs/transformer_skip/demo.yml
+    python train_transformer_skip.py --data.folder data/mssd --model.skip_encoding token --train.lr 1e-4
+    python train_transformer_skip.py --config RUN/config.yml --run.resume RUN
+
+The defaults are the seed's values, except for the learning rate and the skip encoding, which its code got wrong.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from model import SkipTransformer
+from model.embeddings import SkipEncoding
+from utils.batch import SessionBatch
+from utils.cli import cli
+from utils.dataloaders import DataConfig, Dataset, training_loader
+from utils.objectives import Weighting, skip_loss
+from utils.run import Run, RunConfig, each_seed, pick_device, seed_everything
+from utils.scoring import score_skip, skip_predictor, skip_validation
+from utils.training import TrainConfig, fit, training_details
+
+
+@dataclass
+class ModelConfig:
+    """Sizes and inputs of the SkipTransformer."""
+
+    d_model: int = 128
+    """Width."""
+    n_heads: int = 4
+    """Attention heads."""
+    n_layers: int = 4
+    """Layers of the encoder, and of the decoder."""
+    d_ff: int = 2048
+    """Inner width of the feed-forward layers."""
+    dropout: float = 0.1
+    """Dropout rate."""
+    skip_encoding: SkipEncoding = "embedding"
+    """How the history's skips enter: none, token (skipped tracks become the SKIP token), embedding (added)."""
+    use_log: bool = True
+    """Give the model the history's log columns (pauses, seeks, context, reasons of start and end, hour, premium)."""
+    causal: bool = True
+    """Each target sees only the target tracks up to itself (the seed); false shows it all target tracks."""
+
+
+@dataclass
+class Config:
+    """Experiment."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    weighting: Weighting = "uniform"
+    """Loss weight of each position: uniform, or maa (what a mistake there costs)."""
+    run: RunConfig = field(default_factory=lambda: RunConfig(label="Transformer"))
+
+
+def build(config: Config, dataset: Dataset) -> SkipTransformer:
+    """The model of this script for `dataset`."""
+    return SkipTransformer(
+        dataset.n_ids,
+        dataset.features,
+        history_size=config.data.history_size,
+        target_size=config.data.target_size,
+        **asdict(config.model),
+    )
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Train, choose the best weights by validation MAA, score once on test; returns the content of result.json."""
+    dataset = Dataset.open(config.data.folder, needs_skips=True)
+    device = pick_device(config.train.device)
+    seed_everything(config.run.seed)
+    model = build(config, dataset).to(device)
+    train = training_loader(dataset, config.data, batch_size=config.train.batch_size, seed=config.run.seed)
+
+    def loss_fn(model: SkipTransformer, batch: SessionBatch) -> tuple[Tensor, int]:
+        return skip_loss(model, batch, weighting=config.weighting)
+
+    def evaluate_fn(model: SkipTransformer) -> dict[str, float | None]:
+        return skip_validation(skip_predictor(model, device), dataset, config.data)
+
+    run = Run("transformer_skip", config, dataset)
+    progress = fit(model, loss_fn, evaluate_fn, train, config=config.train, run=run, monitor="maa")
+    scores = score_skip(skip_predictor(model, device), dataset, config.data, folder=run.folder)
+    return run.finish(task="skip", scores=scores, **training_details(model, progress))
+
+
+if __name__ == "__main__":
+    cli(each_seed(main), Config, description=__doc__)

@@ -1,0 +1,58 @@
+"""What a model is given, and what it is judged by.
+
+Shape legend, for the whole project:
+    B sessions (or examples) in a batch     V ids in the vocabulary
+    S positions of the history              D model width
+    T positions of the targets              F audio features
+    L log columns                           H attention heads
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from utils import schema
+
+N_SKIP_STATES = schema.SKIP_1 + 2
+"""Skip states of a history: 0 unknown or no play, else 1 + `schema.SKIP_*`."""
+
+
+class History(NamedTuple):
+    """The past: all that a model may know of it. Padded on the left, so the last play is at S - 1."""
+
+    tracks: Tensor
+    """int64 (B, S); `PAD` where there is no play."""
+    skips: Tensor
+    """int64 (B, S); skip states, ordinal, 0 where unknown."""
+    log: Tensor
+    """uint8 (B, S, L); codes of `schema.LOG_COLUMNS`, 0 where there is no play."""
+
+
+class SessionBatch(NamedTuple):
+    """Examples of one batch. Targets are padded on the right.
+
+    A model is called with `history` and, where the task gives them, `target_tracks`: nothing else has a way in.
+    """
+
+    history: History
+    target_tracks: Tensor
+    """int64 (B, T); known to the model in the skip task, the answer in the seq task."""
+    target_skips: Tensor
+    """int64 (B, T); 1 skipped, 0 not, -1 no play or unknown: the answer in the skip task."""
+    target_log: Tensor
+    """uint8 (B, T, L); answers for auxiliary losses only."""
+    rows: Tensor
+    """int64 (B,); which example of its loader each row is."""
+
+    def to(self, device: torch.device) -> SessionBatch:
+        """The same batch on `device`."""
+        history = History(*(tensor.to(device, non_blocking=True) for tensor in self.history))
+        return SessionBatch(history, *(tensor.to(device, non_blocking=True) for tensor in self[1:]))
+
+
+def is_skipped(skips: Tensor) -> Tensor:
+    """Which skip states of a history mean skip_2, the challenge's label. Any shape in, bool of the same shape out."""
+    return skips > schema.SKIP_2

@@ -1,0 +1,57 @@
+"""Checkpoints are dictionaries of plain values and tensors, loaded with `weights_only=True`: loading runs no code."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from utils.cli import UserError
+from utils.files import atomic_file
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write `state` atomically."""
+    with atomic_file(path) as temporary:
+        torch.save(state, temporary)
+
+
+def load_checkpoint(path: Path, *, vocabulary_hash: str | None = None) -> dict[str, Any]:
+    """Read a checkpoint to the CPU.
+
+    Args:
+        path: written by `save_checkpoint`.
+        vocabulary_hash: of the dataset at hand, to be sure that embedding rows mean the same tracks.
+
+    Raises:
+        UserError: no such file, not a checkpoint, or made with another vocabulary.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; train the model first") from None
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} is no readable checkpoint ({first_line})") from None
+    if vocabulary_hash is not None and state["vocabulary_hash"] != vocabulary_hash:
+        raise UserError(
+            f"{path} was trained on another vocabulary ({state['vocabulary_hash'][:12]}, the dataset has "
+            f"{vocabulary_hash[:12]}); use the dataset that it was trained on"
+        )
+    return state
+
+
+def load_weights(model: nn.Module, path: Path, *, vocabulary_hash: str) -> None:
+    """Load the weights of a checkpoint into `model`, strictly.
+
+    Raises:
+        UserError: as `load_checkpoint`, or the sizes of model and checkpoint differ.
+    """
+    state = load_checkpoint(path, vocabulary_hash=vocabulary_hash)
+    try:
+        model.load_state_dict(state["model"], strict=True)
+    except RuntimeError as error:
+        raise UserError(f"{path} does not fit the configured model: {error}") from None

@@ -1,0 +1,50 @@
+"""One door for every command: a `Config` dataclass becomes the command line, bad input becomes a clear error.
+
+    python train_x.py --config configs/demo.yml --train.lr 1e-3 --print_config
+
+Unknown keys and wrong types are errors (exit code 2), and so is every `UserError`: one line, no traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+# The docstring under each field of a Config is its help text.
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+C = TypeVar("C")
+
+
+class UserError(Exception):
+    """Bad input. The message names the file, row, column or key, and the cure."""
+
+
+def parse_config(config_class: type[C], args: Sequence[str] | None = None, *, description: str = "") -> C:
+    """Build a `config_class` (a dataclass, possibly nested) from command-line arguments and `--config` files."""
+    parser = ArgumentParser(description=description)
+    parser.add_argument("--config", action="config", help="YAML file with any of the options below")
+    parser.add_class_arguments(config_class)
+    options = parser.instantiate_classes(parser.parse_args(args))
+    fields = {name: value for name, value in vars(options).items() if name != "config"}
+    return config_class(**fields)
+
+
+def cli(
+    main: Callable[[C], Any], config_class: type[C], *, description: str, args: Sequence[str] | None = None
+) -> None:
+    """Parse the command line into `config_class`, call `main` with it and exit.
+
+    Exit codes: 0 done, 2 bad input (`UserError`, or an argument that does not parse), 130 interrupted.
+    """
+    try:
+        main(parse_config(config_class, args, description=description))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,269 @@
+"""One judge for everything that predicts: models, baselines and the oracle are scored by the same two functions.
+
+Predictions are arrays in the order of a loader's examples; scores are ratios of sums over sessions, so that every
+interval is a bootstrap over sessions, also where a session gives several examples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from sklearn.metrics import roc_auc_score
+
+from utils import metrics, schema
+from utils.dataloaders import SessionArrays, SessionLoader, Targets
+from utils.files import atomic_file
+from utils.vocab import N_SPECIAL, PAD
+
+CUTOFFS = (1, 10, 20)
+"""The k of HR@k and NDCG@k."""
+MRR_CUTOFF = 20
+
+
+class SkipPredictions(NamedTuple):
+    """Predictions of the skip task, in loader order."""
+
+    probability: np.ndarray
+    """float32 (N, T): probability that the target is skipped."""
+    decision: np.ndarray
+    """bool (N, T): the hard answer that the challenge's metric wants."""
+
+    @classmethod
+    def of(cls, probability: np.ndarray) -> SkipPredictions:
+        """Predictions that decide "skipped" where `probability` is at least one half."""
+        return cls(probability.astype(np.float32), probability >= 0.5)
+
+
+class SeqPredictions(NamedTuple):
+    """Predictions of the seq task, in loader order."""
+
+    tracks: np.ndarray
+    """int32 (N, T): the continuation, decoded without any look at the targets."""
+    log_probability: np.ndarray | None
+    """float32 (N, T): of each true target given the true ones before it (teacher-forced); None if not modelled."""
+    rank: np.ndarray | None
+    """float32 (N,): of the first true target over the full catalogue, from 0; ties count half, unknown tracks inf."""
+
+
+@dataclass
+class Scores:
+    """Per-session contributions to every metric of one split."""
+
+    n_sessions: int
+    average_accuracy: np.ndarray
+    """float64 (n_sessions,): AA of each session, for slices and paired tests."""
+    numerators: dict[str, np.ndarray]
+    """Metric -> float64 (n_sessions,)"""
+    denominators: dict[str, np.ndarray]
+    plain: dict[str, float]
+    """Metrics of the whole split that are no ratios of sums: no interval."""
+    by_position: np.ndarray
+    """float64 (T,): accuracy at each target position."""
+    histogram: np.ndarray
+    """float64 (T + 1,): share of examples with 0..T right targets."""
+    slices: dict[str, np.ndarray] = field(default_factory=dict)
+    """Name -> label of each session."""
+
+    def means(self) -> dict[str, float | None]:
+        """Every metric without interval: quick enough for each validation."""
+        ratios = {name: float(_mean(self.numerators[name], self.denominators[name])) for name in self.numerators}
+        return {name: _finish(name, value) for name, value in ratios.items()} | self.plain
+
+    def summary(self) -> dict[str, Any]:
+        """The contract's entry of a split in `result.json`: intervals, accuracy by position, histogram, slices."""
+        names = list(self.numerators)
+        mean, low, high = metrics.bootstrap_intervals(
+            np.stack([self.numerators[name] for name in names], axis=1),
+            np.stack([self.denominators[name] for name in names], axis=1),
+        )
+        with_intervals = {
+            name: {"mean": _finish(name, m), "low": _finish(name, lo), "high": _finish(name, hi)}
+            for name, m, lo, hi in zip(names, mean, low, high, strict=True)
+        }
+        plain = {name: {"mean": value, "low": None, "high": None} for name, value in self.plain.items()}
+        return {
+            "n_sessions": self.n_sessions,
+            "metrics": with_intervals | plain,
+            "by_position": {"accuracy": [_finish("accuracy", value) for value in self.by_position]},
+            "histogram": self.histogram.tolist(),
+            "slices": {name: self._slice(labels) for name, labels in self.slices.items()},
+        }
+
+    def _slice(self, labels: np.ndarray) -> dict[str, dict[str, float]]:
+        table = {}
+        for label in np.unique(labels):
+            inside = self.average_accuracy[labels == label]
+            inside = inside[~np.isnan(inside)]
+            if len(inside):
+                table[str(label)] = {"n": len(inside), "maa": float(inside.mean())}
+        return table
+
+
+def _mean(numerator: np.ndarray, denominator: np.ndarray) -> float:
+    total = denominator.sum()
+    return float(numerator.sum() / total) if total > 0 else float("nan")
+
+
+def _finish(name: str, value: float) -> float | None:
+    """The reported value of a mean: perplexity is the exponential of a mean; JSON knows no NaN."""
+    value = float(np.exp(value)) if name == "perplexity" else float(value)
+    return value if np.isfinite(value) else None
+
+
+def evaluate_skip(
+    predictions: SkipPredictions, targets: Targets, *, slices: dict[str, np.ndarray] | None = None
+) -> Scores:
+    """Score skip predictions against the labels of a loader.
+
+    Args:
+        predictions: of all N examples.
+        targets: `loader.targets()` of the same loader.
+        slices: name -> label of each example (`session_slices`).
+    """
+    known = targets.skips >= 0
+    _check_shape(predictions.decision, known)
+    labels = targets.skips == 1
+    correct = predictions.decision == labels
+    per_example = {
+        "maa": (metrics.average_accuracy(correct, known), known.any(1)),
+        "first_accuracy": (metrics.first_known(correct, known), known.any(1)),
+        "accuracy": ((correct & known).sum(1), known.sum(1)),
+        "log_loss": ((metrics.binary_log_loss(predictions.probability, labels) * known).sum(1), known.sum(1)),
+    }
+    both_classes = len(np.unique(labels[known])) == 2
+    auc = roc_auc_score(labels[known], predictions.probability[known]) if both_classes else float("nan")
+    return _scores(per_example, {"auc": float(auc)}, correct, known, targets, slices)
+
+
+def evaluate_seq(
+    predictions: SeqPredictions, targets: Targets, *, n_ids: int, slices: dict[str, np.ndarray] | None = None
+) -> Scores:
+    """Score continuations against the true tracks of a loader. A target outside the vocabulary can only be missed.
+
+    Args:
+        predictions: of all N examples.
+        targets: `loader.targets()` of the same loader.
+        n_ids: V, for the coverage of the catalogue.
+        slices: name -> label of each example (`session_slices`).
+    """
+    known = targets.tracks != PAD
+    _check_shape(predictions.tracks, known)
+    correct = (predictions.tracks == targets.tracks) & (targets.tracks >= N_SPECIAL)
+    has_targets = known.any(1)
+    per_example = {
+        "maa": (metrics.average_accuracy(correct, known), has_targets),
+        "first_accuracy": (metrics.first_known(correct, known), has_targets),
+        "accuracy": ((correct & known).sum(1), known.sum(1)),
+        "overlap": (metrics.set_overlap(predictions.tracks, targets.tracks, known), has_targets),
+        "repetition": (metrics.repetition(predictions.tracks, known), has_targets),
+    }
+    if predictions.log_probability is not None:
+        in_vocabulary = targets.tracks >= N_SPECIAL
+        negative = np.where(in_vocabulary, -predictions.log_probability, 0.0)
+        per_example["perplexity"] = (negative.sum(1), in_vocabulary.sum(1))
+    if predictions.rank is not None:
+        rank = predictions.rank.astype(np.float64)
+        for k in CUTOFFS:
+            per_example[f"hr@{k}"] = (metrics.hit_rate(rank, k), has_targets)
+        for k in CUTOFFS[1:]:
+            per_example[f"ndcg@{k}"] = (metrics.ndcg(rank, k), has_targets)
+        per_example[f"mrr@{MRR_CUTOFF}"] = (metrics.reciprocal_rank(rank, MRR_CUTOFF), has_targets)
+    plain = {"coverage": metrics.coverage(predictions.tracks, known, n_ids - N_SPECIAL)}
+    return _scores(per_example, plain, correct, known, targets, slices)
+
+
+def _check_shape(predicted: np.ndarray, known: np.ndarray) -> None:
+    if predicted.shape != known.shape:
+        raise ValueError(f"predictions have shape {predicted.shape}, the targets {known.shape}")
+
+
+def _scores(
+    per_example: dict[str, tuple[np.ndarray, np.ndarray]],
+    plain: dict[str, float],
+    correct: np.ndarray,
+    known: np.ndarray,
+    targets: Targets,
+    slices: dict[str, np.ndarray] | None,
+) -> Scores:
+    """Add up the examples of each session."""
+    session_ids, first_row, session = np.unique(targets.session, return_index=True, return_inverse=True)
+    n = len(session_ids)
+
+    def per_session(values: np.ndarray) -> np.ndarray:
+        return np.bincount(session, weights=np.nan_to_num(values.astype(np.float64)), minlength=n)
+
+    numerators = {name: per_session(numerator) for name, (numerator, _) in per_example.items()}
+    denominators = {name: per_session(denominator) for name, (_, denominator) in per_example.items()}
+    counted = denominators["maa"] > 0
+    average_accuracy = np.divide(numerators["maa"], denominators["maa"], out=np.full(n, np.nan), where=counted)
+    return Scores(
+        n_sessions=n,
+        average_accuracy=average_accuracy,
+        numerators=numerators,
+        denominators=denominators,
+        plain=plain,
+        by_position=metrics.accuracy_by_position(correct, known),
+        histogram=metrics.number_correct_histogram(correct, known),
+        slices={name: labels[first_row] for name, labels in (slices or {}).items()},
+    )
+
+
+def session_slices(loader: SessionLoader, train: SessionArrays | None = None) -> dict[str, np.ndarray]:
+    """Labels of each example for sliced scores: length, context, shuffle, premium, skipper type, familiarity.
+
+    Args:
+        loader: an ordered loader (halves or prefixes).
+        train: training split; if given, examples are told apart by whether the pair (last track of the history,
+            first target) stands anywhere in training ("seen") or not.
+
+    Returns:
+        name -> array (N,) of str. What the source does not know is left out.
+    """
+    arrays = loader.arrays
+    frame = arrays.sessions.iloc[loader.session]
+    lengths = arrays.lengths[loader.session]
+    slices = {"length": np.char.mod("%02d", lengths)}
+    if frame["context_type"].any():
+        names = np.array(["unknown", *schema.CONTEXT_TYPES])
+        slices["context_type"] = names[frame["context_type"].to_numpy()]
+        flags = np.array(["unknown", "no", "yes"])
+        slices["shuffle"] = flags[frame["shuffle"].to_numpy()]
+        slices["premium"] = flags[frame["premium"].to_numpy()]
+    start = arrays.offsets[loader.session]
+    cut = start + lengths // 2
+    if (arrays.skips[start] != schema.SKIP_UNKNOWN).any():
+        slices["history"] = _skipper_type(arrays, start, cut)
+    if train is not None:
+        pairs = _pairs(np.asarray(train.tracks[:-1]), np.asarray(train.tracks[1:]))
+        ends = train.offsets[1:-1] - 1
+        seen = np.unique(np.delete(pairs, ends))
+        mine = _pairs(arrays.tracks[cut - 1], arrays.tracks[cut])
+        place = np.minimum(np.searchsorted(seen, mine), len(seen) - 1)
+        slices["continuation"] = np.where(seen[place] == mine, "seen in training", "unseen")
+    return slices
+
+
+def _pairs(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    return (first.astype(np.int64) << 32) | second.astype(np.int64)
+
+
+def _skipper_type(arrays: SessionArrays, start: np.ndarray, cut: np.ndarray) -> np.ndarray:
+    """The four types of Meggetto et al. (CIKM 2021), read off the first half by thresholds instead of clusters."""
+    skipped = np.concatenate([[0], np.cumsum((arrays.skips >= schema.SKIP_2) & (arrays.skips <= schema.SKIP_1))])
+    middle = (start + cut) // 2
+    early = (skipped[middle] - skipped[start]) / np.maximum(middle - start, 1)
+    late = (skipped[cut] - skipped[middle]) / np.maximum(cut - middle, 1)
+    names = np.array(["listener", "listen, then skip", "skip, then listen", "skipper"])
+    return names[2 * (early >= 0.5) + (late >= 0.5)]
+
+
+def save_predictions(
+    path: Path, predictions: SkipPredictions | SeqPredictions, scores: Scores, targets: Targets
+) -> None:
+    """Write predictions, with the average accuracy of each session, as one .npz that needs no pickle."""
+    arrays = {name: value for name, value in predictions._asdict().items() if value is not None}
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, average_accuracy=scores.average_accuracy, session=targets.session, **arrays)

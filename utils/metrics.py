@@ -1,0 +1,134 @@
+"""Metrics of both tasks, as pure functions on numpy arrays.
+
+Letters: N examples, T target positions. `known` marks the targets that count (padding and unknown labels do not).
+The challenge's metric, mean average accuracy, is defined in Brost et al. (WWW 2019): with L(i) = 1 where prediction i
+is right and A(i) = (L(1) + ... + L(i)) / i, a session of T targets scores AA = (1 / T) * sum_i A(i) L(i).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def average_accuracy(correct: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Average accuracy (AA) of each example; its mean over sessions is MAA.
+
+    Args:
+        correct: bool (N, T), prediction equals truth.
+        known: bool (N, T), targets that count; positions are counted among them.
+
+    Returns:
+        float64 (N,), in [0, 1]; NaN where an example has no target.
+
+    >>> average_accuracy(np.array([[1, 1, 0, 1, 1]], bool), np.ones((1, 5), bool)).round(2)
+    array([0.71])
+    """
+    if correct.shape != known.shape or correct.ndim != 2:
+        raise ValueError(f"correct {correct.shape} and known {known.shape} must have the same shape (N, T)")
+    hits = (correct & known).astype(np.float64)
+    position = known.cumsum(1)
+    accuracy_so_far = np.divide(hits.cumsum(1), position, out=np.zeros_like(hits), where=position > 0)
+    n_targets = known.sum(1)
+    return np.divide((accuracy_so_far * hits).sum(1), n_targets, out=np.full(len(hits), np.nan), where=n_targets > 0)
+
+
+def first_known(values: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """The value at the first known target of each example: float64 (N,), NaN where there is none."""
+    first = known.argmax(1)
+    picked = np.take_along_axis(values, first[:, None], axis=1)[:, 0].astype(np.float64)
+    return np.where(known.any(1), picked, np.nan)
+
+
+def accuracy_by_position(correct: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Share right at each target position: float64 (T,), NaN where no example has that position."""
+    n = known.sum(0)
+    return np.divide((correct & known).sum(0), n, out=np.full(known.shape[1], np.nan), where=n > 0)
+
+
+def number_correct_histogram(correct: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Share of examples with 0, 1, ..., T right targets: float64 (T + 1,)."""
+    counts = np.bincount((correct & known).sum(1), minlength=known.shape[1] + 1)
+    return counts / len(known)
+
+
+def binary_log_loss(probability: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Negative log-likelihood in nats of each 0/1 label; probabilities are clipped at 1e-7. Any shape."""
+    p = np.clip(probability.astype(np.float64), 1e-7, 1 - 1e-7)
+    return -np.where(labels == 1, np.log(p), np.log1p(-p))
+
+
+def hit_rate(rank: np.ndarray, k: int) -> np.ndarray:
+    """HR@k of each example: 1 where the rank (from 0) of the true track is below k. float64 (N,)."""
+    return (rank < k).astype(np.float64)
+
+
+def ndcg(rank: np.ndarray, k: int) -> np.ndarray:
+    """NDCG@k with a single relevant track: 1 / log2(rank + 2) inside the first k, else 0. float64 (N,)."""
+    return np.where(rank < k, 1 / np.log2(rank + 2.0), 0.0)
+
+
+def reciprocal_rank(rank: np.ndarray, k: int) -> np.ndarray:
+    """Reciprocal rank inside the first k, else 0; its mean is MRR@k. float64 (N,)."""
+    return np.where(rank < k, 1 / (rank + 1.0), 0.0)
+
+
+def set_overlap(predicted: np.ndarray, tracks: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Share of an example's targets that a prediction holds anywhere (as multisets): float64 (N,), NaN without targets.
+
+    Args:
+        predicted: int (N, T) predicted tracks; only the first n of an example with n targets count.
+        tracks: int (N, T) true tracks.
+        known: bool (N, T), true at the first n positions of each example.
+    """
+    n_targets = known.sum(1)
+    # Comparing occurrence numbers as well makes the members of a multiset distinct.
+    equal = (predicted[:, :, None] == tracks[:, None, :]) & known[:, :, None] & known[:, None, :]
+    same_occurrence = _occurrence_number(predicted)[:, :, None] == _occurrence_number(tracks)[:, None, :]
+    shared = (equal & same_occurrence).sum((1, 2))
+    return np.divide(shared, n_targets, out=np.full(len(tracks), np.nan), where=n_targets > 0)
+
+
+def _occurrence_number(tracks: np.ndarray) -> np.ndarray:
+    """How many earlier positions of the row hold the same track: int (N, T)."""
+    same = tracks[:, :, None] == tracks[:, None, :]
+    return np.tril(same, k=-1).sum(2)
+
+
+def repetition(predicted: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Share of predicted tracks that were already predicted earlier in the same continuation: float64 (N,)."""
+    n_targets = known.sum(1)
+    repeated = ((_occurrence_number(predicted) > 0) & known).sum(1)
+    return np.divide(repeated, n_targets, out=np.full(len(predicted), np.nan), where=n_targets > 0)
+
+
+def coverage(predicted: np.ndarray, known: np.ndarray, n_tracks: int) -> float:
+    """Share of the catalogue that is predicted at least once."""
+    return len(np.unique(predicted[known])) / n_tracks
+
+
+def bootstrap_intervals(
+    numerators: np.ndarray, denominators: np.ndarray, *, n_resamples: int = 1000, level: float = 0.95, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ratios of sums over sessions, with percentile bootstrap intervals (Efron 1979) that resample sessions.
+
+    Args:
+        numerators: float (N, M), the contribution of each session to each of M metrics.
+        denominators: float (N, M), its weight.
+
+    Returns:
+        mean, low, high: float64 (M,) each. Where a metric has no weight at all, NaN.
+    """
+    n = len(numerators)
+    both = np.concatenate([numerators, denominators], axis=1).astype(np.float64)
+    rng = np.random.default_rng(seed)
+    sums = np.stack([np.bincount(rng.integers(0, n, n), minlength=n) @ both for _ in range(n_resamples)])
+    n_metrics = numerators.shape[1]
+    ratios = _ratio(sums[:, :n_metrics], sums[:, n_metrics:])
+    mean = _ratio(numerators.sum(0), denominators.sum(0))
+    tail = (1 - level) / 2
+    low, high = np.quantile(ratios, [tail, 1 - tail], axis=0)
+    return mean, low, high
+
+
+def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    return np.divide(numerator, denominator, out=np.full(np.shape(numerator), np.nan), where=denominator > 0)

@@ -1,0 +1,228 @@
+"""Run folders: one experiment, one folder, everything that is needed to read, repeat or resume it.
+
+`runs/<experiment>/<stamp>/` holds `config.yml`, `metrics.jsonl`, TensorBoard events, `best.pt`, `last.pt` and, only
+when the experiment is finished, `result.json` (its keys are in docs/architecture.md).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import torch
+import yaml
+from tqdm import tqdm
+
+from utils.cli import UserError
+from utils.dataloaders import Dataset
+from utils.files import atomic_file, write_json
+
+
+@dataclass
+class RunConfig:
+    """Where the run is written, and its seed."""
+
+    label: str = ""
+    """Name of the row in the leaderboard; the experiment's name if empty."""
+    seed: int = 1
+    """Of weights, order of the sessions and dropout."""
+    seeds: int = 1
+    """How many runs to make, with seeds seed, seed + 1, ..."""
+    folder: str = "runs"
+    """Folder of all runs."""
+    resume: str | None = None
+    """Folder of an interrupted run to go on in; give its config.yml as --config."""
+
+
+class HasRun(Protocol):
+    """A script's Config: a dataclass with a field `run`."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+    run: RunConfig
+
+
+C = TypeVar("C", bound=HasRun)
+
+
+def each_seed(main: Callable[[C], Any]) -> Callable[[C], list[Any]]:
+    """Make `main` run once for each of `config.run.seeds` seeds."""
+
+    def main_of_all(config: C) -> list[Any]:
+        results = []
+        for seed in range(config.run.seed, config.run.seed + config.run.seeds):
+            run = dataclasses.replace(config.run, seed=seed, seeds=1)
+            results.append(main(dataclasses.replace(config, run=run)))
+        return results
+
+    return main_of_all
+
+
+class Run:
+    """A run folder that is being written.
+
+    Args:
+        experiment: name of the script without `train_`.
+        config: the script's Config; saved as `config.yml`, which is valid as `--config`.
+        dataset: what is trained and scored on.
+
+    Raises:
+        UserError: `config.run.resume` names a folder from which nothing can be resumed.
+    """
+
+    def __init__(self, experiment: str, config: HasRun, dataset: Dataset) -> None:
+        self.experiment = experiment
+        self.config = config
+        self.dataset = dataset
+        self.started = time.monotonic()
+        self.resumed = config.run.resume is not None
+        self._writer: Any = None
+        if config.run.resume is not None:
+            self.folder = Path(config.run.resume)
+            if not (self.folder / "last.pt").exists():
+                raise UserError(f"{self.folder} has no last.pt to resume from; start a new run without --run.resume")
+        else:
+            self.folder = _new_folder(Path(config.run.folder) / experiment)
+        with atomic_file(self.folder / "config.yml") as temporary:
+            temporary.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False), encoding="utf-8")
+
+    def log(self, step: int, epoch: int, split: str, values: dict[str, float | None]) -> None:
+        """Append a line to `metrics.jsonl` and to TensorBoard."""
+        line = {"step": step, "epoch": epoch, "split": split, **values}
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        writer = self._tensorboard()
+        for name, value in values.items():
+            if value is not None:
+                writer.add_scalar(f"{name}/{split}", value, step)
+
+    def rewind(self, step: int) -> None:
+        """Forget what was logged after `step`."""
+        path = self.folder / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        with atomic_file(path) as temporary:
+            temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+    def finish(self, *, task: str, scores: dict[str, Any], kind: str = "model", **details: Any) -> dict[str, Any]:
+        """Write `result.json` and return its content.
+
+        Args:
+            task: "skip" or "seq".
+            scores: split -> `Scores.summary()`.
+            kind: "model", "baseline" or "oracle".
+            details: further keys, such as those of `training_details`.
+        """
+        if self._writer is not None:
+            self._writer.close()
+        run = self.config.run
+        result = {
+            "experiment": self.experiment,
+            "label": run.label or self.experiment,
+            "task": task,
+            "kind": kind,
+            "dataset": {
+                "name": self.dataset.info["name"],
+                "hash": self.dataset.vocabulary_hash,
+                "protocol": self.dataset.info["protocol"],
+                "folder": str(self.dataset.folder),
+            },
+            "seed": run.seed,
+            "config": dataclasses.asdict(self.config),
+            "command": " ".join(["python", *sys.argv]),
+            "git_commit": git_commit(),
+            "device": "cpu",
+            "n_parameters": None,
+            "best_step": None,
+            "best_value": None,
+            "seconds": round(time.monotonic() - self.started, 2),
+            "peak_memory_mib": peak_memory_mib(),
+            "scores": scores,
+            **details,
+        }
+        write_json(self.folder / "result.json", result)
+        tqdm.write(f"{result['label']}: {headline(result)} -> {self.folder}")
+        return result
+
+    def _tensorboard(self) -> Any:
+        if self._writer is None:
+            # Importing TensorBoard takes a second: only runs that log pay for it.
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self.folder))
+        return self._writer
+
+
+def _new_folder(parent: Path) -> Path:
+    """A folder named by the time; a run that starts in the same second gets the next free name."""
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    for suffix in ("", *(f"-{i}" for i in range(2, 1000))):
+        folder = parent / (stamp + suffix)
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise UserError(f"{parent} has too many runs of {stamp}; wait a second")
+
+
+def git_commit() -> str | None:
+    """The commit of the code, with "+" if the working tree differs from it; `None` outside a repository."""
+    root = Path(__file__).parent
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short=12", "HEAD"], cwd=root, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        dirty = subprocess.run(
+            ["git", "status", "--porcelain", "-uno"], cwd=root, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+" if dirty else "")
+
+
+def peak_memory_mib() -> int:
+    """Peak resident memory of this process, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak // (1024 * 1024 if platform.system() == "Darwin" else 1024)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed torch's generators, for weights, dropout and negatives; numpy generators are seeded where they are made."""
+    torch.manual_seed(seed)
+
+
+def pick_device(name: str) -> torch.device:
+    """ "auto" is CUDA, else MPS, else the CPU; anything else is taken at its word.
+
+    Raises:
+        UserError: the device does not exist here.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); try auto") from None
+    return device
+
+
+def headline(result: dict[str, Any]) -> str:
+    """The first metrics of a result on test, with intervals."""
+    shown = [
+        f"{name} {value['mean']:.4f} [{value['low']:.4f}, {value['high']:.4f}]"
+        for name, value in list(result["scores"]["test"]["metrics"].items())[:2]
+    ]
+    return "test " + ", ".join(shown)

@@ -1,0 +1,250 @@
+"""The shared loop. Nothing in it knows the task, the model or the data: two functions are the seam.
+
+    loss_fn(model, batch)     -> (sum of losses, number of them)
+    evaluate_fn(model)        -> {metric: value} on the validation split
+
+Interrupted and resumed equals uninterrupted, bit for bit on the CPU.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from utils.batch import SessionBatch
+from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.cli import UserError
+from utils.dataloaders import SessionLoader
+from utils.run import Run
+
+LossFn = Callable[[Any, SessionBatch], tuple[Tensor, int]]
+EvaluateFn = Callable[[Any], dict[str, float | None]]
+
+
+@dataclass
+class TrainConfig:
+    """How long and how to train."""
+
+    epochs: int = 5
+    """Passes over the training sessions."""
+    batch_size: int = 256
+    """Sessions of a step."""
+    lr: float = 1e-4
+    """Peak learning rate of Adam."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay (AdamW)."""
+    clip: float = 0.0
+    """Largest norm of the gradient; 0 for no clipping."""
+    warmup_steps: int = 0
+    """Steps in which the learning rate rises linearly from zero."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """What the learning rate does after the warm-up; cosine falls to zero at the last epoch's end."""
+    evaluate_every: int = 0
+    """Steps between validations; 0 for the end of each epoch only."""
+    patience: int = 0
+    """Validations without a new best after which training stops; 0 to never stop early."""
+    max_seconds: float = 0.0
+    """Training time after which to stop, validations not counted; 0 for no limit."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the forward pass (autocast)."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.lr <= 0:
+            raise UserError(f"train.lr is {self.lr}; it must be positive")
+
+
+@dataclass
+class Progress:
+    """Where training stands; saved and resumed."""
+
+    step: int = 0
+    best_step: int = 0
+    best_value: float | None = None
+    validations_since_best: int = 0
+    seconds: float = 0.0
+    """Training time without validations."""
+    loss_sum: float = 0.0
+    """Since the last validation."""
+    loss_count: int = 0
+
+
+def fit(
+    model: nn.Module,
+    loss_fn: LossFn,
+    evaluate_fn: EvaluateFn,
+    loader: SessionLoader,
+    *,
+    config: TrainConfig,
+    run: Run,
+    monitor: str,
+    direction: Literal["max", "min"] = "max",
+) -> Progress:
+    """Train `model`, validate it, and leave it with the weights of its best validation.
+
+    Args:
+        model: on the device on which to train.
+        loader: shuffled training batches.
+        run: where to log and to save; if it is resumed, training goes on from its `last.pt`.
+        monitor: the one metric of `evaluate_fn` that chooses the best weights; `direction` says which way is better.
+
+    Returns:
+        Progress, with the best step and value.
+
+    Raises:
+        UserError: the loss is not finite, `monitor` is not measured, or `last.pt` is of another vocabulary.
+    """
+    device = next(model.parameters()).device
+    vocabulary_hash = run.dataset.vocabulary_hash
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    total_steps = config.epochs * len(loader)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _lr_factor(step, total_steps, config))
+    progress = Progress()
+    if run.resumed:
+        progress = _restore(run, model, optimizer, schedule, loader, vocabulary_hash)
+        run.rewind(progress.step)
+    sign = 1 if direction == "max" else -1
+
+    def validate() -> bool:
+        """Evaluate, keep the best weights, save the state; true if training should stop."""
+        values = evaluate_fn(model)
+        value = values[monitor]
+        if value is None:
+            raise UserError(
+                f"the validation metric {monitor} is not defined on this validation split; use a larger one"
+            )
+        loss = progress.loss_sum / max(progress.loss_count, 1)
+        run.log(progress.step, loader.epoch, "train", {"loss": loss})
+        run.log(progress.step, loader.epoch, "valid", values)
+        progress.loss_sum, progress.loss_count = 0.0, 0
+        progress.validations_since_best += 1
+        if progress.best_value is None or sign * value > sign * progress.best_value:
+            progress.best_step, progress.best_value, progress.validations_since_best = progress.step, value, 0
+            weights = {"model": model.state_dict(), "vocabulary_hash": vocabulary_hash, "step": progress.step}
+            save_checkpoint(run.folder / "best.pt", weights)
+        _save(run, model, optimizer, schedule, loader, progress, vocabulary_hash)
+        best = " (best)" if progress.best_step == progress.step else ""
+        tqdm.write(f"step {progress.step}: train loss {loss:.4f}, valid {monitor} {value:.4f}{best}")
+        return 0 < config.patience <= progress.validations_since_best
+
+    stopped = _out_of_time(progress, config) or 0 < config.patience <= progress.validations_since_best
+    while loader.epoch < config.epochs and not stopped:
+        model.train()
+        bar = tqdm(loader, initial=loader.next_batch, total=len(loader), unit="batch", desc=f"epoch {loader.epoch + 1}")
+        started = time.monotonic()
+        for batch in bar:
+            loss_sum, count = _step(model, loss_fn, batch.to(device), optimizer, config)
+            schedule.step()
+            progress.step += 1
+            progress.loss_sum += loss_sum
+            progress.loss_count += count
+            if progress.step % 10 == 0:
+                bar.set_postfix(loss=f"{progress.loss_sum / max(progress.loss_count, 1):.4f}", refresh=False)
+            progress.seconds += time.monotonic() - started
+            stopped = _out_of_time(progress, config)
+            inside = loader.next_batch < len(loader)
+            if inside and (stopped or (config.evaluate_every and progress.step % config.evaluate_every == 0)):
+                stopped = validate() or stopped
+                model.train()
+            if inside and stopped:
+                break
+            started = time.monotonic()
+        else:
+            stopped = validate() or stopped
+    best = load_checkpoint(run.folder / "best.pt", vocabulary_hash=vocabulary_hash)
+    model.load_state_dict(best["model"])
+    return progress
+
+
+def training_details(model: nn.Module, progress: Progress) -> dict[str, Any]:
+    """What `result.json` says of a trained model beside its scores."""
+    return {
+        "device": str(next(model.parameters()).device),
+        "n_parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        "best_step": progress.best_step,
+        "best_value": progress.best_value,
+        "training_seconds": round(progress.seconds, 2),
+    }
+
+
+def _step(
+    model: nn.Module, loss_fn: LossFn, batch: SessionBatch, optimizer: torch.optim.Optimizer, config: TrainConfig
+) -> tuple[float, int]:
+    """One update; returns the sum and the number of the batch's losses."""
+    optimizer.zero_grad(set_to_none=True)
+    with torch.autocast(batch.rows.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+        loss_sum, count = loss_fn(model, batch)
+    (loss_sum / max(count, 1)).backward()
+    if config.clip:
+        nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+    optimizer.step()
+    value = loss_sum.item()
+    if not math.isfinite(value):
+        raise UserError(f"the loss became {value}; lower --train.lr, or clip the gradient with --train.clip 1.0")
+    return value, count
+
+
+def _lr_factor(step: int, total_steps: int, config: TrainConfig) -> float:
+    """Share of the peak learning rate at `step` (from 0)."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return 1.0
+    done = (step - config.warmup_steps) / max(total_steps - config.warmup_steps, 1)
+    return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+
+def _out_of_time(progress: Progress, config: TrainConfig) -> bool:
+    return 0 < config.max_seconds <= progress.seconds
+
+
+def _save(
+    run: Run,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    loader: SessionLoader,
+    progress: Progress,
+    vocabulary_hash: str,
+) -> None:
+    state = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "schedule": schedule.state_dict(),
+        "loader": loader.state_dict(),
+        "progress": vars(progress),
+        "rng": torch.get_rng_state(),
+        "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "vocabulary_hash": vocabulary_hash,
+    }
+    save_checkpoint(run.folder / "last.pt", state)
+
+
+def _restore(
+    run: Run,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    loader: SessionLoader,
+    vocabulary_hash: str,
+) -> Progress:
+    state = load_checkpoint(run.folder / "last.pt", vocabulary_hash=vocabulary_hash)
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    schedule.load_state_dict(state["schedule"])
+    loader.load_state_dict(state["loader"])
+    torch.set_rng_state(state["rng"])
+    if state["cuda_rng"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda_rng"])
+    return Progress(**state["progress"])
