@@ -10,18 +10,17 @@ The defaults are the seed's values: full softmax, greedy decoding, no skips.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Literal
-
-from torch import Tensor
 
 from model import SeqTransformer
 from model.embeddings import SkipEncoding
-from utils.batch import SessionBatch
-from utils.cli import cli
+from utils.cli import blame, cli
 from utils.dataloaders import DataConfig, Dataset, training_loader
+from utils.evaluation import direction
 from utils.objectives import TrackSoftmax, seq_loss
 from utils.run import Run, RunConfig, each_seed, pick_device, seed_everything
-from utils.scoring import score_seq, seq_predictor, seq_validation
+from utils.scoring import score, seq_predictor, validate
 from utils.training import TrainConfig, fit, training_details
 
 
@@ -79,19 +78,20 @@ def main(config: Config) -> dict[str, Any]:
     dataset = Dataset.open(config.data.folder)
     device = pick_device(config.train.device)
     seed_everything(config.run.seed)
-    model = build(config, dataset).to(device)
+    with blame("model"):
+        model = build(config, dataset).to(device)
     train = training_loader(dataset, config.data, batch_size=config.train.batch_size, seed=config.run.seed)
-    softmax = TrackSoftmax(dataset.train_plays, n_negatives=config.n_negatives)
-
-    def loss_fn(model: SeqTransformer, batch: SessionBatch) -> tuple[Tensor, int]:
-        return seq_loss(model, batch, softmax)
+    loss_fn = partial(seq_loss, softmax=TrackSoftmax(dataset.train_plays, n_negatives=config.n_negatives))
 
     def evaluate_fn(model: SeqTransformer) -> dict[str, float | None]:
-        return seq_validation(seq_predictor(model, device), dataset, config.data)
+        return validate(seq_predictor(model, device), dataset, config.data)
 
     run = Run("transformer_seq", config, dataset)
-    progress = fit(model, loss_fn, evaluate_fn, train, config=config.train, run=run, monitor=config.monitor)
-    scores = score_seq(seq_predictor(model, device), dataset, config.data, folder=run.folder)
+    better = direction(config.monitor)
+    progress = fit(
+        model, loss_fn, evaluate_fn, train, config=config.train, run=run, monitor=config.monitor, direction=better
+    )
+    scores = score(seq_predictor(model, device), dataset, config.data, folder=run.folder)
     return run.finish(task="seq", scores=scores, **training_details(model, progress))
 
 

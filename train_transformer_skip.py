@@ -10,18 +10,16 @@ The defaults are the seed's values, except for the learning rate and the skip en
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
-
-from torch import Tensor
 
 from model import SkipTransformer
 from model.embeddings import SkipEncoding
-from utils.batch import SessionBatch
-from utils.cli import cli
+from utils.cli import blame, cli
 from utils.dataloaders import DataConfig, Dataset, training_loader
 from utils.objectives import Weighting, skip_loss
 from utils.run import Run, RunConfig, each_seed, pick_device, seed_everything
-from utils.scoring import score_skip, skip_predictor, skip_validation
+from utils.scoring import score, skip_predictor, validate
 from utils.training import TrainConfig, fit, training_details
 
 
@@ -75,18 +73,17 @@ def main(config: Config) -> dict[str, Any]:
     dataset = Dataset.open(config.data.folder, needs_skips=True)
     device = pick_device(config.train.device)
     seed_everything(config.run.seed)
-    model = build(config, dataset).to(device)
+    with blame("model"):
+        model = build(config, dataset).to(device)
     train = training_loader(dataset, config.data, batch_size=config.train.batch_size, seed=config.run.seed)
-
-    def loss_fn(model: SkipTransformer, batch: SessionBatch) -> tuple[Tensor, int]:
-        return skip_loss(model, batch, weighting=config.weighting)
+    loss_fn = partial(skip_loss, weighting=config.weighting)
 
     def evaluate_fn(model: SkipTransformer) -> dict[str, float | None]:
-        return skip_validation(skip_predictor(model, device), dataset, config.data)
+        return validate(skip_predictor(model, device), dataset, config.data)
 
     run = Run("transformer_skip", config, dataset)
     progress = fit(model, loss_fn, evaluate_fn, train, config=config.train, run=run, monitor="maa")
-    scores = score_skip(skip_predictor(model, device), dataset, config.data, folder=run.folder)
+    scores = score(skip_predictor(model, device), dataset, config.data, folder=run.folder)
     return run.finish(task="skip", scores=scores, **training_details(model, progress))
 
 

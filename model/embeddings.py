@@ -95,7 +95,8 @@ class HistoryEmbedding(nn.Module):
         super().__init__()
         self.tracks = tracks
         self.skip_encoding = skip_encoding
-        self.from_start = nn.Parameter(torch.randn(history_size, d_model) * 0.02)
+        self.from_start = nn.Embedding(history_size, d_model)
+        nn.init.normal_(self.from_start.weight, std=0.02)
         self.from_end = nn.Parameter(torch.randn(history_size, d_model) * 0.02)
         self.skip_state = nn.Embedding(N_SKIP_STATES, d_model) if skip_encoding == "embedding" else None
         self.log = LogEmbedding(d_model) if use_log else None
@@ -108,7 +109,7 @@ class HistoryEmbedding(nn.Module):
         size = tracks.shape[1]
         n_pad = (tracks == PAD).sum(1, keepdim=True)  # (B, 1)
         from_start = (torch.arange(size, device=tracks.device) - n_pad).clamp(min=0)  # (B, S)
-        x = self.tracks(tracks) + self.from_start[from_start] + self.from_end[-size:]  # (B, S, D)
+        x = self.tracks(tracks) + self.from_start(from_start) + self.from_end[-size:]  # (B, S, D)
         if self.skip_state is not None:
             x = x + self.skip_state(history.skips)
         if self.log is not None:

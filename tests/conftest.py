@@ -14,6 +14,8 @@ from utils import schema
 from utils.batch import History, SessionBatch
 from utils.vocab import N_SPECIAL, vocabulary_hash
 
+torch.set_num_threads(1)  # pytest-xdist has a process for each core already
+
 N_TRACKS = 40
 N_IDS = N_TRACKS + N_SPECIAL
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +32,11 @@ def load_checkpoint(path: Path, *, vocabulary_hash: str | None = None) -> dict[s
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; train the model first") from None
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:  # the unpickler raises nearly anything when a file is no checkpoint
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} is no readable checkpoint ({first_line})") from None
+    if not isinstance(state, dict) or "vocabulary_hash" not in state:
+        raise UserError(f"{path} is no checkpoint of this project (it holds no vocabulary hash)")
     if vocabulary_hash is not None and state["vocabulary_hash"] != vocabulary_hash:
         raise UserError(
             f"{path} was trained on another vocabulary ({state['vocabulary_hash'][:12]}, the dataset has "
@@ -44,8 +45,8 @@ def load_checkpoint(path: Path, *, vocabulary_hash: str | None = None) -> dict[s
     return state
 
 
-def load_weights(model: nn.Module, path: Path, *, vocabulary_hash: str) -> None:
-    """Load the weights of a checkpoint into `model`, strictly.
+def load_weights(model: nn.Module, path: Path, *, vocabulary_hash: str) -> dict[str, Any]:
+    """Load the weights of a checkpoint into `model`, strictly; returns the whole checkpoint.
 
     Raises:
         UserError: as `load_checkpoint`, or the sizes of model and checkpoint differ.
@@ -55,3 +56,4 @@ def load_weights(model: nn.Module, path: Path, *, vocabulary_hash: str) -> None:
         model.load_state_dict(state["model"], strict=True)
     except RuntimeError as error:
         raise UserError(f"{path} does not fit the configured model: {error}") from None
+    return state

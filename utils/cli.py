@@ -8,10 +8,12 @@ Unknown keys and wrong types are errors (exit code 2), and so is every `UserErro
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
 # The docstring under each field of a Config is its help text.
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -23,9 +25,34 @@ class UserError(Exception):
     """Bad input. The message names the file, row, column or key, and the cure."""
 
 
+def check_at_least(config: Any, section: str, **least: float) -> None:
+    """Check that fields of a config are not below their least values.
+
+    Raises:
+        UserError: names the option.
+    """
+    for name, bound in least.items():
+        value = getattr(config, name)
+        if not value >= bound:
+            raise UserError(f"{section}.{name} is {value}; it must be at least {bound}")
+
+
+@contextmanager
+def blame(section: str) -> Iterator[None]:
+    """Report a ValueError of the block as bad input in `section` of the config."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"{section}: {error}") from error
+
+
+class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Keeps the lines of a module's docstring as they are written."""
+
+
 def parse_config(config_class: type[C], args: Sequence[str] | None = None, *, description: str = "") -> C:
     """Build a `config_class` (a dataclass, possibly nested) from command-line arguments and `--config` files."""
-    parser = ArgumentParser(description=description)
+    parser = ArgumentParser(description=description, formatter_class=HelpFormatter)
     parser.add_argument("--config", action="config", help="YAML file with any of the options below")
     parser.add_class_arguments(config_class)
     options = parser.instantiate_classes(parser.parse_args(args))

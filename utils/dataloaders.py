@@ -20,9 +20,9 @@ import torch
 
 from utils import schema
 from utils.batch import History, SessionBatch
-from utils.cli import UserError
+from utils.cli import UserError, check_at_least
 from utils.files import read_json
-from utils.vocab import PAD
+from utils.vocab import N_SPECIAL, PAD
 
 SCHEMA_VERSION = 1
 SPLITS = ("train", "valid", "test")
@@ -45,8 +45,13 @@ class DataConfig:
     """Plays after the history that are targets, at most (the first ones)."""
     min_length: int = 2
     """Shortest session that is trained and scored on (the shortest of MSSD have 10 plays anyway)."""
+    valid_sessions: int = 0
+    """Validation sessions that are scored while training, evenly spaced; 0 for all (the end always scores all)."""
     every_prefix: bool = False
     """Seq: also score the next track after every prefix of every session."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, "data", history_size=1, target_size=1, min_length=2, valid_sessions=0)
 
 
 @dataclass(frozen=True)
@@ -71,17 +76,9 @@ class SessionArrays:
             UserError: a file is missing, or the arrays do not fit each other.
         """
         folder = Path(folder)
-        loaded = {}
-        for name in ("tracks", "offsets", "skips", "log"):
-            path = folder / f"{name}.npy"
-            try:
-                # A plain ndarray view: indexing np.memmap objects costs more than the reading.
-                loaded[name] = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-            except FileNotFoundError:
-                raise UserError(f"{path} does not exist; run python -m utils.datapreprocessing first") from None
-            except ValueError as error:
-                raise UserError(f"{path} is not a readable array ({error}); run the preprocessing again") from None
-        arrays = cls(folder, **loaded)
+        arrays = cls(
+            folder, **{name: _open_array(folder / f"{name}.npy") for name in ("tracks", "offsets", "skips", "log")}
+        )
         n_events = len(arrays.tracks)
         fits = arrays.offsets[-1] == n_events == len(arrays.skips) == len(arrays.log)
         if not fits or arrays.log.shape[1:] != (len(schema.LOG_COLUMNS),):
@@ -102,6 +99,16 @@ class SessionArrays:
     def sessions(self) -> pd.DataFrame:
         """One row a session (session_id, day, file, premium, ...), in the arrays' order."""
         return pd.read_parquet(self.folder / "sessions.parquet")
+
+
+def _open_array(path: Path) -> np.ndarray:
+    try:
+        # A plain ndarray view: indexing np.memmap objects costs more than the reading.
+        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; run python -m utils.datapreprocessing first") from None
+    except (ValueError, EOFError) as error:
+        raise UserError(f"{path} is not a readable array ({error}); run the preprocessing again") from None
 
 
 @dataclass(frozen=True)
@@ -129,14 +136,15 @@ class Dataset:
         if not (folder / "dataset.json").exists():
             raise UserError(f"{folder} is no dataset folder (no dataset.json); make one: see data/README.md")
         info = read_json(folder / "dataset.json")
-        if info["schema_version"] != SCHEMA_VERSION:
+        version = info.get("schema_version")
+        if version != SCHEMA_VERSION:
             raise UserError(
-                f"{folder}/dataset.json has schema version {info['schema_version']}, this code reads {SCHEMA_VERSION}; "
+                f"{folder}/dataset.json has schema version {version}, this code reads {SCHEMA_VERSION}; "
                 "run the preprocessing again"
             )
         if needs_skips and not info["has_skips"]:
             raise UserError(f"{folder} has no skips (its source has none): only the seq task can be run on it")
-        features = torch.from_numpy(np.load(folder / "track_features.npy", allow_pickle=False))
+        features = torch.tensor(_open_array(folder / "track_features.npy"))
         if len(features) != info["vocabulary"]["n_ids"]:
             raise UserError(
                 f"{folder}/track_features.npy has {len(features)} rows, the vocabulary {info['vocabulary']['n_ids']}; "
@@ -144,6 +152,9 @@ class Dataset:
             )
         _check_disjoint(folder)
         splits = {split: SessionArrays.open(folder / split) for split in SPLITS}
+        for split, arrays in splits.items():
+            if arrays.n_sessions == 0:
+                raise UserError(f"{folder}/{split} has no sessions; run the preprocessing on more data")
         return cls(folder, info, features=features, **splits)
 
     @property
@@ -155,6 +166,15 @@ class Dataset:
     def vocabulary_hash(self) -> str:
         """Hash of the vocabulary, to be compared before weights are loaded."""
         return str(self.info["vocabulary"]["hash"])
+
+    @cached_property
+    def track_names(self) -> np.ndarray:
+        """object (V,): the source's id of each track; the special ids have names in angle brackets."""
+        table = pq.read_table(self.folder / "tracks.parquet", columns=["index", "track_id"])
+        names = np.empty(self.n_ids, dtype=object)
+        names[:N_SPECIAL] = ("<pad>", "<mask>", "<skip>", "<unk>", "<bos>")
+        names[table["index"].to_numpy()] = table["track_id"].to_numpy()
+        return names
 
     @cached_property
     def train_plays(self) -> torch.Tensor:
@@ -240,11 +260,11 @@ class SessionLoader:
             raise UserError(f"{arrays.folder} has no session of at least {max(min_length, 2)} plays")
         if max_sessions is not None and len(self.session) > max_sessions:
             self.session = self.session[np.linspace(0, len(self.session) - 1, max_sessions).astype(np.int64)]
-        self._cuts: np.ndarray = lengths[self.session] // 2
+        self.cuts: np.ndarray = lengths[self.session] // 2
         if cut == "every":
             n_cuts = lengths[self.session] - 1
             first = np.repeat(np.cumsum(n_cuts) - n_cuts, n_cuts)
-            self._cuts = np.arange(n_cuts.sum()) - first + 1
+            self.cuts = np.arange(n_cuts.sum()) - first + 1
             self.session = np.repeat(self.session, n_cuts)
 
     @property
@@ -277,7 +297,7 @@ class SessionLoader:
         """The answers of all N examples in order (for loaders that do not shuffle or cut at random)."""
         if self.shuffle or self.cut == "random":
             raise ValueError("targets are in order only for loaders without shuffling and random cuts")
-        parts = [self._window(rows, self._cuts) for rows in np.array_split(np.arange(self.n_examples), len(self))]
+        parts = [self._window(rows, self.cuts) for rows in np.array_split(np.arange(self.n_examples), len(self))]
         tracks = np.concatenate([tracks[:, self.history_size :] for tracks, _, _ in parts]).astype(np.int32)
         skips = np.concatenate([_labels(skips[:, self.history_size :]) for _, skips, _ in parts])
         return Targets(tracks, skips, self.session)
@@ -285,7 +305,7 @@ class SessionLoader:
     def _draw_epoch(self) -> tuple[np.ndarray, np.ndarray]:
         rng = np.random.default_rng((self.seed, self.epoch))
         order = rng.permutation(self.n_examples) if self.shuffle else np.arange(self.n_examples)
-        cuts = self._cuts
+        cuts = self.cuts
         if self.cut == "random":
             cuts = rng.integers(1, self.arrays.lengths[self.session])
         return order, cuts
@@ -295,11 +315,14 @@ class SessionLoader:
         session = self.session[rows]
         start, end = self.arrays.offsets[session], self.arrays.offsets[session + 1]
         events = (start + cuts[rows])[:, None] + np.arange(-self.history_size, self.target_size)
-        inside = (events >= start[:, None]) & (events < end[:, None])
-        events = np.where(inside, events, start[:, None])
-        tracks = np.where(inside, self.arrays.tracks[events], PAD)
-        skips = np.where(inside, self.arrays.skips[events], schema.SKIP_UNKNOWN)
-        log = self.arrays.log[events] * inside[:, :, None]
+        outside = (events < start[:, None]) | (events >= end[:, None])
+        np.copyto(events, start[:, None], where=outside)
+        # np.take copies whole rows: twice as fast as indexing.
+        arrays = (self.arrays.tracks, self.arrays.skips, self.arrays.log)
+        tracks, skips, log = (np.take(array, events, axis=0) for array in arrays)
+        tracks[outside] = PAD
+        skips[outside] = schema.SKIP_UNKNOWN
+        log[outside] = 0
         return tracks, skips, log
 
     def _gather(self, rows: np.ndarray, cuts: np.ndarray) -> SessionBatch:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from sklearn.metrics import roc_auc_score
@@ -21,6 +21,12 @@ from utils.vocab import N_SPECIAL, PAD
 CUTOFFS = (1, 10, 20)
 """The k of HR@k and NDCG@k."""
 MRR_CUTOFF = 20
+LOWER_IS_BETTER = ("log_loss", "perplexity")
+
+
+def direction(metric: str) -> Literal["max", "min"]:
+    """Which way a metric gets better."""
+    return "min" if metric in LOWER_IS_BETTER else "max"
 
 
 class SkipPredictions(NamedTuple):
@@ -70,7 +76,7 @@ class Scores:
     def means(self) -> dict[str, float | None]:
         """Every metric without interval: quick enough for each validation."""
         ratios = {name: float(_mean(self.numerators[name], self.denominators[name])) for name in self.numerators}
-        return {name: _finish(name, value) for name, value in ratios.items()} | self.plain
+        return {name: _finish(name, value) for name, value in (ratios | self.plain).items()}
 
     def summary(self) -> dict[str, Any]:
         """The contract's entry of a split in `result.json`: intervals, accuracy by position, histogram, slices."""
@@ -83,7 +89,7 @@ class Scores:
             name: {"mean": _finish(name, m), "low": _finish(name, lo), "high": _finish(name, hi)}
             for name, m, lo, hi in zip(names, mean, low, high, strict=True)
         }
-        plain = {name: {"mean": value, "low": None, "high": None} for name, value in self.plain.items()}
+        plain = {name: {"mean": _finish(name, value), "low": None, "high": None} for name, value in self.plain.items()}
         return {
             "n_sessions": self.n_sessions,
             "metrics": with_intervals | plain,
@@ -125,6 +131,9 @@ def evaluate_skip(
     """
     known = targets.skips >= 0
     _check_shape(predictions.decision, known)
+    _check_shape(predictions.probability, known)
+    if not ((predictions.probability >= 0) & (predictions.probability <= 1))[known].all():
+        raise ValueError("skip probabilities must be numbers from 0 to 1")
     labels = targets.skips == 1
     correct = predictions.decision == labels
     per_example = {
@@ -151,17 +160,22 @@ def evaluate_seq(
     """
     known = targets.tracks != PAD
     _check_shape(predictions.tracks, known)
-    correct = (predictions.tracks == targets.tracks) & (targets.tracks >= N_SPECIAL)
+    # A special id is no prediction, not even of an unknown track.
+    predicted = np.where(predictions.tracks >= N_SPECIAL, predictions.tracks, PAD)
+    correct = predicted == targets.tracks
     has_targets = known.any(1)
     per_example = {
         "maa": (metrics.average_accuracy(correct, known), has_targets),
         "first_accuracy": (metrics.first_known(correct, known), has_targets),
         "accuracy": ((correct & known).sum(1), known.sum(1)),
-        "overlap": (metrics.set_overlap(predictions.tracks, targets.tracks, known), has_targets),
-        "repetition": (metrics.repetition(predictions.tracks, known), has_targets),
+        "overlap": (metrics.set_overlap(predicted, targets.tracks, known), has_targets),
+        "repetition": (metrics.repetition(predicted, known), has_targets),
     }
     if predictions.log_probability is not None:
         in_vocabulary = targets.tracks >= N_SPECIAL
+        _check_shape(predictions.log_probability, known)
+        if np.isnan(predictions.log_probability[in_vocabulary]).any():
+            raise ValueError("log-probabilities of tracks must be numbers")
         negative = np.where(in_vocabulary, -predictions.log_probability, 0.0)
         per_example["perplexity"] = (negative.sum(1), in_vocabulary.sum(1))
     if predictions.rank is not None:
@@ -171,7 +185,7 @@ def evaluate_seq(
         for k in CUTOFFS[1:]:
             per_example[f"ndcg@{k}"] = (metrics.ndcg(rank, k), has_targets)
         per_example[f"mrr@{MRR_CUTOFF}"] = (metrics.reciprocal_rank(rank, MRR_CUTOFF), has_targets)
-    plain = {"coverage": metrics.coverage(predictions.tracks, known, n_ids - N_SPECIAL)}
+    plain = {"coverage": metrics.coverage(predicted, known & (predicted != PAD), n_ids - N_SPECIAL)}
     return _scores(per_example, plain, correct, known, targets, slices)
 
 
@@ -215,7 +229,7 @@ def session_slices(loader: SessionLoader, train: SessionArrays | None = None) ->
     """Labels of each example for sliced scores: length, context, shuffle, premium, skipper type, familiarity.
 
     Args:
-        loader: an ordered loader (halves or prefixes).
+        loader: an ordered loader of halves.
         train: training split; if given, examples are told apart by whether the pair (last track of the history,
             first target) stands anywhere in training ("seen") or not.
 

@@ -46,9 +46,9 @@ def accuracy_by_position(correct: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 
 def number_correct_histogram(correct: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Share of examples with 0, 1, ..., T right targets: float64 (T + 1,)."""
-    counts = np.bincount((correct & known).sum(1), minlength=known.shape[1] + 1)
-    return counts / len(known)
+    """Share of examples with 0, 1, ..., T right targets, among those with a target at all: float64 (T + 1,)."""
+    n_correct = (correct & known).sum(1)[known.any(1)]
+    return np.bincount(n_correct, minlength=known.shape[1] + 1) / max(len(n_correct), 1)
 
 
 def binary_log_loss(probability: np.ndarray, labels: np.ndarray) -> np.ndarray:

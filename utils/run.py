@@ -52,12 +52,19 @@ class HasRun(Protocol):
 
 
 C = TypeVar("C", bound=HasRun)
+MAY_CHANGE = {
+    *("train.epochs", "train.patience", "train.max_seconds", "train.device"),
+    *("run.label", "run.seeds", "run.folder", "run.resume"),
+}
+"""Options that may differ when a run is resumed."""
 
 
 def each_seed(main: Callable[[C], Any]) -> Callable[[C], list[Any]]:
     """Make `main` run once for each of `config.run.seeds` seeds."""
 
     def main_of_all(config: C) -> list[Any]:
+        if config.run.resume is not None and config.run.seeds > 1:
+            raise UserError("--run.resume goes on with one run; leave out --run.seeds")
         results = []
         for seed in range(config.run.seed, config.run.seed + config.run.seeds):
             run = dataclasses.replace(config.run, seed=seed, seeds=1)
@@ -86,14 +93,19 @@ class Run:
         self.started = time.monotonic()
         self.resumed = config.run.resume is not None
         self._writer: Any = None
+        self._purge_step: int | None = None
+        # A run's config.yml starts the same run again, so it does not say "resume".
+        self._values = dataclasses.asdict(config)
+        self._values["run"]["resume"] = None
         if config.run.resume is not None:
             self.folder = Path(config.run.resume)
             if not (self.folder / "last.pt").exists():
                 raise UserError(f"{self.folder} has no last.pt to resume from; start a new run without --run.resume")
+            _check_unchanged(self.folder / "config.yml", self._values)
         else:
             self.folder = _new_folder(Path(config.run.folder) / experiment)
         with atomic_file(self.folder / "config.yml") as temporary:
-            temporary.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False), encoding="utf-8")
+            temporary.write_text(yaml.safe_dump(self._values, sort_keys=False), encoding="utf-8")
 
     def log(self, step: int, epoch: int, split: str, values: dict[str, float | None]) -> None:
         """Append a line to `metrics.jsonl` and to TensorBoard."""
@@ -107,6 +119,7 @@ class Run:
 
     def rewind(self, step: int) -> None:
         """Forget what was logged after `step`."""
+        self._purge_step = step + 1
         path = self.folder / "metrics.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         kept = [line for line in lines if json.loads(line)["step"] <= step]
@@ -137,7 +150,7 @@ class Run:
                 "folder": str(self.dataset.folder),
             },
             "seed": run.seed,
-            "config": dataclasses.asdict(self.config),
+            "config": self._values,
             "command": " ".join(["python", *sys.argv]),
             "git_commit": git_commit(),
             "device": "cpu",
@@ -158,8 +171,31 @@ class Run:
             # Importing TensorBoard takes a second: only runs that log pay for it.
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(self.folder))
+            self._writer = SummaryWriter(str(self.folder), purge_step=self._purge_step)
         return self._writer
+
+
+def _check_unchanged(path: Path, values: dict[str, Any]) -> None:
+    """A run is resumed with the options it was started with, but for those that only say how long and where."""
+    try:
+        before = _flat(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; the run cannot be resumed") from None
+    now = _flat(values)
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key) and key not in MAY_CHANGE:
+            raise UserError(
+                f"{path} says {key}: {before.get(key)}, not {now.get(key)}; resume with --config {path} and change "
+                "only how long to train"
+            )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
 
 
 def _new_folder(parent: Path) -> Path:
@@ -220,9 +256,10 @@ def pick_device(name: str) -> torch.device:
 
 
 def headline(result: dict[str, Any]) -> str:
-    """The first metrics of a result on test, with intervals."""
+    """The first metrics of a result on test, with intervals, where they are defined."""
     shown = [
         f"{name} {value['mean']:.4f} [{value['low']:.4f}, {value['high']:.4f}]"
         for name, value in list(result["scores"]["test"]["metrics"].items())[:2]
+        if value["mean"] is not None
     ]
     return "test " + ", ".join(shown)

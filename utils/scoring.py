@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from model.decoding import SeqModel, greedy
+from utils.cli import UserError
 from utils.dataloaders import SPLITS, DataConfig, Dataset, SessionLoader
 from utils.evaluation import (
     Scores,
@@ -26,108 +28,95 @@ from utils.evaluation import (
     save_predictions,
     session_slices,
 )
+from utils.files import atomic_file
 from utils.vocab import N_SPECIAL, PAD
 
-LOGIT_ROWS = 256
-"""Rows of the (rows, V) score matrix that are held at once: 105 MB at 103,000 tracks."""
+LOGIT_ROWS = 64
+"""Rows of the (rows, V) score matrix that are held at once: 26 MB at 103,000 tracks, about a processor's cache."""
 
-PredictSkip = Callable[[SessionLoader], SkipPredictions]
-PredictSeq = Callable[[SessionLoader], SeqPredictions]
+Predictions = SkipPredictions | SeqPredictions
+Predict = Callable[[SessionLoader], Predictions]
+"""Predicts all examples of a loader, in order; the kind of what it returns says which task it is."""
 
 
-def score_skip(
-    predict: PredictSkip,
-    dataset: Dataset,
-    data: DataConfig,
-    *,
-    splits: Sequence[str] = SPLITS,
-    folder: Path | None = None,
+def score(
+    predict: Predict, dataset: Dataset, data: DataConfig, *, splits: Sequence[str] = SPLITS, folder: Path | None = None
 ) -> dict[str, Any]:
-    """Scores of the skip task, split -> `Scores.summary()`.
+    """Scores of a run, split -> `Scores.summary()`.
 
-    Training sessions are scored like the others, on a sample as large as the test split. `folder` (a run's) gets
-    `predictions_test.npz`.
+    Training sessions are scored like the others, on a sample as large as the test split. With `data.every_prefix`
+    there are entries `<split>_prefixes` too. `folder` (the run's) gets `predictions_test.npz`.
     """
     result = {}
     for split in splits:
-        loader = scoring_loader(dataset, data, split)
-        predictions, targets = predict(loader), loader.targets()
-        scores = evaluate_skip(predictions, targets, slices=session_slices(loader, dataset.train))
+        loader, predictions, scores = score_split(predict, dataset, data, split)
         result[split] = scores.summary()
         if folder is not None and split == "test":
-            save_predictions(folder / "predictions_test.npz", predictions, scores, targets)
+            save_predictions(folder / "predictions_test.npz", predictions, scores, loader.targets())
+    if data.every_prefix:
+        for split in splits:
+            result[f"{split}_prefixes"] = score_split(predict, dataset, data, split, prefixes=True)[2].summary()
     return result
 
 
-def score_seq(
-    predict: PredictSeq,
+def score_split(
+    predict: Predict,
     dataset: Dataset,
     data: DataConfig,
+    split: str,
     *,
-    splits: Sequence[str] = SPLITS,
-    folder: Path | None = None,
-) -> dict[str, Any]:
-    """Scores of the seq task, split -> `Scores.summary()`; see `score_skip`.
-
-    With `data.every_prefix` there are entries `<split>_prefixes` too: next-track scores after every prefix.
-    """
-    result = {}
-    for split in splits:
-        loader = scoring_loader(dataset, data, split)
-        predictions, targets = predict(loader), loader.targets()
-        slices = session_slices(loader, dataset.train)
-        scores = evaluate_seq(predictions, targets, n_ids=dataset.n_ids, slices=slices)
-        result[split] = scores.summary()
-        if folder is not None and split == "test":
-            save_predictions(folder / "predictions_test.npz", predictions, scores, targets)
-        if data.every_prefix:
-            result[f"{split}_prefixes"] = score_prefixes(predict, dataset, data, split).summary()
-    return result
+    prefixes: bool = False,
+) -> tuple[SessionLoader, Predictions, Scores]:
+    """Predict and score one split, at the half of each session or after every prefix."""
+    loader = scoring_loader(dataset, data, split, prefixes=prefixes)
+    predictions = predict(loader)
+    slices = None if prefixes else session_slices(loader, dataset.train)
+    return loader, predictions, scores_of(predictions, loader, dataset, slices)
 
 
-def skip_validation(predict: PredictSkip, dataset: Dataset, data: DataConfig) -> dict[str, float | None]:
-    """Metrics of the validation split, without intervals."""
-    loader = scoring_loader(dataset, data, "valid")
-    return evaluate_skip(predict(loader), loader.targets()).means()
+def scores_of(
+    predictions: Predictions, loader: SessionLoader, dataset: Dataset, slices: dict[str, np.ndarray] | None = None
+) -> Scores:
+    """Scores of the predictions of a loader's examples."""
+    if isinstance(predictions, SkipPredictions):
+        return evaluate_skip(predictions, loader.targets(), slices=slices)
+    return evaluate_seq(predictions, loader.targets(), n_ids=dataset.n_ids, slices=slices)
 
 
-def seq_validation(predict: PredictSeq, dataset: Dataset, data: DataConfig) -> dict[str, float | None]:
-    """Metrics of the validation split, without intervals; of the next track only with `data.every_prefix`."""
-    loader = scoring_loader(dataset, data, "valid", prefixes=data.every_prefix)
-    return evaluate_seq(predict(loader), loader.targets(), n_ids=dataset.n_ids).means()
-
-
-def score_prefixes(predict: PredictSeq, dataset: Dataset, data: DataConfig, split: str) -> Scores:
-    """Next-track scores over the full catalogue after every prefix of every session of a split."""
-    loader = scoring_loader(dataset, data, split, prefixes=True)
-    predictions, targets = predict(loader), loader.targets()
-    return evaluate_seq(predictions, targets, n_ids=dataset.n_ids)
+def validate(predict: Predict, dataset: Dataset, data: DataConfig) -> dict[str, float | None]:
+    """Metrics of the validation split, without intervals: what training watches."""
+    loader = scoring_loader(
+        dataset, data, "valid", prefixes=data.every_prefix, max_sessions=data.valid_sessions or None
+    )
+    return scores_of(predict(loader), loader, dataset).means()
 
 
 def scoring_loader(
-    dataset: Dataset, data: DataConfig, split: str, *, prefixes: bool = False, batch_size: int = 256
+    dataset: Dataset, data: DataConfig, split: str, *, prefixes: bool = False, max_sessions: int | None = None
 ) -> SessionLoader:
     """The ordered loader on which a split is scored: halves of sessions, or every prefix with its next track.
 
     Of the training sessions an evenly spaced sample is taken, as many as the test split has.
     """
+    if split == "train":
+        max_sessions = dataset.test.n_sessions
     return SessionLoader(
         dataset.split(split),
-        batch_size=batch_size,
+        batch_size=256,
         cut="every" if prefixes else "half",
         history_size=data.history_size,
         target_size=1 if prefixes else data.target_size,
         min_length=2 if prefixes else data.min_length,
-        max_sessions=dataset.test.n_sessions if split == "train" else None,
+        max_sessions=max_sessions,
     )
 
 
-def skip_predictor(model: nn.Module, device: torch.device) -> PredictSkip:
+def skip_predictor(model: nn.Module, device: torch.device) -> Predict:
     """`predict_skip` of this model."""
     return partial(predict_skip, model, device)
 
 
-def seq_predictor(model: SeqModel, device: torch.device) -> PredictSeq:
+def seq_predictor(model: SeqModel, device: torch.device) -> Predict:
     """`predict_seq` of this model."""
     return partial(predict_seq, model, device)
 
@@ -151,14 +140,14 @@ def predict_seq(model: SeqModel, device: torch.device, loader: SessionLoader) ->
     n, t = loader.n_examples, loader.target_size
     tracks = np.full((n, t), PAD, np.int32)
     log_probability = np.zeros((n, t), np.float32)
-    rank = np.zeros(n, np.float32)
+    rank = np.full(n, np.inf, np.float32)
     for batch in _progress(loader):
         rows = batch.rows.numpy()
-        on_device = batch.to(device)
-        states = model(on_device.history, model.previous_tracks(on_device.history, on_device.target_tracks))
-        log_probability[rows] = _log_probability(model, states, on_device.target_tracks).cpu().numpy()
-        rank[rows] = rank_of(model.logits(states[:, 0]), on_device.target_tracks[:, 0]).cpu().numpy()
-        tracks[rows] = greedy(model, on_device.history, t).cpu().numpy()
+        history, targets = batch.to(device)[:2]
+        states = model(history, model.previous_tracks(history, targets))  # (B, T, D)
+        log_p, ranks = judge(model, states, targets)
+        log_probability[rows], rank[rows] = log_p.cpu().numpy(), ranks[:, 0].cpu().numpy()
+        tracks[rows] = greedy(model, history, t).cpu().numpy()
     return SeqPredictions(tracks, log_probability, rank)
 
 
@@ -166,18 +155,63 @@ def _progress(loader: SessionLoader) -> tqdm:
     return tqdm(loader, desc=f"predict {loader.arrays.folder.name}", leave=False, delay=2, unit="batch")
 
 
-def _log_probability(model: SeqModel, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Log-probability (B, T) of each target track, 0 where the target is padding or outside the vocabulary."""
-    flat, labels = states.flatten(0, 1), targets.flatten()
-    result = torch.zeros(labels.shape, device=labels.device)
-    for rows in torch.nonzero(labels >= N_SPECIAL)[:, 0].split(LOGIT_ROWS):
-        log_softmax = model.logits(flat[rows]).float().log_softmax(-1)  # (rows, V)
-        result[rows] = log_softmax.gather(1, labels[rows, None])[:, 0]
-    return result.view(targets.shape)
+def judge(model: SeqModel, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """What states think of the true tracks.
+
+    Args:
+        states: (B, T, D).
+        targets: int64 (B, T).
+
+    Returns:
+        log-probability (B, T), 0 where the target is padding or outside the vocabulary;
+        rank (B, T) from 0 among all tracks: ties count half, infinity where there is no probability.
+    """
+    inside = targets >= N_SPECIAL
+    flat, labels = states[inside], targets[inside]
+    log_p, ranks = torch.empty(2, len(labels), device=states.device)
+    for rows in torch.arange(len(labels), device=flat.device).split(LOGIT_ROWS):
+        logits = model.logits(flat[rows]).float()  # (rows, V)
+        score = logits.gather(1, labels[rows, None])
+        log_p[rows] = score[:, 0] - logits.logsumexp(1)
+        above, as_high = (logits > score).sum(1), (logits >= score).sum(1)
+        ranks[rows] = (above + as_high - 1) / 2
+    nothing = torch.zeros(targets.shape, device=states.device)
+    return nothing.masked_scatter(inside, log_p), (nothing + torch.inf).masked_scatter(inside, ranks)
 
 
-def rank_of(logits: torch.Tensor, track: torch.Tensor) -> torch.Tensor:
-    """Rank from 0 of `track` (B,) among `logits` (B, V): float (B,). Ties count half; unknown tracks: infinity."""
-    score = logits.gather(1, track[:, None])
-    rank = (logits > score).sum(1) + 0.5 * ((logits == score).sum(1) - 1)
-    return torch.where(track >= N_SPECIAL, rank, torch.inf)
+def predictions_table(predictions: Predictions, loader: SessionLoader, dataset: Dataset) -> pd.DataFrame:
+    """Predictions for people, one row a target: session, position in it, track, and what was predicted of it.
+
+    Skip: `skip_probability`, `skip_predicted` and `skipped` (the truth, empty if unknown). Seq: `predicted_track_id`.
+    """
+    targets = loader.targets()
+    example, step = np.nonzero(targets.tracks != PAD)
+    session = targets.session[example]
+    table = pd.DataFrame(
+        {
+            "session_id": loader.arrays.sessions["session_id"].to_numpy()[session],
+            "position": loader.cuts[example] + step + 1,
+            "track_id": dataset.track_names[targets.tracks[example, step]],
+        }
+    )
+    if isinstance(predictions, SkipPredictions):
+        truth = targets.skips[example, step]
+        table["skip_probability"] = predictions.probability[example, step]
+        table["skip_predicted"] = predictions.decision[example, step]
+        table["skipped"] = pd.array(truth == 1, dtype="boolean")
+        table.loc[truth < 0, "skipped"] = pd.NA
+    else:
+        table["predicted_track_id"] = dataset.track_names[predictions.tracks[example, step]]
+    return table
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write a table as .csv or .parquet, atomically.
+
+    Raises:
+        UserError: another ending.
+    """
+    if path.suffix not in (".csv", ".parquet"):
+        raise UserError(f"{path} must end in .csv or .parquet")
+    with atomic_file(path) as temporary:
+        table.to_csv(temporary, index=False) if path.suffix == ".csv" else table.to_parquet(temporary, index=False)

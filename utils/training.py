@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from utils.batch import SessionBatch
-from utils.checkpoint import load_checkpoint, save_checkpoint
-from utils.cli import UserError
+from utils.checkpoint import load_weights, save_checkpoint
+from utils.cli import UserError, check_at_least
 from utils.dataloaders import SessionLoader
 from utils.run import Run
 
@@ -58,9 +58,8 @@ class TrainConfig:
     """auto, cpu, cuda, cuda:1, mps."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
+        check_at_least(self, "train", epochs=1, batch_size=1, weight_decay=0, clip=0, warmup_steps=0)
+        check_at_least(self, "train", evaluate_every=0, patience=0, max_seconds=0)
         if self.lr <= 0:
             raise UserError(f"train.lr is {self.lr}; it must be positive")
 
@@ -103,7 +102,7 @@ def fit(
         Progress, with the best step and value.
 
     Raises:
-        UserError: the loss is not finite, `monitor` is not measured, or `last.pt` is of another vocabulary.
+        UserError: the loss is not finite, `monitor` is not measured, or `last.pt` does not fit.
     """
     device = next(model.parameters()).device
     vocabulary_hash = run.dataset.vocabulary_hash
@@ -119,6 +118,8 @@ def fit(
     def validate() -> bool:
         """Evaluate, keep the best weights, save the state; true if training should stop."""
         values = evaluate_fn(model)
+        if monitor not in values:
+            raise UserError(f"there is no validation metric {monitor}; choose one of {', '.join(values)}")
         value = values[monitor]
         if value is None:
             raise UserError(
@@ -162,8 +163,7 @@ def fit(
             started = time.monotonic()
         else:
             stopped = validate() or stopped
-    best = load_checkpoint(run.folder / "best.pt", vocabulary_hash=vocabulary_hash)
-    model.load_state_dict(best["model"])
+    load_weights(model, run.folder / "best.pt", vocabulary_hash=vocabulary_hash)
     return progress
 
 
@@ -239,8 +239,7 @@ def _restore(
     loader: SessionLoader,
     vocabulary_hash: str,
 ) -> Progress:
-    state = load_checkpoint(run.folder / "last.pt", vocabulary_hash=vocabulary_hash)
-    model.load_state_dict(state["model"])
+    state = load_weights(model, run.folder / "last.pt", vocabulary_hash=vocabulary_hash)
     optimizer.load_state_dict(state["optimizer"])
     schedule.load_state_dict(state["schedule"])
     loader.load_state_dict(state["loader"])

@@ -1,0 +1,69 @@
+# Everything that is installed goes into .venv; everything that is made goes into data/ and runs/.
+# A CPU-only torch on Linux: make demo PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+# The first Python that is new enough. Another one: make test BASE_PYTHON=/path/to/python
+BASE_PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+PYTHON := .venv/bin/python
+STAMP := .venv/.installed
+DEMO_RAW := data/raw/demo/hidden_truth/world.json
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP)  ## set up .venv (the other targets do it by themselves)
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(BASE_PYTHON)" || { echo "error: no Python 3.11 or newer was found; install one, \
+	or name it: make $(or $(MAKECMDGOALS),install) BASE_PYTHON=/path/to/python" >&2; exit 2; }
+	@test -x $(PYTHON) || $(BASE_PYTHON) -m venv .venv || { echo "error: $(BASE_PYTHON) cannot make a virtual \
+	environment; on Debian and Ubuntu: apt-get install python3-venv" >&2; rm -rf .venv; exit 2; }
+	@echo "installing into .venv (some minutes, once) ..."
+	@$(PYTHON) -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+test: $(STAMP)  ## run the tests (2 at a time; another number: make test N=8)
+	$(PYTHON) -m pytest -n $(or $(N),2)
+
+lint: $(STAMP)  ## check style and types
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+
+format: $(STAMP)  ## put the code in its standard form
+	$(PYTHON) -m ruff check --fix --quiet .
+	$(PYTHON) -m ruff format .
+
+demo: $(STAMP) data/demo/dataset.json  ## simulate, preprocess, train a small ladder on both tasks, report
+	$(PYTHON) train_baselines.py --config configs/baselines/demo_skip.yml
+	$(PYTHON) train_baselines.py --config configs/baselines/demo_seq.yml
+	$(PYTHON) train_transformer_skip.py --config configs/transformer_skip/demo.yml
+	$(PYTHON) train_transformer_skip.py --config configs/transformer_skip/demo_hidden.yml
+	$(PYTHON) train_transformer_seq.py --config configs/transformer_seq/demo.yml
+	$(PYTHON) -m utils.oracle --raw data/raw/demo --data.folder data/demo
+	$(PYTHON) report.py --runs runs
+
+# Both commands leave either the whole folder or nothing new, so what exists is finished. It is made again when the code
+# that makes it has changed: an oracle that knows another simulator than the one that wrote the data would be wrong.
+data/demo/dataset.json: $(DEMO_RAW) $(wildcard utils/datapreprocessing.py utils/preparing.py utils/protocols.py utils/importers/*.py) | $(STAMP)
+	$(PYTHON) -m utils.datapreprocessing --raw data/raw/demo --out data/demo --overwrite true
+
+$(DEMO_RAW): utils/synthetic.py utils/world.py utils/schema.py | $(STAMP)
+	$(PYTHON) -m utils.synthetic --out data/raw/demo --overwrite true
+
+bench: $(STAMP)  ## measure preprocessing and training side by side (minutes)
+	$(PYTHON) -m benchmarks.preprocessing
+
+bench-quick: $(STAMP)  ## the same at a tenth of the size
+	$(PYTHON) -m benchmarks.preprocessing --quick true
+
+clean:  ## remove the demo's data, the runs and the caches; keep .venv and other datasets
+	rm -rf data/demo data/raw/demo runs build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+.PHONY: help install test lint format demo bench bench-quick clean

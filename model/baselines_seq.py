@@ -1,0 +1,475 @@
+"""Baselines for the seq task: popularity, Markov, item-kNN, and an n-gram continuation blended with item-kNN.
+
+All of them give a probability to every track as the next one, of one form: a sparse part for the tracks that the
+history points to, and a rest that is shared by popularity. So ranks over the full catalogue are exact and nothing of
+size N x V is ever built.
+
+    popularity   P(b) = (plays of b + 1) / (all plays + tracks)
+    Ngram        absolute discounting. With c(h, b) plays of b after the context h, the last k tracks, d_k = discount^k:
+                     P_k(b | h) = max(c(h, b) - d_k, 0) / c(h) + left_k(h) P_{k-1}(b | h without its oldest track)
+                 where left_k(h) is the mass that the discount took; P_0 is the fallback (popularity or item-kNN).
+                 Contexts that training never saw are passed over: the longest known suffix speaks first. Order 1
+                 with popularity behind it is the Markov baseline.
+    ItemKNN      the mean, weighted by decay^age, of the similarities of the history's tracks: the cosine of their
+                 sessions, shrunk, the nearest neighbours only; a share stays with the tracks themselves (repeats).
+
+Sources: H. Ney, U. Essen, R. Kneser, "On structuring probabilistic dependences in stochastic language modelling"
+(1994) for the discounting; M. Ludewig, D. Jannach, "Evaluation of session-based recommendation algorithms" (2018)
+for item-kNN with recency weights. Letters (N examples here): N, S, T, V as in docs/architecture.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise, product
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from scipy.sparse import csr_array, diags_array, eye_array, vstack
+from tqdm import tqdm
+
+from utils.batch import SessionBatch
+from utils.vocab import N_SPECIAL
+
+_PRODUCTS_AT_ONCE = 20_000_000
+"""Bounds the memory of the co-occurrence product: entries computed before the nearest neighbours are kept."""
+_EXAMPLES_AT_ONCE = 1024
+"""Examples that are scored together: bounds the memory of their sparse scores."""
+N_TUNING = 20_000
+"""Validation examples on which settings are compared, at most."""
+
+
+class Mix(NamedTuple):
+    """How a model reads N histories: as K weighted rows of its table, and a rest for popularity."""
+
+    rows: np.ndarray
+    """int (N, K)"""
+    weights: np.ndarray
+    """float (N, K); 0 where there is no row"""
+    rest: np.ndarray
+    """float64 (N,), above 0"""
+
+
+class NextTrack(Protocol):
+    """What the functions of this module need of a model."""
+
+    @property
+    def popularity(self) -> np.ndarray:
+        """float64 (V,): sums to 1, above 0 for all tracks and 0 for special ids."""
+
+    @property
+    def table(self) -> csr_array:
+        """float32 (R, V): what each thing that a history can hold says of the next track."""
+
+    def mix(self, history: np.ndarray) -> Mix:
+        """Read integer histories (N, S), padded on the left."""
+
+
+class NextScores(NamedTuple):
+    """P(next track = b) = found[:, b] + rest * popularity[b], for N examples; sums to 1 over the tracks."""
+
+    found: csr_array
+    """float32 (N, V)"""
+    rest: np.ndarray
+    """float64 (N,), above 0"""
+
+
+@dataclass(frozen=True)
+class Popularity:
+    """The most played tracks, whatever the history."""
+
+    popularity: np.ndarray
+    table: csr_array
+
+    @classmethod
+    def fit(cls, tracks: np.ndarray, *, n_ids: int) -> Popularity:
+        """Count the plays of `tracks` (n_events,), one more for each track of the `n_ids` ids."""
+        plays = np.bincount(tracks, minlength=n_ids) + 1.0
+        plays[:N_SPECIAL] = 0
+        return cls(plays / plays.sum(), csr_array((0, n_ids), dtype=np.float32))
+
+    def mix(self, history: np.ndarray) -> Mix:
+        """Nothing is read, all of the mass is left to popularity."""
+        nothing = np.zeros((len(history), 0), np.int64)
+        return Mix(nothing, nothing, np.ones(len(history)))
+
+
+@dataclass(frozen=True)
+class ItemKNN:
+    """Tracks that share sessions with the history's tracks, the last ones counting most."""
+
+    popularity: np.ndarray
+    table: csr_array
+    """The neighbours of each track, which sum to 1 (or are none), above an identity matrix for repeats: (2 V, V)."""
+    decay: float = 0.7
+    """Weight of a play relative to the one after it."""
+    repeat: float = 0.1
+    """Share of its weight that a play keeps for its own track; the rest goes to the neighbours."""
+    popularity_share: float = 0.05
+    """Mass given to popularity, so that every track has some."""
+
+    @classmethod
+    def fit(
+        cls,
+        tracks: np.ndarray,
+        offsets: np.ndarray,
+        *,
+        n_ids: int,
+        n_neighbours: int = 100,
+        shrinkage: float = 200.0,
+    ) -> ItemKNN:
+        """Find the nearest neighbours of every track.
+
+        similarity(a, b) = sessions with both / sqrt((sessions with a + shrinkage) (sessions with b + shrinkage)).
+
+        Args:
+            tracks, offsets: sessions, flat (n_events,) and their starts (n_sessions + 1,).
+            n_ids: V.
+            n_neighbours: kept for each track.
+            shrinkage: sessions added to each count, against neighbours by chance.
+        """
+        plays = _incidence(tracks, offsets, n_ids)
+        sessions_of = plays.T.tocsr()
+        scale = diags_array(1 / np.sqrt(np.maximum(np.diff(sessions_of.indptr), 1) + shrinkage))
+        rows = []
+        for start, stop in tqdm(_row_chunks(sessions_of, plays), desc="item-kNN", leave=False, delay=2):
+            together = (sessions_of[start:stop] @ plays).tocoo()
+            other = together.row + start != together.col
+            keys = (together.row[other], together.col[other])
+            together = csr_array((together.data[other], keys), shape=together.shape)
+            # The scale of the row's own track is left out: rows are brought to a sum of 1 below.
+            rows.append(keep_largest(together @ scale, n_neighbours))
+        similarity = vstack(rows, format="csr")
+        sums = similarity.sum(axis=1)
+        neighbours = diags_array(1 / np.where(sums > 0, sums, 1)) @ similarity
+        table = vstack([neighbours, eye_array(n_ids)], format="csr", dtype=np.float32)
+        return cls(Popularity.fit(tracks, n_ids=n_ids).popularity, table)
+
+    def mix(self, history: np.ndarray) -> Mix:
+        """Read the rows of all tracks that have neighbours; without any, all of the mass is left to popularity."""
+        n_ids = len(self.popularity)
+        near = np.diff(self.table.indptr)[history] > 0  # (N, S)
+        weights = self.decay ** np.arange(history.shape[1] - 1, -1, -1) * near
+        total = weights.sum(axis=1)
+        weights *= ((1 - self.popularity_share) / np.where(total > 0, total, 1))[:, None]
+        return Mix(
+            rows=np.concatenate([history, history + n_ids], axis=1),
+            weights=np.concatenate([(1 - self.repeat) * weights, self.repeat * weights], axis=1),
+            rest=np.where(total > 0, self.popularity_share, 1.0),
+        )
+
+    def settings(self) -> Iterator[tuple[str, NextTrack]]:
+        """The settings to choose from, with their names."""
+        for decay, repeat in product((0.5, 0.7, 0.9), (0.0, 0.1, 0.2)):
+            yield f"decay {decay}, repeat {repeat}", replace(self, decay=decay, repeat=repeat)
+
+
+@dataclass(frozen=True)
+class Ngram:
+    """Longest-suffix back-off over the training sessions; what is left goes to `fallback`."""
+
+    keys: list[np.ndarray]
+    """For each order from 2, sorted int64 keys of its contexts: (context without the oldest track) * V + oldest."""
+    counts: csr_array
+    """float32 (contexts of all orders, V): plays of the next track; the contexts of order 1 are the ids."""
+    totals: np.ndarray
+    """float64 (contexts,): sums of all counts, those that `counts` leaves out for their smallness too."""
+    fallback: NextTrack
+    table: csr_array
+    """Discounted probabilities of the next track, above the fallback's table."""
+    left: np.ndarray
+    """float64 (contexts,): the mass that each context leaves to the shorter one."""
+
+    @classmethod
+    def fit(
+        cls,
+        tracks: np.ndarray,
+        offsets: np.ndarray,
+        *,
+        order: int,
+        fallback: NextTrack,
+        discount: float = 0.9,
+        max_successors: int = 1000,
+    ) -> Ngram:
+        """Count what follows each context of 1 to `order` tracks.
+
+        Args:
+            tracks, offsets: sessions, flat (n_events,) and their starts (n_sessions + 1,).
+            order: of the longest context.
+            fallback: scores what no context knows; fitted on the same sessions.
+            discount: in (0, 1]; its k-th power is taken from each count of order k.
+            max_successors: kept for each context, the most played; the mass of the others is left to shorter contexts.
+        """
+        n_ids = len(fallback.popularity)
+        following, position = _following(tracks, offsets)
+        events = np.flatnonzero(following >= N_SPECIAL)
+        context = tracks[events]
+        n_contexts, keys, counts, totals = n_ids, [], [], []
+        for k in range(1, order + 1):
+            if k > 1:
+                inside = position[events] >= k - 1
+                events, context = events[inside], context[inside]
+                key = context.astype(np.int64) * n_ids + tracks[events - k + 1]
+                known, context = np.unique(key, return_inverse=True)
+                keys.append(known)
+                n_contexts = len(known)
+                context = context.astype(np.int32)
+            ones = np.ones(len(events), np.float32)
+            count = csr_array((ones, (context, following[events])), shape=(n_contexts, n_ids))
+            counts.append(keep_largest(count, max_successors))
+            totals.append(np.bincount(context, minlength=n_contexts))
+        counted = (vstack(counts, format="csr"), np.concatenate(totals).astype(np.float64))
+        return cls(keys, *counted, fallback, *_discounted(keys, *counted, fallback, discount))
+
+    def with_discount(self, discount: float) -> Ngram:
+        """The same counts under another discount."""
+        table, left = _discounted(self.keys, self.counts, self.totals, self.fallback, discount)
+        return replace(self, table=table, left=left)
+
+    def settings(self) -> Iterator[tuple[str, NextTrack]]:
+        """The settings to choose from, with their names."""
+        for discount in (0.5, 0.8, 0.9, 0.95):
+            yield f"discount {discount}", self.with_discount(discount)
+
+    @property
+    def popularity(self) -> np.ndarray:
+        """float64 (V,): the fallback's."""
+        return self.fallback.popularity
+
+    def contexts(self, history: np.ndarray) -> np.ndarray:
+        """The contexts that histories (N, S) end with, as rows of `counts` (N, order); -1 if training has none."""
+        n, size = history.shape
+        rows = np.full((n, 1 + len(self.keys)), -1)
+        rows[:, 0] = context = history[:, -1].astype(np.int64)
+        known = np.arange(n)  # histories whose context of the order before is known
+        first = n_ids = len(self.popularity)
+        for k, keys in enumerate(self.keys[: size - 1], start=2):
+            key = context * n_ids + history[known, -k]
+            context = np.searchsorted(keys, key)
+            seen = np.append(keys, -1)[context] == key
+            known, context = known[seen], context[seen]
+            rows[known, k - 1] = first + context
+            first += len(keys)
+        return rows
+
+    def mix(self, history: np.ndarray) -> Mix:
+        """Walk from the longest known suffix of each history to the shortest, then to the fallback."""
+        rows = self.contexts(history)
+        known = rows >= 0
+        # passed[:, k]: what the contexts of order k + 1 and longer leave to the shorter ones, where there are any.
+        passed = np.where(known, self.left[rows], 1.0)[:, ::-1].cumprod(axis=1)[:, ::-1]
+        weights = np.append(passed[:, 1:], np.ones((len(rows), 1)), axis=1) * known
+        behind = self.fallback.mix(history)
+        return Mix(
+            rows=np.concatenate([rows, behind.rows + len(self.left)], axis=1),
+            weights=np.concatenate([weights, behind.weights * passed[:, :1]], axis=1),
+            rest=behind.rest * passed[:, 0],
+        )
+
+
+def score(model: NextTrack, history: np.ndarray) -> NextScores:
+    """Score the next track of histories (N, S)."""
+    rows, weights, rest = model.mix(history)
+    used = weights > 0
+    starts = np.append(0, used.sum(axis=1).cumsum())
+    mix = csr_array((weights[used].astype(np.float32), rows[used], starts), shape=(len(rest), model.table.shape[0]))
+    return NextScores(mix @ model.table, rest)
+
+
+def examples(batches: Iterable[SessionBatch]) -> tuple[np.ndarray, np.ndarray]:
+    """Put the batches of an ordered loader together: histories int32 (N, S) and target tracks int32 (N, T)."""
+    parts = [(batch.history.tracks, batch.target_tracks) for batch in batches]
+    history, targets = (np.concatenate(arrays).astype(np.int32) for arrays in zip(*parts, strict=True))
+    return history, targets
+
+
+def predict(model: NextTrack, batches: Iterable[SessionBatch]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Continuation int32 (N, T), log-probabilities float32 (N, T) and rank float32 (N,); see the functions below.
+
+    The continuation follows the model's own predictions; the two others need the true targets, as judgements do.
+    """
+    history, targets = examples(batches)
+    return continue_greedily(model, history, targets.shape[1]), *score_targets(model, history, targets)
+
+
+def best(scores: NextScores, popularity: np.ndarray) -> np.ndarray:
+    """The most probable next track int32 (N,); ties go to the smaller id. Never a special id."""
+    found, rest = scores
+    rows, full = _full_scores(scores, popularity)
+    # Among the tracks that were not found only the most popular one can win, and only if it beats all found ones.
+    top = int(popularity.argmax())
+    highest = rest * popularity[top]
+    filled = np.diff(found.indptr) > 0
+    starts = found.indptr[:-1][filled]
+    if len(starts):
+        highest[filled] = np.maximum(highest[filled], np.maximum.reduceat(full, starts))
+    winner = np.where(rest * popularity[top] == highest, top, len(popularity))
+    at_top = full == highest[rows]
+    np.minimum.at(winner, rows[at_top], found.indices[at_top])
+    return winner.astype(np.int32)
+
+
+def probability(scores: NextScores, popularity: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """P(next track = target), float64 (N,); 0 for special ids."""
+    return _found_at(scores.found, target) + scores.rest * popularity[target]
+
+
+def rank(scores: NextScores, popularity: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Rank of `target` (N,) among all V - N_SPECIAL tracks, float32 (N,), 0 is first.
+
+    It is the number of tracks with a higher score plus half of the others with the same score. A target that is no
+    track (unk, pad) is never found: infinity.
+    """
+    found, rest = scores
+    n = len(target)
+    rows, full = _full_scores(scores, popularity)
+    own = _found_at(found, target)
+    own_full = own + rest * popularity[target]
+    higher = np.bincount(rows, full > own_full[rows], minlength=n)
+    equal = np.bincount(rows, full == own_full[rows], minlength=n)
+    # Tracks that were not found have a score of rest * popularity: count those above the limit in all of the
+    # catalogue, then take out the found ones. (The limit is written so that it is exact for a target not found.)
+    limit = popularity[target] + own / rest
+    ascending = np.sort(popularity[N_SPECIAL:])
+    above = len(ascending) - np.searchsorted(ascending, limit, side="right")
+    level = np.searchsorted(ascending, limit, side="right") - np.searchsorted(ascending, limit, side="left")
+    found_popularity = popularity[found.indices]
+    higher = higher + above - np.bincount(rows, found_popularity > limit[rows], minlength=n)
+    equal = equal + level - np.bincount(rows, found_popularity == limit[rows], minlength=n)
+    # `equal` has the target itself among the found or the level ones.
+    return np.where(target >= N_SPECIAL, higher + (equal - 1) / 2, np.inf).astype(np.float32)
+
+
+def choose(batches: Iterable[SessionBatch], model: ItemKNN | Ngram) -> tuple[NextTrack, dict[str, float]]:
+    """Compare the settings of a fitted model by the MRR@20 of the next track on validation `batches`.
+
+    Of more than `N_TUNING` examples an evenly spaced sample is taken.
+
+    Returns:
+        the model with the best setting (the first of equals), and the MRR@20 of every setting.
+    """
+    history, targets = examples(batches)
+    some = np.unique(np.linspace(0, len(targets) - 1, min(len(targets), N_TUNING)).astype(np.int64))
+    trials: dict[str, float] = {}
+    chosen: NextTrack = model
+    for name, candidate in tqdm(model.settings(), desc="choose", leave=False, delay=2):
+        ranks = next_ranks(candidate, history[some], targets[some, 0])
+        value = float(np.where(ranks < 20, 1 / (ranks + 1), 0).mean())
+        if value > max(trials.values(), default=-1.0):
+            chosen = candidate
+        trials[name] = value
+    return chosen, trials
+
+
+def next_ranks(model: NextTrack, history: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Rank of the next track `target` (N,) after each history (N, S), float32 (N,); see `rank`."""
+    return score_targets(model, history, target[:, None])[1]
+
+
+def score_targets(model: NextTrack, history: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Judge true targets (N, T), padded on the right, each after the history (N, S) and the true targets before it.
+
+    Returns:
+        log P of each target, float32 (N, T), 0 where it is no track (unk, pad); rank of the first, float32 (N,).
+    """
+    plays = np.concatenate([history, targets], axis=1)
+    size = history.shape[1]
+    log_probability = np.zeros(targets.shape, np.float32)
+    ranks = np.zeros(len(targets), np.float32)
+    for i in _chunks(len(history), "score targets"):
+        for t in range(targets.shape[1]):
+            scores = score(model, plays[i, t : t + size])
+            chance = probability(scores, model.popularity, targets[i, t])
+            log_probability[i, t] = np.log(np.where(targets[i, t] >= N_SPECIAL, chance, 1.0))
+            if t == 0:
+                ranks[i] = rank(scores, model.popularity, targets[i, 0])
+    return log_probability, ranks
+
+
+def continue_greedily(model: NextTrack, history: np.ndarray, n_steps: int) -> np.ndarray:
+    """The model's own continuation int32 (N, n_steps) of histories (N, S): step by step the most probable track."""
+    size = history.shape[1]
+    plays = np.concatenate([history.astype(np.int32), np.zeros((len(history), n_steps), np.int32)], axis=1)
+    for i in _chunks(len(history), "continue"):
+        for t in range(n_steps):
+            plays[i, size + t] = best(score(model, plays[i, t : t + size]), model.popularity)
+    return plays[:, size:]
+
+
+def keep_largest(matrix: csr_array, n: int) -> csr_array:
+    """The n largest entries of each row of a CSR matrix with positive entries; of equal ones any."""
+    sizes = np.diff(matrix.indptr)
+    if matrix.nnz == 0 or sizes.max() <= n:
+        return matrix
+    keep = np.ones(matrix.nnz, bool)
+    for row in np.flatnonzero(sizes > n):
+        part = slice(matrix.indptr[row], matrix.indptr[row + 1])
+        keep[part][np.argpartition(matrix.data[part], sizes[row] - n)[: sizes[row] - n]] = False
+    indptr = np.concatenate([[0], np.cumsum(np.minimum(sizes, n))])
+    return csr_array((matrix.data[keep], matrix.indices[keep], indptr), shape=matrix.shape)
+
+
+def _chunks(n: int, description: str = "rank") -> Iterator[slice]:
+    """Ranges of examples that are scored together."""
+    starts = tqdm(range(0, n, _EXAMPLES_AT_ONCE), desc=description, leave=False, delay=2)
+    return (slice(start, start + _EXAMPLES_AT_ONCE) for start in starts)
+
+
+def _full_scores(scores: NextScores, popularity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Row and score of every found entry, the popularity part included."""
+    found, rest = scores
+    rows = np.repeat(np.arange(len(rest)), np.diff(found.indptr))
+    return rows, found.data + rest[rows] * popularity[found.indices]
+
+
+def _found_at(found: csr_array, target: np.ndarray) -> np.ndarray:
+    """found[i, target[i]] for each row, float64 (N,)."""
+    rows = np.repeat(np.arange(len(target)), np.diff(found.indptr))
+    hit = found.indices == target[rows]
+    own = np.zeros(len(target))
+    own[rows[hit]] = found.data[hit]
+    return own
+
+
+def _following(tracks: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each play: the track after it in its session (0 at the end), and its position in the session."""
+    following = np.zeros(len(tracks), np.int32)
+    following[:-1] = tracks[1:]
+    lengths = np.diff(offsets)
+    following[offsets[1:][lengths > 0] - 1] = 0
+    return following, np.arange(len(tracks)) - np.repeat(offsets[:-1], lengths)
+
+
+def _discounted(
+    keys: list[np.ndarray], counts: csr_array, totals: np.ndarray, fallback: NextTrack, discount: float
+) -> tuple[csr_array, np.ndarray]:
+    """The table of an `Ngram`, and the mass that each context leaves to a shorter one."""
+    if not 0 < discount <= 1:
+        raise ValueError(f"discount must be in (0, 1], not {discount}")
+    n_contexts = [len(fallback.popularity), *map(len, keys)]
+    taken = np.repeat(discount ** np.arange(1, len(n_contexts) + 1), n_contexts)  # (contexts,)
+    sizes = np.diff(counts.indptr)
+    data = counts.data - np.repeat(taken.astype(np.float32), sizes)
+    data /= np.repeat(totals.astype(np.float32), sizes)
+    kept = csr_array((data, counts.indices, counts.indptr), shape=counts.shape)
+    left = (totals - counts.sum(axis=1, dtype=np.float64) + taken * sizes) / np.maximum(totals, 1)
+    return vstack([kept, fallback.table], format="csr"), np.where(totals > 0, left, 1.0)
+
+
+def _incidence(tracks: np.ndarray, offsets: np.ndarray, n_ids: int) -> csr_array:
+    """Which session has which track: float32 (n_sessions, V) of ones, special ids left out."""
+    sessions = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    real = tracks >= N_SPECIAL
+    ones = np.ones(int(real.sum()), np.float32)
+    plays = csr_array((ones, (sessions[real], tracks[real])), shape=(len(offsets) - 1, n_ids))
+    plays.data[:] = 1
+    return plays
+
+
+def _row_chunks(sessions_of: csr_array, plays: csr_array) -> list[tuple[int, int]]:
+    """Ranges of rows whose products with `plays` have at most about `_PRODUCTS_AT_ONCE` terms each."""
+    terms = np.cumsum(sessions_of @ np.diff(plays.indptr).astype(np.float64))
+    bounds = np.unique(np.searchsorted(terms, np.arange(_PRODUCTS_AT_ONCE, terms[-1], _PRODUCTS_AT_ONCE)))
+    edges = np.unique([0, *bounds, len(terms)]).tolist()
+    return list(pairwise(edges))

@@ -1,0 +1,266 @@
+"""Baselines for the skip task: repeat the last action, position majority, skip rate of the track, logistic regression.
+
+All of them predict from the history's tracks and skips and from the target tracks, and from nothing else. Every rate
+is a posterior mean under a fixed prior of `PRIOR` observations at the rate of all of training:
+(skips + PRIOR * overall) / (n + PRIOR). Letters: N examples, S history positions, T target positions, V ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+from tqdm import tqdm
+
+from utils import schema
+from utils.batch import SessionBatch
+from utils.vocab import PAD
+
+PRIOR = 20.0
+"""Observations at the overall rate that each rate is shrunk with."""
+
+
+class SkipInputs(NamedTuple):
+    """What a prediction may know; the labels of the targets have no place in it."""
+
+    history_tracks: np.ndarray
+    """int (N, S), padded on the left"""
+    history_skips: np.ndarray
+    """int (N, S): 0 unknown or no play, else 1 + `schema.SKIP_*`"""
+    target_tracks: np.ndarray
+    """int (N, T), padded on the right"""
+
+    @classmethod
+    def of(cls, batches: Iterable[SessionBatch]) -> SkipInputs:
+        """Put the batches of an ordered loader together, int32."""
+        batches = tqdm(batches, desc="read", leave=False, delay=2, unit="batch")
+        parts = [(batch.history.tracks, batch.history.skips, batch.target_tracks) for batch in batches]
+        return cls(*(np.concatenate(arrays).astype(np.int32) for arrays in zip(*parts, strict=True)))
+
+    def part(self, rows: slice | np.ndarray) -> SkipInputs:
+        """Some of the examples."""
+        return SkipInputs(*(array[rows] for array in self))
+
+
+class SkipBaseline(Protocol):
+    """What the script needs of a model."""
+
+    def predict(self, inputs: SkipInputs) -> tuple[np.ndarray, np.ndarray]:
+        """Probability float32 (N, T) that each target is skipped, and decision bool (N, T)."""
+
+
+def predict(model: SkipBaseline, batches: Iterable[SessionBatch]) -> tuple[np.ndarray, np.ndarray]:
+    """Probability float32 (N, T) and decision bool (N, T) for all batches of an ordered loader."""
+    return model.predict(SkipInputs.of(batches))
+
+
+def signed_skips(history_skips: np.ndarray) -> np.ndarray:
+    """Skip states of a history (any shape) as +1 skipped (skip_2), -1 not, 0 unknown or no play; int8."""
+    return np.where(history_skips == 0, 0, np.where(history_skips > schema.SKIP_2, 1, -1)).astype(np.int8)
+
+
+def last_known(history_skips: np.ndarray) -> np.ndarray:
+    """The last known state of each history (N, S), as in `signed_skips`; int8 (N,)."""
+    signed = signed_skips(history_skips)
+    last = signed.shape[1] - 1 - np.argmax(signed[:, ::-1] != 0, axis=1)
+    return np.take_along_axis(signed, last[:, None], axis=1)[:, 0]
+
+
+@dataclass(frozen=True)
+class PositionMajority:
+    """What most sessions of the same number of targets do at the same position."""
+
+    rates: np.ndarray
+    """float64 (T + 1, T): skip rate by number of targets and target position"""
+
+    @classmethod
+    def fit(cls, inputs: SkipInputs, labels: np.ndarray) -> PositionMajority:
+        """Estimate the rates from labels (N, T): 1 skipped, 0 not, -1 unknown."""
+        size = labels.shape[1]
+        return cls(_rates(_cell(inputs.target_tracks), labels, (size + 1) * size).reshape(size + 1, size))
+
+    def predict(self, inputs: SkipInputs) -> tuple[np.ndarray, np.ndarray]:
+        """Probability float32 (N, T) and decision bool (N, T)."""
+        probability = self.rates.ravel()[_cell(inputs.target_tracks)].astype(np.float32)
+        return probability, probability >= 0.5
+
+
+@dataclass(frozen=True)
+class RepeatLast:
+    """The last known action of the history goes on; the probability is how often it does, by position."""
+
+    rates: np.ndarray
+    """float64 (3, T): skip rate after no known state, a skip, a play that was not skipped (as -1 indexes it)"""
+
+    @classmethod
+    def fit(cls, inputs: SkipInputs, labels: np.ndarray) -> RepeatLast:
+        """Estimate the rates from labels (N, T): 1 skipped, 0 not, -1 unknown."""
+        size = labels.shape[1]
+        cell = (last_known(inputs.history_skips) % 3)[:, None] * size + np.arange(size)
+        return cls(_rates(cell, labels, 3 * size).reshape(3, size))
+
+    def predict(self, inputs: SkipInputs) -> tuple[np.ndarray, np.ndarray]:
+        """Probability float32 (N, T) and decision bool (N, T): the last state, or the likelier one if none is known."""
+        last = last_known(inputs.history_skips)
+        probability = self.rates[last].astype(np.float32)
+        return probability, np.where(last[:, None] == 0, probability >= 0.5, last[:, None] == 1)
+
+
+@dataclass(frozen=True)
+class TrackRate:
+    """The skip rate of the target track, whoever listens."""
+
+    skips: np.ndarray
+    """float64 (V,): skipped plays of each id in training"""
+    plays: np.ndarray
+    """float64 (V,): plays of each id in training whose skip is known"""
+
+    @classmethod
+    def fit(cls, tracks: np.ndarray, skips: np.ndarray, *, n_ids: int) -> TrackRate:
+        """Count over all plays of training: `tracks` (n_events,) and their `schema.SKIP_*` codes (n_events,)."""
+        known = skips != schema.SKIP_UNKNOWN
+        skipped = known & (skips >= schema.SKIP_2)
+        counts = (np.bincount(tracks[mask], minlength=n_ids).astype(np.float64) for mask in (skipped, known))
+        return cls(*counts)
+
+    def rates(self, tracks: np.ndarray, own: np.ndarray | None = None) -> np.ndarray:
+        """Shrunk skip rates of `tracks` (any shape).
+
+        Args:
+            own: of the same shape, +1 skipped, -1 not, 0 unknown: the plays' own outcomes, which are taken out of
+                the counts ("leave one out"). Needed where training's own plays are looked up, or a rare track would
+                give its own label away.
+        """
+        overall = self.skips.sum() / max(self.plays.sum(), 1)
+        skips, plays = self.skips[tracks], self.plays[tracks]
+        if own is not None:
+            skips, plays = skips - (own > 0), plays - (own != 0)
+        return (skips + PRIOR * overall) / (plays + PRIOR)
+
+    def predict(self, inputs: SkipInputs) -> tuple[np.ndarray, np.ndarray]:
+        """Probability float32 (N, T) and decision bool (N, T)."""
+        probability = self.rates(inputs.target_tracks).astype(np.float32)
+        return probability, probability >= 0.5
+
+
+@dataclass(frozen=True)
+class HistoryLogistic:
+    """Logistic regression on the history, one model for all target positions; see `_features`."""
+
+    regression: LogisticRegression
+    track_rate: TrackRate
+
+    @classmethod
+    def fit(
+        cls,
+        inputs: SkipInputs,
+        labels: np.ndarray,
+        *,
+        track_rate: TrackRate,
+        max_sessions: int = 50_000,
+        l2: float = 1.0,
+        seed: int = 0,
+    ) -> HistoryLogistic:
+        """Fit by L-BFGS.
+
+        Args:
+            inputs, labels: N training examples, all of whose plays `track_rate` has counted; labels (N, T) are
+                1 skipped, 0 not, -1 unknown.
+            track_rate: fitted on the same training split.
+            max_sessions: examples drawn at random if there are more: with some 80 weights to fit, more gives nothing.
+            l2: weight of the squared norm against the summed log loss.
+            seed: of the draw.
+        """
+        if len(labels) > max_sessions:
+            drawn = np.random.default_rng(seed).choice(len(labels), max_sessions, replace=False)
+            inputs, labels = inputs.part(drawn), labels[drawn]
+        known = labels >= 0
+        own = np.where(known, 2 * labels - 1, 0)
+        features = [_features(inputs.part(i), track_rate, own[i])[known[i]] for i in _chunks(len(labels))]
+        regression = LogisticRegression(C=1 / l2, max_iter=300)
+        return cls(regression.fit(np.concatenate(features), labels[known]), track_rate)
+
+    def predict(self, inputs: SkipInputs) -> tuple[np.ndarray, np.ndarray]:
+        """Probability float32 (N, T) and decision bool (N, T)."""
+        probability = np.zeros(inputs.target_tracks.shape, np.float32)
+        for i in _chunks(len(probability)):
+            features = _features(inputs.part(i), self.track_rate)
+            flat = self.regression.predict_proba(features.reshape(-1, features.shape[-1]))[:, 1]
+            probability[i] = flat.reshape(features.shape[:2])
+        return probability, probability >= 0.5
+
+
+def _chunks(n: int) -> Iterator[slice]:
+    """Ranges of examples whose features are in memory together."""
+    return (slice(start, start + 10_000) for start in range(0, n, 10_000))
+
+
+def _cell(target_tracks: np.ndarray) -> np.ndarray:
+    """Index int (N, T) of (number of targets, position) in a flat (T + 1, T) table."""
+    size = target_tracks.shape[1]
+    return (target_tracks != PAD).sum(axis=1)[:, None] * size + np.arange(size)
+
+
+def _rates(cell: np.ndarray, labels: np.ndarray, n_cells: int) -> np.ndarray:
+    """Shrunk skip rate of each cell, float64 (n_cells,), from cells (N, T) and labels (N, T; -1 unknown)."""
+    known = labels >= 0
+    plays = np.bincount(cell[known], minlength=n_cells)
+    skips = np.bincount(cell[known], weights=labels[known], minlength=n_cells)
+    overall = skips.sum() / max(plays.sum(), 1)
+    return (skips + PRIOR * overall) / (plays + PRIOR)
+
+
+def _logit(probability: np.ndarray) -> np.ndarray:
+    return np.log(probability) - np.log1p(-probability)
+
+
+def _features(inputs: SkipInputs, track_rate: TrackRate, own: np.ndarray | None = None) -> np.ndarray:
+    """Features of every target, float32 (N, T, K).
+
+    Of the history: signed skip states by recency (S), the last state's degree, log odds of skipping, surprise (how
+    much more is skipped than its tracks usually are), share of changes, length. Of the target: log odds of its track,
+    the state of the same track in the history, position, number of targets. And position times the strongest of them.
+    `own` (N, T; +1, -1, 0) are the targets' labels where they are among the counts of `track_rate`: see its `rates`.
+    """
+    n, n_targets = inputs.target_tracks.shape
+    signed = signed_skips(inputs.history_skips).astype(np.float64)  # (N, S)
+    known = signed != 0
+    n_known = known.sum(axis=1)
+    skipped = (signed > 0).sum(axis=1)
+    log_odds = np.log((skipped + 1) / (n_known - skipped + 1))
+    history_rates = track_rate.rates(inputs.history_tracks, None if own is None else signed)
+    surprise = (((signed > 0) - history_rates) * known).sum(axis=1) / (n_known + 1)
+    changes = (signed[:, 1:] * signed[:, :-1] < 0).sum(axis=1) / (n_known + 1)
+    degree = np.eye(schema.SKIP_1 + 2)[inputs.history_skips[:, -1]]  # (N, 6)
+    of_history = np.column_stack([signed, degree, log_odds, surprise, changes, n_known / signed.shape[1]])
+
+    track = _logit(track_rate.rates(inputs.target_tracks, own))  # (N, T)
+    same = inputs.target_tracks[:, :, None] == inputs.history_tracks[:, None, :]
+    before = (same * signed[:, None, :]).sum(axis=2).clip(-1, 1)
+    target_length = np.eye(n_targets + 1)[(inputs.target_tracks != PAD).sum(axis=1)]
+
+    shared = np.concatenate([of_history, target_length], axis=1)
+    strongest = np.stack(
+        [
+            np.ones((n, n_targets)),
+            np.broadcast_to(signed[:, -1:], (n, n_targets)),
+            np.broadcast_to(log_odds[:, None], (n, n_targets)),
+            np.broadcast_to(surprise[:, None], (n, n_targets)),
+            track,
+        ],
+        axis=2,
+    )  # (N, T, 5)
+    by_position = np.eye(n_targets)[None, :, :, None] * strongest[:, :, None, :]  # (N, T, T, 5)
+    return np.concatenate(
+        [
+            np.broadcast_to(shared[:, None, :], (n, n_targets, shared.shape[1])),
+            track[:, :, None],
+            before[:, :, None],
+            by_position.reshape(n, n_targets, -1),
+        ],
+        axis=2,
+        dtype=np.float32,
+    )

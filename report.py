@@ -1,0 +1,45 @@
+"""Compare all runs: leaderboards in the terminal, and `leaderboard.json` and `report.html` in the folder of the runs.
+
+python report.py
+python report.py --runs runs
+python report.py --runs runs --html false
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.cli import cli
+from utils.files import write_json
+from utils.leaderboard import build_tables, format_table, load_runs, run_records
+from utils.report import write_report
+
+
+@dataclass
+class Config:
+    """What to compare and what to write."""
+
+    runs: Path = Path("runs")
+    """Folder of the runs, with `<experiment>/<stamp>/result.json` inside."""
+    html: bool = True
+    """Whether to write the page; without it the command takes a second."""
+
+
+def main(config: Config) -> None:
+    """Read, print, write."""
+    runs, notes = load_runs(config.runs)
+    tables = build_tables(runs)
+    for table in tables:
+        print(format_table(table), end="\n\n")
+    for note in notes:
+        print(f"note: {note}; left out")
+    write_json(config.runs / "leaderboard.json", run_records(runs, tables))
+    print(f"wrote {config.runs / 'leaderboard.json'}: {len({run.folder for run in runs})} runs")
+    if config.html:
+        write_report(config.runs / "report.html", runs, tables, notes)
+        print(f"wrote {config.runs / 'report.html'}")
+
+
+if __name__ == "__main__":
+    cli(main, Config, description=__doc__)

@@ -1,0 +1,459 @@
+"""The Transformers: causality, inputs that count and inputs that cannot, sizes, torch's own layers as references."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import N_IDS, make_dataset, random_batch
+from torch import nn
+from torch.nn.functional import pad
+from torch.testing import assert_close
+
+from model import SeqTransformer, SkipTransformer, TrackEmbedding, TrackHead
+from model.decoding import greedy
+from model.transformer import Attention, DecoderLayer, EncoderLayer, causal
+from utils import schema
+from utils.dataloaders import Dataset, SessionLoader
+from utils.evaluation import evaluate_seq, evaluate_skip
+from utils.objectives import TrackSoftmax, seq_loss, skip_loss
+from utils.scoring import predict_seq, predict_skip
+from utils.vocab import BOS, N_SPECIAL, PAD, SKIP, UNK
+
+SIZES = {"d_model": 16, "n_heads": 2, "n_layers": 2, "d_ff": 24}
+FEATURES = torch.cat([torch.zeros(N_SPECIAL, 3), torch.randn(N_IDS - N_SPECIAL, 3, generator=torch.manual_seed(7))])
+
+
+def skip_model(**options):
+    torch.manual_seed(0)
+    return SkipTransformer(N_IDS, FEATURES, **SIZES | options).eval()
+
+
+def seq_model(**options):
+    torch.manual_seed(0)
+    return SeqTransformer(N_IDS, FEATURES, **SIZES | options).eval()
+
+
+def skip_output(model, batch):
+    """Logits (B, T), 0 at padding."""
+    return model(batch.history, batch.target_tracks) * (batch.target_tracks != PAD)
+
+
+def seq_output(model, batch):
+    """States (B, T, D), 0 at padding."""
+    states = model(batch.history, model.previous_tracks(batch.history, batch.target_tracks))
+    return states * (batch.target_tracks != PAD)[..., None]
+
+
+def other_track(tracks, place):
+    """The same tracks, with the next id at `place`."""
+    changed = tracks.clone()
+    changed[place] = N_SPECIAL + (changed[place] - N_SPECIAL + 1) % (N_IDS - N_SPECIAL)
+    return changed
+
+
+def changed_steps(before, after):
+    """At which steps of the first example an output differs."""
+    difference = (before - after)[0].abs()
+    return (difference if difference.dim() == 1 else difference.amax(-1)) > 1e-6
+
+
+# --- Causality
+
+
+@pytest.mark.parametrize("step", [0, 4, 9])
+def test_causal_skip_sees_tracks_up_to_its_own(step):
+    batch = random_batch()
+    changed = batch._replace(target_tracks=other_track(batch.target_tracks, (0, step)))
+    model = skip_model(causal=True)
+    assert changed_steps(skip_output(model, batch), skip_output(model, changed)).tolist() == [
+        t >= step for t in range(10)
+    ]
+
+
+def test_skip_without_causality_sees_all_tracks():
+    batch = random_batch()
+    changed = batch._replace(target_tracks=other_track(batch.target_tracks, (0, 9)))
+    model = skip_model(causal=False)
+    assert changed_steps(skip_output(model, batch), skip_output(model, changed)).all()
+
+
+@pytest.mark.parametrize("step", [0, 4, 9])
+def test_seq_sees_tracks_before_its_own(step):
+    batch = random_batch()
+    changed = batch._replace(target_tracks=other_track(batch.target_tracks, (0, step)))
+    model = seq_model()
+    assert changed_steps(seq_output(model, batch), seq_output(model, changed)).tolist() == [t > step for t in range(10)]
+
+
+# --- Every input counts, or is hidden
+
+
+def perturbations(batch):
+    """Name -> batch with one input of the first example changed at one play of its history."""
+    history = batch.history
+    skips, log = history.skips.clone(), history.log.clone()
+    # From one skipped state (4 or 5) or one that is not to one of the other kind.
+    skips[0, 3] = 2 if skips[0, 3] >= 4 else 5
+    perturbed = {
+        "tracks": batch._replace(history=history._replace(tracks=other_track(history.tracks, (0, 3)))),
+        "skips": batch._replace(history=history._replace(skips=skips)),
+        "order": batch._replace(history=history._replace(tracks=history.tracks.roll(1, 1))),
+    }
+    for column, (name, size) in enumerate(schema.LOG_COLUMNS.items()):
+        changed = log.clone()
+        changed[0, 3, column] = (changed[0, 3, column] + 1) % size
+        perturbed[name] = batch._replace(history=history._replace(log=changed))
+    return perturbed
+
+
+@pytest.mark.parametrize("build", [(skip_model, skip_output), (seq_model, seq_output)], ids=["skip", "seq"])
+@pytest.mark.parametrize("skip_encoding", ["none", "token", "embedding"])
+@pytest.mark.parametrize("use_log", [False, True])
+def test_inputs(build, skip_encoding, use_log):
+    make, output = build
+    model, batch = make(skip_encoding=skip_encoding, use_log=use_log), random_batch(seed=1)
+    before = output(model, batch)
+    for name, changed in perturbations(batch).items():
+        shown = name in ("tracks", "order") or (use_log if name in schema.LOG_COLUMNS else skip_encoding != "none")
+        if name == "tracks" and skip_encoding == "token" and batch.history.skips[0, 3] >= 4:
+            shown = False  # a skipped track is the SKIP token, whatever it was
+        difference = (output(model, changed) - before)[0].abs().max()
+        assert (difference > 1e-5) == shown, name
+
+
+def test_token_encoding_is_the_skip_token():
+    batch = random_batch()
+    token, none = skip_model(skip_encoding="token", use_log=False), skip_model(skip_encoding="none", use_log=False)
+    skipped = batch.history.skips > schema.SKIP_2
+    assert 0.2 < skipped.float().mean() < 0.6
+    replaced = batch._replace(history=batch.history._replace(tracks=batch.history.tracks.masked_fill(skipped, SKIP)))
+    assert_close(skip_output(token, batch), skip_output(none, replaced))
+
+
+@pytest.mark.parametrize("state", [1, 2, 3, 4, 5])
+def test_skip_embedding_tells_all_states_apart(state):
+    batch = random_batch()
+    model = skip_model(use_log=False)
+    skips = batch.history.skips.clone()
+    skips[0, 3] = 0
+    unknown = skip_output(model, batch._replace(history=batch.history._replace(skips=skips)))
+    skips = skips.clone()
+    skips[0, 3] = state
+    known = skip_output(model, batch._replace(history=batch.history._replace(skips=skips)))
+    assert (known - unknown)[0].abs().max() > 1e-4
+
+
+def test_features_reach_the_output():
+    batch = random_batch()
+    for make, output in ((skip_model, skip_output), (seq_model, seq_output)):
+        model = make()
+        before = output(model, batch)
+        for track in (batch.history.tracks[0, 3], batch.target_tracks[0, 3]):
+            model.decoder.tracks.features.copy_(FEATURES)
+            assert_close(output(model, batch), before)
+            model.decoder.tracks.features[track] += 1
+            assert (output(model, batch) - before).abs().max() > 1e-3
+
+
+def test_a_model_without_features():
+    model = SkipTransformer(N_IDS, torch.zeros(N_IDS, 0), **SIZES)
+    assert model.encoder.embed.tracks.project is None
+    assert torch.isfinite(skip_output(model, random_batch())).all()
+    with pytest.raises(ValueError, match="features have 3 rows for 45 ids"):
+        SkipTransformer(N_IDS, torch.zeros(3, 2), **SIZES)
+
+
+@pytest.mark.parametrize("build", [(skip_model, skip_output), (seq_model, seq_output)], ids=["skip", "seq"])
+def test_targets_skips_and_logs_have_no_way_in(build):
+    make, output = build
+    batch = random_batch()
+    changed = batch._replace(target_skips=1 - batch.target_skips, target_log=batch.target_log.flip(1))
+    model = make(use_log=True, skip_encoding="embedding")
+    assert_close(output(model, batch), output(model, changed), rtol=0, atol=0)
+
+
+# --- Padding
+
+
+@pytest.mark.parametrize("options", [{"causal": True}, {"causal": False}])
+def test_skip_padding_does_not_matter(options):
+    batch, model = random_batch(), skip_model(**options)
+    history = batch.history
+    hidden = history.tracks == PAD
+    assert hidden.any()
+    # Codes and skip states where there is no play, longer padding of the targets, other examples in the batch.
+    dirty = history._replace(
+        skips=history.skips.masked_fill(hidden, 5), log=history.log.masked_fill(hidden[..., None], 1)
+    )
+    reference = skip_output(model, batch)
+    assert_close(skip_output(model, batch._replace(history=dirty)), reference)
+    for row in range(len(hidden)):
+        n, m = int((~hidden[row]).sum()), int((batch.target_tracks[row] != PAD).sum())
+        short = type(history)(*(tensor[row : row + 1, 10 - n :] for tensor in history))
+        alone = model(short, batch.target_tracks[row : row + 1, :m])
+        assert_close(alone[0], reference[row, :m], atol=1e-5, rtol=1e-5)
+
+
+def test_seq_padding_does_not_matter():
+    batch, model = random_batch(), seq_model(use_log=True, skip_encoding="embedding")
+    reference = seq_output(model, batch)
+    history = batch.history
+    for row in range(len(history.tracks)):
+        n, m = int((history.tracks[row] != PAD).sum()), int((batch.target_tracks[row] != PAD).sum())
+        short = type(history)(*(tensor[row : row + 1, 10 - n :] for tensor in history))
+        alone = model(short, model.previous_tracks(short, batch.target_tracks[row : row + 1, :m]))
+        assert_close(alone[0], reference[row, :m], atol=1e-5, rtol=1e-5)
+
+
+# --- Parameters and sizes
+
+
+def gradient_norms(model, loss):
+    model.zero_grad()
+    loss.backward()
+    return {name: float(p.grad.norm()) if p.grad is not None else 0.0 for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("skip_encoding", ["none", "token", "embedding"])
+@pytest.mark.parametrize("use_log", [False, True])
+def test_every_parameter_of_skip_gets_a_gradient(skip_encoding, use_log):
+    model, batch = skip_model(skip_encoding=skip_encoding, use_log=use_log), random_batch()
+    norms = gradient_norms(model, skip_loss(model, batch)[0])
+    assert [name for name, norm in norms.items() if not norm > 0] == []
+    assert (model.decoder.tracks.table.weight.grad[PAD] == 0).all()
+
+
+@pytest.mark.parametrize("tie_weights", [False, True])
+@pytest.mark.parametrize("start", ["last", "bos"])
+@pytest.mark.parametrize("n_negatives", [0, 12])
+def test_every_parameter_of_seq_gets_a_gradient(tie_weights, start, n_negatives):
+    model = seq_model(tie_weights=tie_weights, start=start, skip_encoding="embedding", use_log=True)
+    softmax = TrackSoftmax(torch.ones(N_IDS).long(), n_negatives=n_negatives)
+    norms = gradient_norms(model, seq_loss(model, random_batch(), softmax)[0])
+    assert [name for name, norm in norms.items() if not norm > 0] == []
+    assert (model.decoder.tracks.table.weight.grad[BOS].abs().sum() > 0) == (start == "bos")
+
+
+def shapes(model):
+    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("make", [skip_model, seq_model])
+@pytest.mark.parametrize(
+    ("option", "value", "where"),
+    [
+        ("d_model", 20, "encoder.norm.weight"),
+        ("n_layers", 3, "decoder.layers.2.norms.0.weight"),
+        ("d_ff", 30, "decoder.layers.0.feed_forward.0.weight"),
+        ("history_size", 7, "encoder.embed.from_end"),
+        ("target_size", 6, "decoder.positions"),
+    ],
+)
+def test_every_size_changes_a_shape(make, option, value, where):
+    before, after = shapes(make()), shapes(make(**{option: value}))
+    assert before.get(where) != after[where]
+
+
+@pytest.mark.parametrize("make", [skip_model, seq_model])
+def test_heads_and_dropout_arrive(make):
+    model = make(n_heads=8, dropout=0.35)
+    attentions = [module for module in model.modules() if isinstance(module, Attention)]
+    assert [(a.n_heads, a.dropout) for a in attentions] == [(8, 0.35)] * 6
+    assert {module.p for module in model.modules() if isinstance(module, nn.Dropout)} == {0.35}
+    with pytest.raises(ValueError, match="16 is no multiple of n_heads 3"):
+        make(n_heads=3)
+
+
+def test_dropout_acts_in_training_only():
+    batch, model = random_batch(), skip_model(dropout=0.5)
+    assert_close(skip_output(model, batch), skip_output(model, batch), rtol=0, atol=0)
+    model.train()
+    assert (skip_output(model, batch) - skip_output(model, batch)).abs().max() > 1e-3
+
+
+def test_encoder_and_decoder_share_the_tracks_and_nothing_else():
+    model = skip_model()
+    assert model.encoder.embed.tracks is model.decoder.tracks
+    assert model.encoder.norm.weight is not model.decoder.norm.weight
+    encoder, decoder = ({p.data_ptr(): n for n, p in m.named_parameters()} for m in (model.encoder, model.decoder))
+    shared = {decoder[pointer] for pointer in encoder.keys() & decoder.keys()}
+    assert shared == {"tracks.table.weight", "tracks.project.weight"}
+
+
+def test_tied_weights_share_storage():
+    tied, free = seq_model(tie_weights=True), seq_model()
+    assert tied.head.weight is tied.decoder.tracks.table.weight
+    assert free.head.weight.data_ptr() != free.decoder.tracks.table.weight.data_ptr()
+    n_tied, n_free = (sum(p.numel() for p in model.parameters()) for model in (tied, free))
+    assert n_free - n_tied == N_IDS * SIZES["d_model"]
+    tied.load_state_dict(seq_model(tie_weights=True).state_dict())
+    assert tied.head.weight is tied.decoder.tracks.table.weight
+
+
+# --- References
+
+
+def copy_attention(ours, reference):
+    """Our projections into torch's; ours has no bias of the keys."""
+    with torch.no_grad():
+        width = ours.query.weight.shape[0]
+        reference.in_proj_weight.copy_(torch.cat([ours.query.weight, ours.key.weight, ours.value.weight]))
+        reference.in_proj_bias.copy_(torch.cat([ours.query.bias, torch.zeros(width), ours.value.bias]))
+    reference.out_proj.load_state_dict(ours.output.state_dict())
+
+
+def randomise(module):
+    """Norms and biases away from their trivial start."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+
+
+def copy_layer(ours, reference):
+    copy_attention(ours.attention, reference.self_attn)
+    reference.linear1.load_state_dict(ours.feed_forward[0].state_dict())
+    reference.linear2.load_state_dict(ours.feed_forward[3].state_dict())
+    for i, norm in enumerate(ours.norms, start=1):
+        getattr(reference, f"norm{i}").load_state_dict(norm.state_dict())
+
+
+def test_encoder_layer_is_torchs():
+    torch.manual_seed(0)
+    ours = EncoderLayer(16, 4, 32, dropout=0.0)
+    randomise(ours)
+    reference = nn.TransformerEncoderLayer(16, 4, 32, dropout=0.0, batch_first=True, norm_first=False)
+    copy_layer(ours, reference)
+    x, hidden = torch.randn(3, 7, 16), torch.zeros(3, 7, dtype=torch.bool)
+    hidden[0, :3] = hidden[2, :6] = True
+    expected = reference(x, src_key_padding_mask=hidden)
+    assert_close(ours(x, ~hidden[:, None]), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_decoder_layer_is_torchs():
+    torch.manual_seed(0)
+    ours = DecoderLayer(16, 4, 32, dropout=0.0)
+    randomise(ours)
+    reference = nn.TransformerDecoderLayer(16, 4, 32, dropout=0.0, batch_first=True, norm_first=False)
+    copy_layer(ours, reference)
+    copy_attention(ours.cross_attention, reference.multihead_attn)
+    x, memory, hidden = torch.randn(3, 5, 16), torch.randn(3, 7, 16), torch.zeros(3, 7, dtype=torch.bool)
+    hidden[1, :4] = True
+    mask = causal(5, x.device)
+    expected = reference(x, memory, tgt_mask=~mask[0], memory_key_padding_mask=hidden)
+    assert_close(ours(x, mask, memory, ~hidden[:, None]), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_attention_over_a_memory_of_another_width():
+    torch.manual_seed(0)
+    ours = Attention(8, 2, d_memory=12)
+    reference = nn.MultiheadAttention(8, 2, kdim=12, vdim=12, batch_first=True)
+    with torch.no_grad():
+        for mine, theirs in (("query", "q"), ("key", "k"), ("value", "v")):
+            getattr(reference, f"{theirs}_proj_weight").copy_(getattr(ours, mine).weight)
+        reference.in_proj_bias.copy_(torch.cat([ours.query.bias, torch.zeros(8), ours.value.bias]))
+    reference.out_proj.load_state_dict(ours.output.state_dict())
+    x, memory = torch.randn(2, 3, 8), torch.randn(2, 5, 12)
+    expected, _ = reference(x, memory, memory)
+    assert_close(ours(x, memory, torch.ones(1, 1, 5, dtype=torch.bool)), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_track_embedding_by_hand():
+    torch.manual_seed(0)
+    embedding = TrackEmbedding(N_IDS, 6, FEATURES)
+    tracks = torch.tensor([[PAD, UNK, 9]])
+    expected = embedding.table.weight[tracks] + FEATURES[tracks] @ embedding.project.weight.T
+    assert_close(embedding(tracks), expected)
+    assert (embedding(tracks)[0, 0] == 0).all(), "padding is the zero vector"
+
+
+def test_log_embedding_is_a_sum_of_the_known_codes():
+    log = skip_model().encoder.embed.log
+    codes = torch.zeros(1, 1, len(schema.LOG_COLUMNS), dtype=torch.uint8)
+    assert (log(codes) == 0).all()
+    sizes = list(schema.LOG_COLUMNS.values())
+    codes[0, 0, 0], codes[0, 0, 7], codes[0, 0, -1] = 2, 24, sizes[-1] - 1
+    rows = [2, sum(sizes[:7]) + 24, sum(sizes) - 1]
+    assert_close(log(codes)[0, 0], log.table.weight[rows].sum(0))
+    assert log.table.weight.shape[0] == sum(sizes)
+
+
+# --- Decoding
+
+
+def test_special_ids_are_never_predicted():
+    head = TrackHead(N_IDS, 8)
+    logits = head(torch.randn(50, 3, 8))
+    assert (logits[..., :N_SPECIAL] == -torch.inf).all()
+    assert torch.isfinite(logits[..., N_SPECIAL:]).all()
+    model = seq_model()
+    with torch.no_grad():
+        model.head.bias[:N_SPECIAL] = 100
+    assert (greedy(model, random_batch().history, 10) >= N_SPECIAL).all()
+
+
+@pytest.mark.parametrize("start", ["last", "bos"])
+@pytest.mark.parametrize("tie_weights", [False, True])
+def test_greedy_is_the_argmax_of_its_own_teacher_forcing(start, tie_weights):
+    model, batch = seq_model(start=start, tie_weights=tie_weights), random_batch(n=12)
+    with torch.no_grad():
+        model.decoder.tracks.table.weight.mul_(10)
+        for layer in model.decoder.layers:  # so that continuations differ
+            layer.cross_attention.output.weight.mul_(20)
+        tracks = greedy(model, batch.history, 10)
+        states = model(batch.history, model.previous_tracks(batch.history, tracks))
+        assert_close(model.logits(states).argmax(-1), tracks)
+    assert tracks.shape == (12, 10)
+    assert len({tuple(row) for row in tracks.tolist()}) > 6
+    assert_close(greedy(model, batch.history, 4), tracks[:, :4])
+
+
+def test_start_tokens():
+    batch = random_batch()
+    last, bos = seq_model(start="last"), seq_model(start="bos")
+    targets = batch.target_tracks
+    expected = pad(targets[:, :-1], (1, 0))
+    expected[:, 0] = batch.history.tracks[:, -1]
+    assert_close(last.previous_tracks(batch.history, targets), expected)
+    expected[:, 0] = BOS
+    assert_close(bos.previous_tracks(batch.history, targets), expected)
+
+
+# --- Over-fitting
+
+
+@pytest.fixture(scope="module")
+def random_labels(tmp_path_factory):
+    """64 sessions of random tracks with random skips: nothing to learn but by heart."""
+    folder = make_dataset(tmp_path_factory.mktemp("random") / "data", n_sessions=64)
+    rng = np.random.default_rng(0)
+    n = len(np.load(folder / "train" / "tracks.npy"))
+    np.save(folder / "train" / "skips.npy", rng.choice([schema.SKIP_PLAYED, schema.SKIP_1], n).astype(np.uint8))
+    np.save(folder / "train" / "tracks.npy", rng.integers(N_SPECIAL, N_IDS, n).astype(np.int32))
+    return Dataset.open(folder)
+
+
+def overfit(model, loss_fn, dataset, steps):
+    model.train()
+    (batch,) = SessionLoader(dataset.train, batch_size=64)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss, count = loss_fn(model, batch)
+        (loss / count).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    return SessionLoader(dataset.train, batch_size=64)
+
+
+def test_skip_learns_64_sessions_by_heart(random_labels):
+    model = skip_model(dropout=0.0, d_model=48, n_layers=1, d_ff=96)
+    loader = overfit(model, skip_loss, random_labels, 110)
+    maa = evaluate_skip(predict_skip(model, torch.device("cpu"), loader), loader.targets()).means()["maa"]
+    assert maa > 0.95
+
+
+def test_seq_learns_64_sessions_by_heart(random_labels):
+    model = seq_model(dropout=0.0, d_model=48, n_layers=1, d_ff=96)
+    softmax = TrackSoftmax(random_labels.train_plays, n_negatives=0)
+    loader = overfit(model, lambda m, b: seq_loss(m, b, softmax), random_labels, 100)
+    predictions = predict_seq(model, torch.device("cpu"), loader)
+    assert evaluate_seq(predictions, loader.targets(), n_ids=N_IDS).means()["maa"] > 0.95

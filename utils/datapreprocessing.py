@@ -1,0 +1,440 @@
+"""Raw listening logs to a dataset folder (`docs/data.md`): MSSD's files, or any table of plays.
+
+    python -m utils.datapreprocessing --raw data/raw/demo --out data/demo
+    python -m utils.datapreprocessing --raw data/raw/mssd --out data/mssd_seed --protocol seed
+    python -m utils.datapreprocessing --plays plays.parquet --plays_columns.session session_id \\
+        --plays_columns.position position --out data/plays
+
+Protocols for MSSD's files:
+    temporal  split by day, train before valid before test; sessions of 10 to 20 plays; rare tracks become `unk`
+    seed      the original experiment's 103K-track sample: split 0 trains, split 9 tests, the first 60 days, sessions
+              of exactly 20 plays of tracks with 150 training plays or more; valid is cut from training by session
+    session   split by a hash of the session id, whatever the day: for a single day, such as the mini set. Easier than
+              `temporal`, since the sessions of a day share playlists
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import duckdb
+import ibis
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from utils import protocols, schema, vocab
+from utils.cli import UserError, cli
+from utils.files import atomic_folder
+from utils.importers import mssd, plays
+from utils.importers.plays import PlaysColumns
+from utils.preparing import (
+    SPLITS,
+    Chunk,
+    Engine,
+    Funnel,
+    SplitWriter,
+    arrow_view,
+    build_vocabulary,
+    connect,
+    summary,
+    write_dataset,
+    write_tracks,
+)
+
+
+@dataclass
+class Config:
+    """Raw logs to a dataset folder."""
+
+    out: Path
+    """Dataset folder to write."""
+    raw: Path | None = None
+    """Folder with MSSD's files, plain or .gz: training_set_0/log_0_20180715_000000000000.csv, track_features/tf_*."""
+    plays: Path | None = None
+    """Instead of --raw: a table of plays (CSV or Parquet), or a folder of them."""
+    plays_columns: PlaysColumns = field(default_factory=PlaysColumns)
+    """Which column of --plays is what."""
+    protocol: Literal["temporal", "seed", "session"] = "temporal"
+    """How MSSD's sessions are chosen and split; see above. Tables of plays are split by time."""
+    min_count: int | None = None
+    """Training plays below which a track is rare; 5, or 150 for the seed protocol."""
+    valid_days: int | None = None
+    """temporal: days before the test days; a tenth of all, at least one."""
+    test_days: int | None = None
+    """temporal: last days; a tenth of all, at least one."""
+    valid_fraction: float = 0.1
+    """seed, session, plays: share of the sessions for validation (seed: of the training sessions)."""
+    test_fraction: float = 0.1
+    """session, plays: share of the sessions for testing."""
+    min_session_length: int = 2
+    """plays: shorter sessions are dropped."""
+    max_session_length: int | None = None
+    """plays: longer sessions are cut into pieces of this many plays."""
+    memory_limit: str = "2GB"
+    """Memory of the engine; beyond it, sorts and counts go through temporary files beside --out."""
+    overwrite: bool = False
+    """Replace an existing --out."""
+
+
+# ------------------------------------------------------------------------------------------------------- reading
+
+
+class Part(NamedTuple):
+    """One log after parsing, in temporary files. N plays, M sessions, K tracks; plays by session and position."""
+
+    log: mssd.LogFile
+    stem: Path
+    rows: int
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Track codes int32 (N,), below K, and packed codes int64 (N,); memory-mapped."""
+        return np.load(f"{self.stem}.tracks.npy", mmap_mode="r"), np.load(f"{self.stem}.packed.npy", mmap_mode="r")
+
+    def tracks(self) -> Path:
+        """`code` int32, `track_id`, `plays` int64 (those that count for the vocabulary) (K,)"""
+        return Path(f"{self.stem}.tracks.parquet")
+
+    def sessions(self) -> Path:
+        """`session_id`, `day`, `plays` int64, `complete` bool, `right_length` bool, `split` uint8 (M,)"""
+        return Path(f"{self.stem}.sessions.parquet")
+
+
+def read_part(engine: Engine, protocol: protocols.Protocol, log: mssd.LogFile, parsed: mssd.Log, stem: Path) -> Part:
+    """Check and split the sessions of a log, count its plays, and leave them sorted in temporary files.
+
+    Raises:
+        UserError: a position outside 1..20, or twice in a session.
+    """
+    mssd.check_positions(log.path, parsed)
+    with arrow_view(engine.connection, "log", parsed.events) as table:
+        found = engine.connection.to_pyarrow(mssd.summarise_sessions(table))
+        events = engine.connection.to_pyarrow(mssd.sort_events(table))
+    plays = found["plays"].to_numpy()
+    shortest, longest = protocol.lengths
+    columns = {
+        "session_id": parsed.session_ids,
+        "day": pa.repeat(log.day, len(found)) if log.day else mssd.session_days(parsed.session_ids, log.path),
+        "plays": plays,
+        "complete": mssd.check_sessions(log.path, parsed, found),
+        "right_length": (plays >= shortest) & (plays <= longest),
+    }
+    columns["split"] = protocol.assign(log, parsed.session_ids)
+    part = Part(log, stem, len(parsed.events))
+    pq.write_table(pa.table(columns), part.sessions())
+
+    tracks = events["track_id"].to_numpy()
+    np.save(f"{stem}.tracks.npy", tracks)
+    np.save(f"{stem}.packed.npy", events["packed"].to_numpy())
+    counted = columns["split"] == protocols.TRAIN
+    if not protocol.count_all:
+        counted = counted & columns["complete"] & columns["right_length"]
+    elif counted.any():
+        counted = np.ones(len(plays), bool)
+    n_plays = np.bincount(tracks[np.repeat(counted, plays)], minlength=len(parsed.track_ids))
+    codes = np.arange(len(n_plays), dtype=np.int32)
+    pq.write_table(pa.table({"code": codes, "track_id": parsed.track_ids, "plays": n_plays}), part.tracks())
+    return part
+
+
+def read_ahead(logs: Sequence[mssd.LogFile]) -> Iterator[mssd.Log]:
+    """Parse the logs in order, the next one while the caller works on the last: two are in memory at a time."""
+    with ThreadPoolExecutor(1) as pool:
+        pending = pool.submit(mssd.read_log, logs[0].path)
+        for log in logs[1:]:
+            parsed = pending.result()
+            pending = pool.submit(mssd.read_log, log.path)
+            yield parsed
+        yield pending.result()
+
+
+def read_parts(
+    engine: Engine, protocol: protocols.Protocol, logs: Sequence[mssd.LogFile], folder: Path
+) -> Iterator[Part]:
+    total = sum(log.path.stat().st_size for log in logs)
+    done = 0
+    with tqdm(desc="reading", unit=" rows", unit_scale=True, smoothing=0) as bar:
+        for i, (log, parsed) in enumerate(zip(logs, read_ahead(logs), strict=True)):
+            part = read_part(engine, protocol, log, parsed, folder / f"{i:05d}")
+            done += log.path.stat().st_size
+            bar.total = round((bar.n + part.rows) * total / done)  # rows to come, by the bytes to come
+            bar.update(part.rows)
+            yield part
+
+
+def check_unique(engine: Engine, parts: Sequence[Part]) -> None:
+    """
+    Raises:
+        UserError: a session id is in two logs.
+    """
+    sessions = engine.connection.read_parquet([str(part.sessions()) for part in parts])
+    repeated = sessions.group_by("session_id").agg(n=sessions.count())
+    repeated = repeated.filter(repeated.n > 1).select("session_id").order_by("session_id").limit(1).to_pyarrow()
+    if repeated.num_rows:
+        session_id = repeated["session_id"][0]
+        where = [
+            str(part.log.path)
+            for part in parts
+            if pc.is_in(session_id, pq.read_table(part.sessions(), columns=["session_id"])["session_id"]).as_py()
+        ]
+        raise UserError(
+            f"session {session_id} is in {' and in '.join(where)}; a session belongs to one file: remove one of them"
+        )
+
+
+# --------------------------------------------------------------------------------------------------- MSSD's door
+
+
+def part_chunk(engine: Engine, part: Part, sessions: pa.Table, vocabulary: ibis.Table) -> Chunk:
+    """All sessions of a part, its tracks looked up in the vocabulary."""
+    local = engine.connection.read_parquet(str(part.tracks()), table_name="part")
+    index = ibis.coalesce(vocabulary.index, vocab.UNK).cast("int32")
+    found = engine.connection.to_pyarrow(local.left_join(vocabulary, "track_id").select("code", index=index))
+    ids = np.empty(len(found), np.int32)
+    ids[found["code"].to_numpy()] = found["index"].to_numpy()
+    coded, packed = part.arrays()
+    skips, log = mssd.unpack(packed)
+    return Chunk(
+        tracks=ids[coded],
+        skips=skips,
+        log=log,
+        lengths=sessions["plays"].to_numpy(),
+        session_id=sessions["session_id"].combine_chunks(),
+        day=sessions["day"].combine_chunks(),
+        file=part.log.path.name,
+    )
+
+
+def any_in_session(events: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Which sessions have a play whose flag is set: bool (N,) -> bool (M,)."""
+    return np.logical_or.reduceat(events, np.cumsum(lengths) - lengths) if len(lengths) else np.zeros(0, bool)
+
+
+def write_part(
+    protocol: protocols.Protocol, chunk: Chunk, sessions: pa.Table, writers: Sequence[SplitWriter], funnel: Funnel
+) -> None:
+    """Send the sessions of a part to their splits, and count those that go nowhere."""
+
+    def count(reason: str, which: np.ndarray) -> None:
+        funnel.add(reason, rows=chunk.lengths[which].sum(), sessions=which.sum())
+
+    complete, right_length = sessions["complete"].to_numpy(), sessions["right_length"].to_numpy()
+    kept = complete & right_length
+    shortest, longest = protocol.lengths
+    lengths = f"{shortest} to {longest}" if shortest < longest else str(longest)
+    count("read", np.ones(len(kept), bool))
+    count("dropped: rows or positions missing", ~complete)
+    count(f"dropped: not {lengths} plays", complete & ~right_length)
+    if protocol.known_tracks_only:
+        unknown = any_in_session(chunk.tracks == vocab.UNK, chunk.lengths)
+        count("dropped: a track outside the vocabulary", kept & unknown)
+        kept &= ~unknown
+    count("kept", kept)
+    kept_chunk = chunk.take(kept)
+    for reason, events in (
+        ("kept, of which a track outside the vocabulary", kept_chunk.tracks == vocab.UNK),
+        ("kept, of which an unknown category", mssd.unknown_category(kept_chunk.log)),
+    ):
+        funnel.add(reason, rows=events.sum(), sessions=any_in_session(events, kept_chunk.lengths).sum())
+    split = sessions["split"].to_numpy()[kept]
+    for i, writer in enumerate(writers):
+        writer.add(kept_chunk.take(split == i))
+
+
+def choose_protocol(config: Config, logs: Sequence[mssd.LogFile]) -> protocols.Protocol:
+    if config.protocol == "seed":
+        return protocols.seed(valid_fraction=config.valid_fraction, min_count=config.min_count)
+    if config.protocol == "session":
+        return protocols.by_session(
+            valid_fraction=config.valid_fraction, test_fraction=config.test_fraction, min_count=config.min_count
+        )
+    return protocols.temporal(
+        logs, min_count=config.min_count, valid_days=config.valid_days, test_days=config.test_days
+    )
+
+
+def prepare_mssd(config: Config, folder: Path, work: Path, engine: Engine) -> dict[str, Any]:
+    """Write the dataset of `config.raw` into `folder`, with temporary files in `work`; returns `dataset.json`."""
+    assert config.raw is not None
+    logs = mssd.find_logs(config.raw)
+    if config.protocol == "seed":
+        logs = protocols.seed_logs(logs)
+    protocol = choose_protocol(config, logs)
+    parts = list(read_parts(engine, protocol, logs, work))
+    check_unique(engine, parts)
+
+    counts = engine.connection.read_parquet([str(part.tracks()) for part in parts])
+    tracks = build_vocabulary(counts, min_count=protocol.min_count)
+    pq.write_table(tracks, work / "vocabulary.parquet")
+    vocabulary = engine.connection.read_parquet(str(work / "vocabulary.parquet"))
+
+    funnel = Funnel()
+    writers = [SplitWriter(folder / split) for split in SPLITS]
+    with tqdm(total=sum(part.rows for part in parts), desc="writing", unit=" rows", unit_scale=True) as bar:
+        for part in parts:
+            sessions = pq.read_table(part.sessions())
+            write_part(protocol, part_chunk(engine, part, sessions, vocabulary), sessions, writers, funnel)
+            bar.update(part.rows)
+    splits = {split: writer.close() for split, writer in zip(SPLITS, writers, strict=True)}
+
+    features = mssd.feature_files(config.raw, mini=logs[0].day == "")
+    raw, notes = mssd.read_features(features, tracks["track_id"])
+    return write_dataset(
+        folder,
+        name=config.out.name,
+        protocol=config.protocol,
+        sources=[
+            {"file": str(p.log.path.relative_to(config.raw)), "bytes": p.log.path.stat().st_size, "rows": p.rows}
+            for p in parts
+        ],
+        funnel=funnel,
+        splits=splits,
+        tracks=tracks,
+        min_count=protocol.min_count,
+        features=write_tracks(folder, tracks, raw),
+        has_skips=True,
+        has_log=True,
+        notes=notes,
+        engine=engine.name,
+        command=command_line(config),
+    )
+
+
+# -------------------------------------------------------------------------------------------- the door for plays
+
+
+def prepare_plays(config: Config, folder: Path, work: Path, engine: Engine) -> dict[str, Any]:
+    """Write the dataset of `config.plays` into `folder`, with temporary files in `work`; returns `dataset.json`."""
+    assert config.plays is not None
+    files = plays.plays_files(config.plays)
+    arranged = plays.arrange(
+        engine.connection,
+        config.plays,
+        config.plays_columns,
+        work,
+        shortest=config.min_session_length,
+        longest=config.max_session_length,
+    )
+    valid, test = protocols.split_sessions(
+        arranged.sessions["whole"].to_pylist(),
+        valid_fraction=config.valid_fraction,
+        test_fraction=config.test_fraction,
+    )
+    training = arranged.events.filter(arranged.events.number < valid)
+    counts = training.group_by("track_id").agg(plays=training.count())
+    min_count = protocols.DEFAULT_MIN_COUNT if config.min_count is None else config.min_count
+    tracks = build_vocabulary(counts, min_count=min_count)
+    pq.write_table(tracks, work / "vocabulary.parquet")
+    known = engine.connection.read_parquet(str(work / "vocabulary.parquet"))
+
+    writers = [SplitWriter(folder / split) for split in SPLITS]
+    batches = plays.indexed_batches(engine.connection, arranged.events, known)
+    total = int(arranged.sessions["plays"].to_numpy().sum())
+    done = 0
+    n_unknown = sessions_unknown = 0
+    has_skips = False
+    with tqdm(total=total, desc="writing", unit=" rows", unit_scale=True) as bar:
+        for chunk in plays.chunks(batches, arranged.sessions, config.plays.name):
+            split = np.digitize(np.arange(done, done + len(chunk.lengths)), [valid, test])
+            for i, writer in enumerate(writers):
+                writer.add(chunk.take(split == i))
+            unknown = chunk.tracks == vocab.UNK
+            n_unknown += int(unknown.sum())
+            sessions_unknown += int(any_in_session(unknown, chunk.lengths).sum())
+            has_skips |= bool((chunk.skips != schema.SKIP_UNKNOWN).any())
+            done += len(chunk.lengths)
+            bar.update(len(chunk.tracks))
+    arranged.funnel.add("kept, of which a track outside the vocabulary", rows=n_unknown, sessions=sessions_unknown)
+    splits = {split: writer.close() for split, writer in zip(SPLITS, writers, strict=True)}
+    no_features = pd.DataFrame(index=range(len(tracks)))
+    return write_dataset(
+        folder,
+        name=config.out.name,
+        protocol="plays",
+        sources=[
+            {
+                "file": file.name if file == config.plays else str(file.relative_to(config.plays)),
+                "bytes": file.stat().st_size,
+                "rows": plays.count_rows(engine.connection, file),
+            }
+            for file in files
+        ],
+        funnel=arranged.funnel,
+        splits=splits,
+        tracks=tracks,
+        min_count=min_count,
+        features=write_tracks(folder, tracks, no_features),
+        has_skips=has_skips,
+        has_log=False,
+        notes=["a table of plays has no audio features and no log columns"],
+        engine=engine.name,
+        command=command_line(config),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- main
+
+
+def command_line(config: Any) -> str:
+    """The command that gives this dataset again: every option that is not its default."""
+
+    def options(value: Any, default: Any, prefix: str) -> Iterator[str]:
+        for item in fields(value):
+            here, there = getattr(value, item.name), getattr(default, item.name)
+            if is_dataclass(here):
+                yield from options(here, there, f"{prefix}{item.name}.")
+            elif here != there:
+                yield from (f"--{prefix}{item.name}", str(here))
+
+    return shlex.join(["python", "-m", "utils.datapreprocessing", *options(config, Config(out=Path()), "")])
+
+
+def check_config(config: Config) -> None:
+    """
+    Raises:
+        UserError: no input or two, or a number out of range.
+    """
+    if (config.raw is None) == (config.plays is None):
+        raise UserError("give either --raw (a folder with MSSD's files) or --plays (a table of plays)")
+    if config.min_count is not None and config.min_count < 1:
+        raise UserError(f"--min_count {config.min_count}: must be 1 or more")
+    for name in ("valid_fraction", "test_fraction"):
+        if not 0 < getattr(config, name) < 1:
+            raise UserError(f"--{name} {getattr(config, name)}: must be between 0 and 1")
+    if config.valid_fraction + config.test_fraction >= 1:
+        raise UserError("--valid_fraction and --test_fraction leave nothing to train on; their sum must be below 1")
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Write the dataset folder `config.out`; returns its `dataset.json`.
+
+    Raises:
+        UserError: bad input, or no space to write to. Nothing is left at `config.out` then.
+    """
+    check_config(config)
+    try:
+        with atomic_folder(config.out, overwrite=config.overwrite) as folder:
+            work = folder / "work"
+            work.mkdir()
+            engine = connect(memory_limit=config.memory_limit, folder=work)
+            prepare = prepare_mssd if config.plays is None else prepare_plays
+            dataset = prepare(config, folder, work, engine)
+            engine.connection.disconnect()
+            shutil.rmtree(work)
+    except (OSError, duckdb.IOException, duckdb.OutOfMemoryException) as error:
+        raise UserError(f"{error} (writing {config.out}: is the disk full, or may you not write there?)") from None
+    print(summary(dataset))
+    return dataset
+
+
+if __name__ == "__main__":
+    cli(main, Config, description=__doc__)

@@ -1,0 +1,375 @@
+"""MSSD's raw files: which there are, how a log is parsed, coded and checked.
+
+A log is parsed once, by PyArrow, and leaves as integers: session and track ids as codes of the file's own dictionaries
+(those of sessions in ascending order, so that sorting codes sorts ids), all that a play carries packed into one int64.
+What follows (sorting, checking, counting, joining) is a plan of Ibis expressions over small integer columns, which is
+what makes the whole job take little more than the parse.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import ibis
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+
+from utils import schema
+from utils.cli import UserError
+from utils.importers.csv_files import Check, check_columns, explain, find_line
+
+LOG_NAME = re.compile(r"log_(\d)_(\d{8})_\d+\.csv(\.gz)?")
+FIRST_DAY = pd.Timestamp("2018-07-15")
+"""Day 0 of MSSD: a session id starts with its day's number."""
+
+TRUE, FALSE = ["True", "true", "TRUE", "1"], ["False", "false", "FALSE", "0"]
+IDS = ("session_id", "track_id_clean")
+CATEGORIES = {
+    "context_type": schema.CONTEXT_TYPES,
+    "hist_user_behavior_reason_start": schema.REASONS_START,
+    "hist_user_behavior_reason_end": schema.REASONS_END,
+}
+SEEKS = ("hist_user_behavior_n_seekfwd", "hist_user_behavior_n_seekback")
+NUMBERS = {
+    "session_position": pa.uint8(),
+    "session_length": pa.uint8(),
+    **dict.fromkeys(SEEKS, pa.uint32()),
+    "hour_of_day": pa.uint8(),
+}
+FLAGS = tuple(
+    column for column in schema.SESSION_COLUMNS if column not in {*IDS, *CATEGORIES, *NUMBERS, "date"}
+)  # `date` is garbage in places: the day is that of the file
+COLUMNS = tuple(column for column in schema.SESSION_COLUMNS if column != "date")
+REQUIRED = ("session_id", "session_position", "session_length", "track_id_clean")
+COLUMN_TYPES: dict[str, pa.DataType] = {
+    **dict.fromkeys((*IDS, *CATEGORIES), pa.dictionary(pa.int32(), pa.string())),
+    **NUMBERS,
+    **dict.fromkeys(FLAGS, pa.bool_()),
+}
+
+
+class LogFile(NamedTuple):
+    path: Path
+    split: int
+    """0..9; -1 in the mini set"""
+    day: str
+    """YYYYMMDD; "" in the mini set, whose sessions carry their day"""
+
+
+class Log(NamedTuple):
+    """A parsed log. N plays, M sessions, K tracks."""
+
+    events: pa.Table
+    """(N,): `session_id` int32 in 0..M-1, `session_position` uint8, `session_length` uint8, `track_id` int32 in 0..K-1,
+    `packed` int64 (see `unpack`)"""
+    session_ids: pa.Array
+    """string (M,), ascending"""
+    track_ids: pa.Array
+    """string (K,)"""
+
+
+# --------------------------------------------------------------------------------------------------------- files
+
+
+def find_logs(raw: Path) -> list[LogFile]:
+    """All training logs anywhere under `raw`, in order of day and split; the mini set's only if there are no others.
+
+    Raises:
+        UserError: no such folder, no log in it, or the same log twice (a session would be in both).
+    """
+    if not raw.is_dir():
+        raise UserError(f"--raw {raw} is not a folder")
+    logs: dict[tuple[str, int], LogFile] = {}
+    for path in sorted(raw.rglob("log_*.csv*")):
+        match = LOG_NAME.fullmatch(path.name)
+        if match:
+            log = LogFile(path, int(match[1]), match[2])
+            twin = logs.setdefault((log.day, log.split), log)
+            if twin is not log:
+                raise UserError(f"{twin.path} and {path} are the same log; remove one of them")
+    if not logs:
+        mini = sorted(path for path in raw.rglob("log_mini.csv*") if path.suffix in {".csv", ".gz"})
+        if len(mini) > 1:
+            raise UserError(f"{mini[0]} and {mini[1]} are the same log; remove one of them")
+        if mini:
+            return [LogFile(mini[0], -1, "")]
+    if not logs:
+        raise UserError(
+            f"{raw} holds no training log (training_set_0/log_0_20180715_000000000000.csv, plain or .gz); "
+            "data/README.md says where data comes from"
+        )
+    return [logs[key] for key in sorted(logs)]
+
+
+def feature_files(raw: Path, *, mini: bool) -> list[Path]:
+    """The CSV files of every folder `track_features` under `raw`; `tf_mini` goes with the mini set only."""
+    files = [path for path in sorted(raw.rglob("*.csv*")) if path.parent.name == "track_features"]
+    return [path for path in files if path.name.startswith("tf_mini") == mini]
+
+
+def session_days(session_ids: pa.Array, path: Path) -> pa.Array:
+    """Days (YYYYMMDD) from the number before the first `_` of each session id: 38_... is 2018-08-22.
+
+    Raises:
+        UserError: an id has no such number.
+    """
+    numbers = pc.struct_field(pc.extract_regex(session_ids, r"^(?P<day>\d{1,3})_"), "day")
+    if numbers.null_count:
+        odd = session_ids.filter(numbers.is_null())[0]
+        raise UserError(
+            f"{path}: session {odd} does not start with the number of its day (38_...), so its day is unknown"
+        )
+    offsets = np.asarray(numbers.cast(pa.int32()))
+    names = np.array([(FIRST_DAY + pd.Timedelta(days=d)).strftime("%Y%m%d") for d in range(offsets.max(initial=0) + 1)])
+    return pa.array(names[offsets], pa.string())
+
+
+# --------------------------------------------------------------------------------------------------------- parse
+
+
+def read_log(path: Path) -> Log:
+    """Parse a log, plain or gzipped, its columns in any order.
+
+    Raises:
+        UserError: names file, line and column of what cannot be read.
+    """
+    check_columns(path, COLUMNS)
+    options = pa.csv.ConvertOptions(
+        include_columns=COLUMNS,
+        column_types=COLUMN_TYPES,
+        null_values=[""],
+        strings_can_be_null=True,
+        true_values=TRUE,
+        false_values=FALSE,
+    )
+    try:
+        table = pa.csv.read_csv(path, pa.csv.ReadOptions(block_size=1 << 20), convert_options=options)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise explain(path, error, LOG_CHECKS, required=REQUIRED) from None
+    if any(table[column].null_count for column in REQUIRED):
+        raise explain(path, "an id or a position is empty", LOG_CHECKS, required=REQUIRED)
+    if table.num_rows == 0:
+        raise UserError(f"{path} has no rows below its header; unpack or download it again")
+    session, session_ids = encode(table["session_id"])
+    track, track_ids = encode(table["track_id_clean"])
+    order = pc.sort_indices(session_ids).to_numpy()
+    rank = np.empty(len(order), np.int32)
+    rank[order] = np.arange(len(order), dtype=np.int32)
+    events = {
+        "session_id": rank[session],
+        "session_position": table["session_position"],
+        "session_length": table["session_length"],
+        "track_id": track,
+        "packed": pack(table),
+    }
+    return Log(pa.table(events), session_ids.take(pa.array(order)), track_ids)
+
+
+def encode(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
+    """Of a column with a dictionary in each chunk: codes int32 (N,), -1 where empty, and the values they stand for."""
+    chunks = column.unify_dictionaries().chunks
+    codes = [chunk.indices.fill_null(-1) if chunk.null_count else chunk.indices for chunk in chunks]
+    return np.concatenate([code.to_numpy() for code in codes]), chunks[-1].dictionary
+
+
+def whole_number(highest: int) -> Check:
+    def check(value: str) -> str | None:
+        if value.isascii() and value.isdigit() and int(value) <= highest:
+            return None
+        return f"not a whole number from 0 to {highest}"
+
+    return check
+
+
+def flag(value: str) -> str | None:
+    return None if value in {*TRUE, *FALSE} else "not one of True, False, true, false, 1, 0"
+
+
+def number(value: str) -> str | None:
+    try:
+        float(value)
+    except ValueError:
+        return "not a number"
+    return None
+
+
+LOG_CHECKS: dict[str, Check] = {
+    **{column: whole_number(2**dtype.bit_width - 1) for column, dtype in NUMBERS.items()},
+    **dict.fromkeys(FLAGS, flag),
+}
+FEATURE_CHECKS: dict[str, Check] = {
+    column: number for column in schema.FEATURE_COLUMNS if column not in {"track_id", "mode"}
+}
+
+
+# -------------------------------------------------------------------------------------------------------- coding
+
+
+SKIP_FIELD = np.array([*range(5), schema.SKIP_UNKNOWN], np.uint8)
+"""What the field `skip` means: five values, then unknown."""
+FIELDS = {"skip": len(SKIP_FIELD), **schema.LOG_COLUMNS}
+"""What is packed into the integer of a play, lowest bits first, and the number of its codes."""
+WIDTHS = {name: (n_codes - 1).bit_length() for name, n_codes in FIELDS.items()}
+SHIFTS = dict(zip(FIELDS, np.cumsum([0, *WIDTHS.values()]).tolist(), strict=False))
+
+
+def code_log(table: pa.Table, name: str) -> np.ndarray:
+    """Codes of one of `schema.LOG_COLUMNS`, uint8 (N,); 0 is unknown."""
+    column = table[name]
+    if name in CATEGORIES:
+        codes, values = encode(column)
+        places = {value: i for i, value in enumerate(CATEGORIES[name], start=1)}
+        return np.array([*(places.get(value, 0) for value in values.to_pylist()), 0], np.uint8)[codes]  # -1: the last
+    if name in SEEKS:
+        column = pc.min_element_wise(column, pa.scalar(schema.MAX_SEEKS, column.type), skip_nulls=False)
+    elif name == "hour_of_day":
+        column = pc.if_else(pc.less(column, 24), column, None)
+    return pc.fill_null(pc.add(pc.cast(column, pa.uint8()), pa.scalar(1, pa.uint8())), 0).to_numpy()
+
+
+def code_skip(table: pa.Table) -> np.ndarray:
+    """Places in `SKIP_FIELD`, uint8 (N,). The flags are cumulative: the strictest that is set counts. A play whose
+    skip_2 is empty is unknown."""
+    flags = [pc.fill_null(table[name], False).to_numpy() for name in ("not_skipped", "skip_3", "skip_2", "skip_1")]
+    codes = np.full(len(table), schema.SKIP_NO_FLAG, np.uint8)
+    levels = (schema.SKIP_PLAYED, schema.SKIP_3_ONLY, schema.SKIP_2, schema.SKIP_1)
+    for flag, level in zip(flags, levels, strict=True):
+        codes[flag] = level
+    if table["skip_2"].null_count:
+        codes[table["skip_2"].is_null().to_numpy()] = len(SKIP_FIELD) - 1
+    return codes
+
+
+def pack(table: pa.Table) -> np.ndarray:
+    """What a play carries, in one int64 (N,): narrow to sort, and to write to a temporary file."""
+    packed = code_skip(table).astype(np.int64)
+    field = np.empty_like(packed)
+    for name in schema.LOG_COLUMNS:
+        np.left_shift(code_log(table, name), SHIFTS[name], out=field, dtype=np.int64, casting="unsafe")
+        packed |= field
+    return packed
+
+
+def unpack(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Skips uint8 (N,) and log uint8 (N, L) from int64 (N,)."""
+
+    def field(name: str) -> np.ndarray:
+        return (packed >> SHIFTS[name]) & ((1 << WIDTHS[name]) - 1)
+
+    log = np.empty((len(packed), len(schema.LOG_COLUMNS)), np.uint8)
+    for i, name in enumerate(schema.LOG_COLUMNS):
+        log[:, i] = field(name)
+    return SKIP_FIELD[field("skip")], log
+
+
+# ---------------------------------------------------------------------------------------------------------- plan
+
+
+def sort_events(log: ibis.Table) -> ibis.Table:
+    """`track_id` and `packed` of every play, by session and position."""
+    return log.order_by("session_id", "session_position").select("track_id", "packed")
+
+
+def summarise_sessions(log: ibis.Table) -> ibis.Table:
+    """One row a session, by id: `plays`, `positions` (bit p is set if p occurs; p must be below 63), and the `shortest`
+    and `longest` claim of `session_length`."""
+    position = log.session_position
+    one = ibis.literal(1, "int64")
+    return (
+        log.group_by("session_id")
+        .agg(
+            plays=log.count(),
+            positions=(one << position.cast("int64")).bit_or(),
+            shortest=log.session_length.min(),
+            longest=log.session_length.max(),
+        )
+        .order_by("session_id")
+    )
+
+
+# -------------------------------------------------------------------------------------------------------- checks
+
+
+def check_positions(path: Path, log: Log) -> None:
+    """
+    Raises:
+        UserError: a position outside 1..20.
+    """
+    limits = pc.min_max(log.events["session_position"])
+    for position in (limits["min"].as_py(), limits["max"].as_py()):
+        if not 1 <= position <= schema.MAX_LENGTH:
+            at = find_line(path, {"session_position": str(position)})
+            raise UserError(f"{path}, line {at}: session_position is {position}, not 1 to {schema.MAX_LENGTH}")
+
+
+def check_sessions(path: Path, log: Log, sessions: pa.Table) -> np.ndarray:
+    """Which sessions have each position from 1 to `session_length` once: bool (M,).
+
+    Args:
+        sessions: what `summarise_sessions` found.
+
+    Raises:
+        UserError: a position occurs twice in a session (a file that was concatenated or unpacked over another).
+    """
+    plays, positions = sessions["plays"].to_numpy(), sessions["positions"].to_numpy()
+    doubled = np.flatnonzero(np.bitwise_count(positions) != plays)
+    if len(doubled):
+        session = log.session_ids[doubled[0]].as_py()
+        mine = log.events.filter(pc.equal(log.events["session_id"], int(doubled[0])))["session_position"].to_pylist()
+        position = next(p for p in sorted(mine) if mine.count(p) > 1)
+        at = find_line(path, {"session_id": session, "session_position": str(position)}, occurrence=2)
+        raise UserError(
+            f"{path}, line {at}: session {session} has position {position} twice; was the file written twice? "
+            "Unpack it again, or remove one of the lines"
+        )
+    claimed = sessions["longest"].to_numpy().astype(np.int64)
+    consistent = (sessions["shortest"].to_numpy() == claimed) & (plays == claimed)
+    return consistent & (positions == (np.int64(2) << plays) - 2)
+
+
+def unknown_category(log: np.ndarray) -> np.ndarray:
+    """Plays with a context type or reason outside `schema` (or none): uint8 (N, L) -> bool (N,)."""
+    columns = [i for i, name in enumerate(schema.LOG_COLUMNS) if name in CATEGORIES]
+    return (log[:, columns] == 0).any(axis=1)
+
+
+# ------------------------------------------------------------------------------------------------------ features
+
+
+def read_features(files: list[Path], track_ids: pa.ChunkedArray) -> tuple[pd.DataFrame, list[str]]:
+    """Raw audio features of `track_ids`, row for row, and what is to be said about them.
+
+    Of a track with several rows the first counts; a track with none has NaN (None for `mode`).
+
+    Raises:
+        UserError: a file lacks a column or has a value that is no number.
+    """
+    if not files:
+        return pd.DataFrame(index=range(len(track_ids))), ["no track_features/*.csv: tracks have no audio features"]
+    types = {name: pa.float32() for name in schema.FEATURE_COLUMNS} | {"track_id": pa.string(), "mode": pa.string()}
+    options = pa.csv.ConvertOptions(column_types=types, include_columns=list(types), strings_can_be_null=True)
+    found: list[pa.Table] = []
+    for path in files:
+        check_columns(path, schema.FEATURE_COLUMNS)
+        try:
+            table = pa.csv.read_csv(path, convert_options=options)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise explain(path, error, FEATURE_CHECKS, required=["track_id"]) from None
+        row = pc.index_in(table["track_id"], track_ids)
+        found.append(table.append_column("row", row).filter(row.is_valid()))
+    frame = pa.concat_tables(found).drop_columns("track_id").to_pandas()
+    repeated = frame.duplicated("row")
+    raw = frame[~repeated].set_index("row").reindex(range(len(track_ids)))
+    raw["mode"] = raw["mode"].astype(object).where(raw["mode"].notna(), None)
+    notes = []
+    if repeated.any():
+        notes.append(f"{int(repeated.sum())} repeated rows of track features dropped (the first of a track counts)")
+    missing = len(raw) - int((~repeated).sum())
+    if missing:
+        notes.append(f"{missing} tracks of the vocabulary have no row of features: they get the mean of the others")
+    return raw, notes
