@@ -1,5 +1,4 @@
 # Everything that is installed goes into .venv; everything that is made goes into data/ and runs/.
-# A CPU-only torch on Linux: make demo PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c

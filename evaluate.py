@@ -60,17 +60,16 @@ def main(config: Config) -> dict[str, Any]:
     trained = parse_config(script.Config, ["--config", str(folder / "config.yml")])
     dataset = Dataset.open(config.data or trained.data.folder)
     device = pick_device(config.device)
-    model = script.build(trained, dataset)
+    model = script.build(trained, dataset).to(device)
     load_weights(model, folder / "best.pt", vocabulary_hash=dataset.vocabulary_hash)
-    model.to(device)
     with ExitStack() as stack:
         split = config.split
         if config.plays is not None:
             outside = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "plays"
             import_plays(config, dataset, outside)
             split, dataset = "test", replace(dataset, test=SessionArrays.open(outside))
-        predict = skip_predictor(model, device) if result["task"] == "skip" else seq_predictor(model, device)
-        loader, predictions, scores = score_split(predict, dataset, trained.data, split)
+        predictor = {"skip": skip_predictor, "seq": seq_predictor}[result["task"]]
+        loader, predictions, scores = score_split(predictor(model, device), dataset, trained.data, split)
         if config.predictions is not None:
             write_table(Path(config.predictions), predictions_table(predictions, loader, dataset))
     summary = scores.summary()

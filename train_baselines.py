@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
+from jsonargparse.typing import PositiveInt
 from tqdm import tqdm
 
 from model import baselines_seq as seq
@@ -23,11 +24,10 @@ from model import baselines_skip as skip
 from utils.cli import cli
 from utils.dataloaders import DataConfig, Dataset, SessionLoader
 from utils.evaluation import SeqPredictions, SkipPredictions
-from utils.run import Run, RunConfig
+from utils.run import Run, RunConfig, each_seed
 from utils.scoring import Predictions, score, scoring_loader
 
-Fits = dict[str, Callable[[], tuple[Any, dict[str, float]]]]
-"""Label of a baseline -> its fit: the model, and what was tried (`seq.choose`)."""
+Fits = dict[str, Callable[[], tuple[Any, dict[str, float]]]]  # label -> fit: the model, and its trials (`seq.choose`)
 
 
 @dataclass
@@ -38,9 +38,9 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
     task: Literal["skip", "seq", "both"] = "both"
     """Which baselines."""
-    max_sessions: int = 1_000_000
+    max_sessions: PositiveInt = 1_000_000
     """Training sessions in use at most, to bound the memory: evenly spaced for skip, the last ones for seq."""
-    order: int = 4
+    order: PositiveInt = 4
     """Tracks of the n-gram's longest context."""
 
 
@@ -50,11 +50,12 @@ def skip_fits(config: Config, dataset: Dataset) -> Fits:
     loader = SessionLoader(dataset.train, batch_size=4096, history_size=s, target_size=t, max_sessions=n)
     inputs, labels = skip.SkipInputs.of(loader), loader.targets().skips
     rate = skip.TrackRate.fit(dataset.train.tracks, dataset.train.skips, n_ids=dataset.n_ids)
+    fit_logistic = partial(skip.HistoryLogistic.fit, track_rate=rate, seed=config.run.seed)
     return {
         "Position majority": lambda: (skip.PositionMajority.fit(inputs, labels), {}),
         "Skip rate of the track": lambda: (rate, {}),
         "Repeat last action": lambda: (skip.RepeatLast.fit(inputs, labels), {}),
-        "Logistic on the history": lambda: (skip.HistoryLogistic.fit(inputs, labels, track_rate=rate), {}),
+        "Logistic on the history": lambda: (fit_logistic(inputs, labels), {}),
     }
 
 
@@ -65,12 +66,11 @@ def seq_fits(config: Config, dataset: Dataset) -> Fits:
     popularity = seq.Popularity.fit(plays[0], n_ids=dataset.n_ids)
     choose = partial(seq.choose, scoring_loader(dataset, config.data, "valid", prefixes=config.data.every_prefix))
     fit_knn = partial(seq.ItemKNN.fit, *plays, n_ids=dataset.n_ids)
-    fit_ngram = partial(seq.Ngram.fit, *plays)
     return {
         "Popularity": lambda: (popularity, {}),
-        "Markov": lambda: choose(fit_ngram(order=1, fallback=popularity)),
+        "Markov": lambda: choose(seq.Ngram.fit(*plays, order=1, fallback=popularity)),
         "Item-kNN": lambda: choose(fit_knn()),
-        "n-gram with item-kNN": lambda: choose(fit_ngram(order=config.order, fallback=choose(fit_knn())[0])),
+        "n-gram with kNN": lambda: choose(seq.Ngram.fit(*plays, order=config.order, fallback=choose(fit_knn())[0])),
     }
 
 
@@ -96,4 +96,4 @@ def main(config: Config) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    cli(main, Config, description=__doc__)
+    cli(each_seed(main), Config, description=__doc__)

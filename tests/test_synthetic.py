@@ -423,7 +423,7 @@ def test_the_probability_of_a_skip_is_the_documented_formula(world, sessions):
         suits = (world.hour_taste[hour] + world.premium_taste[premium] + world.context_taste[context]) / np.sqrt(3)
         inner = world.taste[tracks] - world.cluster_taste[world.cluster[tracks]]
         for t in range(length):
-            rise = np.tanh(4 * ((t + 0.5) / length - 0.5))
+            rise = np.tanh(6 * ((t + 0.5) / length - 0.3))
             logit = behaviour.base[t] + values[sessions.listener_propensity[s]]
             logit += behaviour.type_effect * (-1.0, rise, -rise, 1.0)[sessions.listener_type[s]]
             logit += behaviour.own_effect * world.own[tracks[t]]
@@ -496,15 +496,16 @@ def test_features_tell_the_taste(world):
 # ----- calibration -----
 
 
-@pytest.fixture(scope="module")
-def figures(world):
-    return simulated_figures(world, Behaviour(), n_sessions=40_000, n_oracle=5_000, seed=3)
-
-
-@pytest.mark.parametrize("name", list(real_figures(5000)))
-def test_simulated_figure_is_near_the_real_one(figures, name):
-    figure = real_figures(5000)[name]
-    assert figures[name] == pytest.approx(figure.real, abs=figure.tolerance)
+def test_simulated_figures_are_near_the_real_ones(world):
+    simulated = simulated_figures(world, Behaviour(), n_sessions=40_000, n_oracle=5_000, seed=3)
+    real = real_figures(world.n_tracks)
+    outside = {
+        name: (figure.real, simulated[name])
+        for name, figure in real.items()
+        if abs(simulated[name] - figure.real) > figure.tolerance
+    }
+    assert outside == {}
+    assert len(real) > 100
 
 
 def test_solve_base_finds_the_real_rates(world):

@@ -51,6 +51,9 @@ from utils.preparing import (
     write_tracks,
 )
 
+SESSIONS_A_SLICE = 100_000
+"""`check_unique` compares about so many sessions at a time."""
+
 
 @dataclass
 class Config:
@@ -116,9 +119,9 @@ def read_part(engine: Engine, protocol: protocols.Protocol, log: mssd.LogFile, p
         UserError: a position outside 1..20, or twice in a session.
     """
     mssd.check_positions(log.path, parsed)
-    with arrow_view(engine.connection, "log", parsed.events) as table:
-        found = engine.connection.to_pyarrow(mssd.summarise_sessions(table))
-        events = engine.connection.to_pyarrow(mssd.sort_events(table))
+    with arrow_view(engine.connection, "log", parsed.events) as log_table:
+        found = engine.connection.to_pyarrow(mssd.summarise_sessions(log_table))
+        events = engine.connection.to_pyarrow(mssd.sort_events(log_table))
     plays = found["plays"].to_numpy()
     shortest, longest = protocol.lengths
     columns = {
@@ -130,7 +133,7 @@ def read_part(engine: Engine, protocol: protocols.Protocol, log: mssd.LogFile, p
     }
     columns["split"] = protocol.assign(log, parsed.session_ids)
     part = Part(log, stem, len(parsed.events))
-    pq.write_table(pa.table(columns), part.sessions())
+    pq.write_table(pa.table(columns), part.sessions(), use_dictionary=["day"])
 
     tracks = events["track_id"].to_numpy()
     np.save(f"{stem}.tracks.npy", tracks)
@@ -142,7 +145,8 @@ def read_part(engine: Engine, protocol: protocols.Protocol, log: mssd.LogFile, p
         counted = np.ones(len(plays), bool)
     n_plays = np.bincount(tracks[np.repeat(counted, plays)], minlength=len(parsed.track_ids))
     codes = np.arange(len(n_plays), dtype=np.int32)
-    pq.write_table(pa.table({"code": codes, "track_id": parsed.track_ids, "plays": n_plays}), part.tracks())
+    table = pa.table({"code": codes, "track_id": parsed.track_ids, "plays": n_plays})
+    pq.write_table(table, part.tracks(), use_dictionary=False)
     return part
 
 
@@ -172,23 +176,28 @@ def read_parts(
 
 
 def check_unique(engine: Engine, parts: Sequence[Part]) -> None:
-    """
+    """Look for a session id in two logs, in slices of the ids that bound the memory.
+
     Raises:
-        UserError: a session id is in two logs.
+        UserError: there is one.
     """
-    sessions = engine.connection.read_parquet([str(part.sessions()) for part in parts])
-    repeated = sessions.group_by("session_id").agg(n=sessions.count())
-    repeated = repeated.filter(repeated.n > 1).select("session_id").order_by("session_id").limit(1).to_pyarrow()
-    if repeated.num_rows:
-        session_id = repeated["session_id"][0]
-        where = [
-            str(part.log.path)
-            for part in parts
-            if pc.is_in(session_id, pq.read_table(part.sessions(), columns=["session_id"])["session_id"]).as_py()
-        ]
-        raise UserError(
-            f"session {session_id} is in {' and in '.join(where)}; a session belongs to one file: remove one of them"
-        )
+    sessions = engine.connection.read_parquet([str(part.sessions()) for part in parts], table_name="sessions")
+    total = sum(pq.read_metadata(part.sessions()).num_rows for part in parts)
+    n_slices = 1 << min((total // SESSIONS_A_SLICE).bit_length(), 6)  # 64 at most: each is another pass
+    for i in range(n_slices):
+        # An engine's own hash may choose the slices: what is found does not depend on them.
+        some = sessions.filter((sessions.session_id.hash() & (n_slices - 1)) == i)
+        repeated = some.group_by("session_id").agg(n=some.count())
+        repeated = repeated.filter(repeated.n > 1).select("session_id").limit(1)
+        for session_id in engine.connection.to_pyarrow(repeated)["session_id"]:
+            where = [
+                str(part.log.path)
+                for part in parts
+                if pc.is_in(session_id, pq.read_table(part.sessions(), columns=["session_id"])["session_id"]).as_py()
+            ]
+            raise UserError(
+                f"session {session_id} is in {' and in '.join(where)}; a session belongs to one file: remove one"
+            )
 
 
 # --------------------------------------------------------------------------------------------------- MSSD's door
@@ -274,20 +283,22 @@ def prepare_mssd(config: Config, folder: Path, work: Path, engine: Engine) -> di
 
     counts = engine.connection.read_parquet([str(part.tracks()) for part in parts])
     tracks = build_vocabulary(counts, min_count=protocol.min_count)
-    pq.write_table(tracks, work / "vocabulary.parquet")
-    vocabulary = engine.connection.read_parquet(str(work / "vocabulary.parquet"))
-
     funnel = Funnel()
     writers = [SplitWriter(folder / split) for split in SPLITS]
-    with tqdm(total=sum(part.rows for part in parts), desc="writing", unit=" rows", unit_scale=True) as bar:
+    feature_files = mssd.feature_files(config.raw, mini=logs[0].day == "")
+    with (
+        ThreadPoolExecutor(1) as pool,
+        arrow_view(engine.connection, "vocabulary", tracks) as vocabulary,
+        tqdm(total=sum(part.rows for part in parts), desc="writing", unit=" rows", unit_scale=True) as bar,
+    ):
+        features = pool.submit(mssd.read_features, feature_files, tracks["track_id"])  # meanwhile
         for part in parts:
             sessions = pq.read_table(part.sessions())
             write_part(protocol, part_chunk(engine, part, sessions, vocabulary), sessions, writers, funnel)
             bar.update(part.rows)
     splits = {split: writer.close() for split, writer in zip(SPLITS, writers, strict=True)}
 
-    features = mssd.feature_files(config.raw, mini=logs[0].day == "")
-    raw, notes = mssd.read_features(features, tracks["track_id"])
+    raw, notes = features.result()
     return write_dataset(
         folder,
         name=config.out.name,
@@ -398,15 +409,38 @@ def command_line(config: Any) -> str:
     return shlex.join(["python", "-m", "utils.datapreprocessing", *options(config, Config(out=Path()), "")])
 
 
+OPTIONS_OF = {
+    "valid_days": ("temporal",),
+    "test_days": ("temporal",),
+    "valid_fraction": ("seed", "session", "plays"),
+    "test_fraction": ("session", "plays"),
+    "plays_columns": ("plays",),
+    "min_session_length": ("plays",),
+    "max_session_length": ("plays",),
+}
+"""The protocols that an option has a meaning for; `plays` is that of `--plays`."""
+
+
 def check_config(config: Config) -> None:
     """
     Raises:
-        UserError: no input or two, or a number out of range.
+        UserError: no input or two, a number out of range, or an option that would be ignored.
     """
     if (config.raw is None) == (config.plays is None):
         raise UserError("give either --raw (a folder with MSSD's files) or --plays (a table of plays)")
-    if config.min_count is not None and config.min_count < 1:
-        raise UserError(f"--min_count {config.min_count}: must be 1 or more")
+    if config.plays is not None and config.protocol != "temporal":
+        raise UserError(f"--protocol {config.protocol} is for MSSD's files; a table of plays is split by time")
+    protocol = "plays" if config.plays is not None else config.protocol
+    default = Config(out=config.out)
+    for name, meant_for in OPTIONS_OF.items():
+        if protocol not in meant_for and getattr(config, name) != getattr(default, name):
+            raise UserError(f"--{name} is for {', '.join(meant_for)}; it means nothing to {protocol}")
+    for name in ("min_count", "min_session_length", "max_session_length"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} {value}: must be 1 or more")
+    if config.max_session_length is not None and config.max_session_length < config.min_session_length:
+        raise UserError("--max_session_length is below --min_session_length: nothing would be left")
     for name in ("valid_fraction", "test_fraction"):
         if not 0 < getattr(config, name) < 1:
             raise UserError(f"--{name} {getattr(config, name)}: must be between 0 and 1")

@@ -315,7 +315,7 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
     task: Literal["skip", "seq", "both"] = "both"
     """Which oracle."""
-    splits: tuple[str, ...] = ("valid", "test")
+    splits: list[str] = field(default_factory=lambda: ["valid", "test"])
     """Splits that are scored."""
 
     def __post_init__(self) -> None:

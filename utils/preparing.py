@@ -251,10 +251,10 @@ def standardise(raw: pd.DataFrame) -> Features:
 
     for name in raw.columns:
         if name == "mode":
-            add(name, raw[name] == "major")
+            add(name, (raw[name] == "major").to_numpy())
         elif name in schema.CATEGORICAL_FEATURES:
             for category in schema.CATEGORICAL_FEATURES[name]:
-                add(f"{name}_{category}", raw[name] == category)
+                add(f"{name}_{category}", (raw[name] == category).to_numpy())
         else:
             values = raw[name].to_numpy(np.float64)
             present = values[~np.isnan(values)]

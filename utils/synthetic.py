@@ -16,7 +16,7 @@ The generative process of a session (`utils/world.py` has the static world; docs
 4. The listener: type k of 4 (listener, listen-then-skip, skip-then-listen, skipper), propensity q on a grid of 9
    values, and taste g with P(g) proportional to exp(lambda * u_g . mean of v over the first five tracks).
 5. Skips, y_t = skip_2 of play t:  logit P(y_t) = base(t) + profile_k(t / L) + q + own(track_t) + match(g, track_t)
-   + coherence(track_t) + repeat(t) + premium + 0.8 * (+1 if y_{t-1} else -1; 0 for t = 1)
+   + coherence(track_t) + repeat(t) + premium + 0.9 * (+1 if y_{t-1} else -1; 0 for t = 1)
    where match = kappa * u_g . v, coherence = the part of v that resembles the first five tracks, and repeat = a
    (negative) constant if the track was heard before in the session.
 6. Skip level (skip_1, skip_2, skip_3 only, played, no flag) given y_t, k and the transition that follows.
@@ -111,6 +111,8 @@ GARBAGE_DATE_SHARE = 2e-5
 FIRST_DAY = "2018-07-15"
 GARBAGE_DATES = (-17728, 5064)
 """Days from FIRST_DAY to 1969-12-31 and to 2032-05-26, the outermost dates of the real logs."""
+PROFILE_TURN, PROFILE_SLOPE = 0.3, 6.0
+"""Where in the session listen-then-skip and skip-then-listen turn, and how fast."""
 TASTE_ROWS = 5
 """The first plays, which tell the prior of taste. Every history has them."""
 
@@ -120,23 +122,23 @@ class Behaviour:
     """How listeners skip. The defaults are calibrated: `utils/calibration.py` says how."""
 
     base: tuple[float, ...] = (
-        -0.312, 0.788, 0.918, 1.062, 1.074, 0.838, 0.780, 0.743, 0.640, 0.502,
-        0.567, 0.607, 0.630, 0.683, 0.710, 0.760, 0.754, 0.731, 0.787, 0.759,
+        -0.281, 0.830, 0.926, 1.037, 1.059, 0.809, 0.768, 0.719, 0.631, 0.502,
+        0.541, 0.610, 0.623, 0.685, 0.712, 0.755, 0.759, 0.735, 0.755, 0.742,
     )  # fmt: skip
     """By position 1..20."""
     type_shares: tuple[float, float, float, float] = (0.29, 0.21, 0.21, 0.29)
     """listener, listen-then-skip, skip-then-listen, skipper."""
     type_effect: float = 1.1
-    propensity_sd: float = 1.3
+    propensity_sd: float = 0.95
     n_propensities: int = 9
-    own_effect: float = 0.8
+    own_effect: float = 0.75
     match_effect: float = 1.2
     prior_sharpness: float = 2.0
     situation_effect: float = 2.0
     coherence_effect: float = 0.3
     repeat_effect: float = -1.0
     premium_effect: float = 0.2
-    persistence: float = 0.8
+    persistence: float = 0.9
     skip_1_share: tuple[float, float, float, float] = (0.765, 0.815, 0.815, 0.845)
     """P(skip_1 | skip_2) by listener type."""
     skip_3_share: tuple[float, float, float, float] = (0.11, 0.15, 0.15, 0.20)
@@ -155,7 +157,7 @@ class Behaviour:
 
     def profile(self, position: NDArray, length: NDArray) -> NDArray[np.float64]:
         """(..., 4) effect of the listener type at `position` (from 0) of a session of `length`."""
-        rise = np.tanh(4.0 * ((position + 0.5) / length - 0.5))
+        rise = np.tanh(PROFILE_SLOPE * ((position + 0.5) / length - PROFILE_TURN))
         return self.type_effect * np.stack([-np.ones_like(rise), rise, -rise, np.ones_like(rise)], axis=-1)
 
 

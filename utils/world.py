@@ -40,7 +40,6 @@ ALBUM = 12
 """Tracks between two album starts of a discography."""
 N_CHARTS, CHART_SIZE = 4, 50
 MIN_TRACKS = 1000
-HIT_POWER = 1.15
 
 EDITORIAL, COLLECTION, RADIO, PERSONALIZED, CATALOG, CHARTS = (
     CONTEXT_TYPES.index(name)
@@ -462,9 +461,7 @@ def _playlists(
 ) -> tuple[NDArray, NDArray, NDArray]:
     """`n` playlists: (sizes, flat tracks, weights). Tracks are drawn by popularity, each from a cluster that is drawn
     from row `main` of `mix`; the weight of the r-th most popular playlist is r^-power."""
-    # Playlists are made of hits, more than in proportion: the lists in which a track is played but once even out.
-    hits = wanted**HIT_POWER / np.sum(wanted**HIT_POWER)
-    cumulative = np.concatenate([[0.0], np.cumsum(hits)])
+    cumulative = np.concatenate([[0.0], np.cumsum(wanted)])
     edges = cumulative[cluster_start]
     # The first twenty have one main cluster each, so that no cluster is without a playlist.
     main = np.concatenate([np.arange(N_CLUSTERS), rng.choice(N_CLUSTERS, size=n - N_CLUSTERS, p=np.diff(edges))])

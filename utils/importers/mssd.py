@@ -357,19 +357,22 @@ def read_features(files: list[Path], track_ids: pa.ChunkedArray) -> tuple[pd.Dat
     for path in files:
         check_columns(path, schema.FEATURE_COLUMNS)
         try:
-            table = pa.csv.read_csv(path, convert_options=options)
+            with pa.csv.open_csv(path, convert_options=options) as reader:
+                for batch in reader:
+                    row = pc.index_in(batch["track_id"], track_ids)
+                    table = pa.Table.from_batches([batch]).drop_columns("track_id").append_column("row", row)
+                    found.append(table.filter(row.is_valid()))
         except (pa.ArrowInvalid, OSError) as error:
             raise explain(path, error, FEATURE_CHECKS, required=["track_id"]) from None
-        row = pc.index_in(table["track_id"], track_ids)
-        found.append(table.append_column("row", row).filter(row.is_valid()))
-    frame = pa.concat_tables(found).drop_columns("track_id").to_pandas()
-    repeated = frame.duplicated("row")
-    raw = frame[~repeated].set_index("row").reindex(range(len(track_ids)))
-    raw["mode"] = raw["mode"].astype(object).where(raw["mode"].notna(), None)
+    table = pa.concat_tables(found)
+    rows, first = np.unique(table["row"].to_numpy(), return_index=True)
+    places = np.full(len(track_ids), -1)
+    places[rows] = first
+    raw = table.drop_columns("row").take(pa.array(places, mask=places < 0)).to_pandas()
     notes = []
-    if repeated.any():
-        notes.append(f"{int(repeated.sum())} repeated rows of track features dropped (the first of a track counts)")
-    missing = len(raw) - int((~repeated).sum())
-    if missing:
+    if len(rows) < len(table):
+        notes.append(f"{len(table) - len(rows)} repeated rows of track features dropped (the first of a track counts)")
+    if len(rows) < len(track_ids):
+        missing = len(track_ids) - len(rows)
         notes.append(f"{missing} tracks of the vocabulary have no row of features: they get the mean of the others")
     return raw, notes

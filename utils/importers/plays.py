@@ -289,25 +289,27 @@ def arrange(
     numbers = connection.read_parquet(str(work / "numbers.parquet"))
     events = plays.inner_join(numbers, ["session_id", "piece"]).select("number", "place", "track_id", "skip")
 
-    suffix = pc.if_else(
-        pc.equal(found["piece"], 0),
-        "",
-        pc.binary_join_element_wise("/", pc.cast(pc.add(found["piece"], 1), "string"), ""),
+    return Arranged(describe_sessions(found, has_times=columns.time is not None), events, funnel)
+
+
+def describe_sessions(found: pa.Table, *, has_times: bool) -> pa.Table:
+    """`Arranged.sessions` from `number`, `session_id`, `piece`, `plays` and `start` (seconds since 1970 or nothing)."""
+    piece = pc.cast(pc.add(found["piece"], 1), pa.string())
+    suffix = pc.if_else(pc.equal(found["piece"], 0), "", pc.binary_join_element_wise("/", piece, ""))
+    if has_times:
+        start = pc.cast(pc.cast(pc.floor(found["start"]), pa.int64()), pa.timestamp("s"))
+        day = pc.strftime(start, format="%Y%m%d")
+    else:
+        day = pa.repeat("", len(found))
+    return pa.table(
+        {
+            "number": found["number"],
+            "session_id": pc.binary_join_element_wise(found["session_id"], suffix, ""),
+            "whole": found["session_id"],
+            "plays": found["plays"],
+            "day": day,
+        }
     )
-    seconds_ = pc.cast(pc.floor(found["start"]), "int64")
-    day = (
-        pc.strftime(pc.cast(seconds_, pa.timestamp("s")), format="%Y%m%d")
-        if columns.time
-        else pa.repeat("", len(found))
-    )
-    sessions = {
-        "number": found["number"],
-        "session_id": pc.binary_join_element_wise(found["session_id"], suffix, ""),
-        "whole": found["session_id"],
-        "plays": found["plays"],
-        "day": day,
-    }
-    return Arranged(pa.table(sessions), events, funnel)
 
 
 def indexed_batches(connection: Any, events: ibis.Table, tracks: ibis.Table) -> Iterator[pa.RecordBatch]:
