@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import importlib
 import tempfile
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -62,14 +61,14 @@ def main(config: Config) -> dict[str, Any]:
     device = pick_device(config.device)
     model = script.build(trained, dataset).to(device)
     load_weights(model, folder / "best.pt", vocabulary_hash=dataset.vocabulary_hash)
-    with ExitStack() as stack:
+    with tempfile.TemporaryDirectory() as temporary:
         split = config.split
         if config.plays is not None:
-            outside = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "plays"
+            outside = Path(temporary) / "plays"
             import_plays(config, dataset, outside)
             split, dataset = "test", replace(dataset, test=SessionArrays.open(outside))
-        predictor = {"skip": skip_predictor, "seq": seq_predictor}[result["task"]]
-        loader, predictions, scores = score_split(predictor(model, device), dataset, trained.data, split)
+        predict = skip_predictor(model, device) if result["task"] == "skip" else seq_predictor(model, device)
+        loader, predictions, scores = score_split(predict, dataset, trained.data, split)
         if config.predictions is not None:
             write_table(Path(config.predictions), predictions_table(predictions, loader, dataset))
     summary = scores.summary()

@@ -98,7 +98,7 @@ def real_figures(n_tracks: int) -> dict[str, Figure]:
     for percent in (1, 10, 25, 50):
         figures[f"plays of the top {percent} % of tracks"] = Figure(_top_share(plays, percent), 0.05)
     for name, share in TRACK_RATE_SHARES.items():
-        figures[f"tracks with skip_2 rate {name}"] = Figure(share, 0.055)
+        figures[f"tracks with skip_2 rate {name}"] = Figure(share, 0.07)
     for name, marginal in MARGINALS.items():
         figures[f"{name}, mean"] = Figure(marginal.mean, 0.05 * marginal.std)
         figures[f"{name}, std"] = Figure(marginal.std, 0.06 * marginal.std)

@@ -55,7 +55,7 @@ def parse_config(config_class: type[C], args: Sequence[str] | None = None, *, de
     parser = ArgumentParser(description=description, formatter_class=HelpFormatter)
     parser.add_argument("--config", action="config", help="YAML file with any of the options below")
     parser.add_class_arguments(config_class)
-    options = parser.instantiate_classes(parser.parse_args(args))
+    options = parser.instantiate(parser.parse_args(args))
     fields = {name: value for name, value in vars(options).items() if name != "config"}
     return config_class(**fields)
 

@@ -44,7 +44,7 @@ class DataConfig:
     target_size: int = 10
     """Plays after the history that are targets, at most (the first ones)."""
     min_length: int = 2
-    """Shortest session that is trained and scored on (the shortest of MSSD have 10 plays anyway)."""
+    """Shortest session whose second half is scored (the shortest of MSSD have 10 plays anyway)."""
     valid_sessions: int = 0
     """Validation sessions that are scored while training, evenly spaced; 0 for all (the end always scores all)."""
     every_prefix: bool = False
@@ -96,9 +96,20 @@ class SessionArrays:
         return np.diff(self.offsets)
 
     @cached_property
+    def pairs(self) -> np.ndarray:
+        """int64 (n_pairs,), sorted: every pair of neighbouring tracks of a session, as `pair_keys`."""
+        keys = pair_keys(self.tracks[:-1], self.tracks[1:])
+        return np.unique(np.delete(keys, self.offsets[1:-1] - 1))
+
+    @cached_property
     def sessions(self) -> pd.DataFrame:
         """One row a session (session_id, day, file, premium, ...), in the arrays' order."""
         return pd.read_parquet(self.folder / "sessions.parquet")
+
+
+def pair_keys(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """One int64 for each pair of track ids."""
+    return (first.astype(np.int64) << 32) | second.astype(np.int64)
 
 
 def _open_array(path: Path) -> np.ndarray:
@@ -358,7 +369,6 @@ def training_loader(dataset: Dataset, data: DataConfig, *, batch_size: int, seed
         cut=data.train_cut,
         history_size=data.history_size,
         target_size=data.target_size,
-        min_length=data.min_length,
         shuffle=True,
         seed=seed,
     )

@@ -14,7 +14,7 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from utils import metrics, schema
-from utils.dataloaders import SessionArrays, SessionLoader, Targets
+from utils.dataloaders import SessionArrays, SessionLoader, Targets, pair_keys
 from utils.files import atomic_file
 from utils.vocab import N_SPECIAL, PAD
 
@@ -239,7 +239,8 @@ def session_slices(loader: SessionLoader, train: SessionArrays | None = None) ->
     arrays = loader.arrays
     frame = arrays.sessions.iloc[loader.session]
     lengths = arrays.lengths[loader.session]
-    slices = {"length": np.char.mod("%02d", lengths)}
+    longest = schema.MAX_LENGTH
+    slices = {"length": np.where(lengths > longest, f"over {longest}", np.char.mod("%02d", lengths))}
     if frame["context_type"].any():
         names = np.array(["unknown", *schema.CONTEXT_TYPES])
         slices["context_type"] = names[frame["context_type"].to_numpy()]
@@ -251,17 +252,11 @@ def session_slices(loader: SessionLoader, train: SessionArrays | None = None) ->
     if (arrays.skips[start] != schema.SKIP_UNKNOWN).any():
         slices["history"] = _skipper_type(arrays, start, cut)
     if train is not None:
-        pairs = _pairs(np.asarray(train.tracks[:-1]), np.asarray(train.tracks[1:]))
-        ends = train.offsets[1:-1] - 1
-        seen = np.unique(np.delete(pairs, ends))
-        mine = _pairs(arrays.tracks[cut - 1], arrays.tracks[cut])
+        seen = train.pairs
+        mine = pair_keys(arrays.tracks[cut - 1], arrays.tracks[cut])
         place = np.minimum(np.searchsorted(seen, mine), len(seen) - 1)
         slices["continuation"] = np.where(seen[place] == mine, "seen in training", "unseen")
     return slices
-
-
-def _pairs(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    return (first.astype(np.int64) << 32) | second.astype(np.int64)
 
 
 def _skipper_type(arrays: SessionArrays, start: np.ndarray, cut: np.ndarray) -> np.ndarray:
