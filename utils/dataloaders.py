@@ -216,6 +216,15 @@ def _check_disjoint(folder: Path) -> None:
         raise UserError(f"session {twice} stands more than once in the splits of {folder}; run the preprocessing again")
 
 
+def check_length(arrays: SessionArrays, min_length: int) -> None:
+    """
+    Raises:
+        UserError: no session has `min_length` plays.
+    """
+    if not (arrays.lengths >= min_length).any():
+        raise UserError(f"{arrays.folder} has no session of at least {min_length} plays")
+
+
 class Targets(NamedTuple):
     """The answers of all examples of a loader, in order, with what is needed to slice scores."""
 
@@ -266,9 +275,8 @@ class SessionLoader:
         self.epoch = 0
         self.next_batch = 0
         lengths = arrays.lengths
+        check_length(arrays, max(min_length, 2))
         self.session = np.flatnonzero(lengths >= max(min_length, 2))
-        if len(self.session) == 0:
-            raise UserError(f"{arrays.folder} has no session of at least {max(min_length, 2)} plays")
         if max_sessions is not None and len(self.session) > max_sessions:
             self.session = self.session[np.linspace(0, len(self.session) - 1, max_sessions).astype(np.int64)]
         self.cuts: np.ndarray = lengths[self.session] // 2
@@ -362,7 +370,13 @@ def _labels(skips: np.ndarray) -> np.ndarray:
 
 
 def training_loader(dataset: Dataset, data: DataConfig, *, batch_size: int, seed: int) -> SessionLoader:
-    """Shuffled training batches, cut as `data` says."""
+    """Shuffled training batches, cut as `data` says.
+
+    Raises:
+        UserError: a split has no session that could be scored, which is better known before training than after it.
+    """
+    for split in SPLITS:
+        check_length(dataset.split(split), data.min_length)
     return SessionLoader(
         dataset.train,
         batch_size=batch_size,
