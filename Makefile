@@ -1,5 +1,8 @@
 # Everything that is installed goes into .venv; everything that is made goes into data/ and runs/.
 
+# Threads that wait sleep instead of spinning: where another program has one of the cores, spinning costs a factor of ten.
+export OMP_WAIT_POLICY ?= passive
+
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:

@@ -1,6 +1,6 @@
 """The best that can be done on a simulated dataset: exact Bayes predictions by someone who knows the generator.
 
-    python -m utils.oracle --raw data/raw/demo --data data/demo
+    python -m utils.oracle --raw data/raw/demo --data.folder data/demo
 
 The oracle sees what a model may see: all columns of the first half and the track ids of the second half (`skip`) or
 the first half alone (`seq`). It also knows the world and the calibrated constants, but nothing hidden of a session.
