@@ -331,7 +331,7 @@ def test_unpacking_gives_back_every_code(plays: list[tuple[int, ...]]) -> None:
 def test_standardise_by_hand() -> None:
     raw = pd.DataFrame({"duration": [1.0, 3.0, np.nan], "tempo": [7.0, 7.0, 7.0], "key": [0.0, 11.0, np.nan]})
     raw["mode"], raw["time_signature"] = ["major", "minor", None], [4.0, 3.0, 4.0]
-    features = standardise(raw)
+    features = standardise(pa.Table.from_pandas(raw))
     keys, signatures = [f"key_{i}" for i in range(12)], [f"time_signature_{i}" for i in range(6)]
     assert features.names == ["duration", "tempo", *keys, "mode", *signatures]
     assert (features.matrix[:5] == 0).all()
@@ -494,6 +494,18 @@ def test_a_feature_that_is_no_number_is_named(tmp_path: Path) -> None:
     damage_line(path, 7, lambda line: line.replace(",", ",loud", 1))
     with pytest.raises(UserError, match=r"tf_000000000001.csv, line 7: duration is 'loud.*', not a number"):
         main(Config(raw=tmp_path, out=tmp_path / "d"))
+
+
+def test_feature_files_without_rows_or_without_the_right_ones(tmp_path: Path) -> None:
+    mssd_files.write_mssd(tmp_path, n_days=3, n_sessions=12)
+    frame = mssd_files.features_frame(50)
+    mssd_files.write_features(tmp_path, frame.head(0))
+    with pytest.raises(UserError, match="track_features has no rows of features"):
+        main(Config(raw=tmp_path, out=tmp_path / "d"))
+    mssd_files.write_features(tmp_path, frame.assign(track_id="t_other_" + frame["track_id"]))
+    info = main(Config(raw=tmp_path, out=tmp_path / "d"))
+    assert f"{info['vocabulary']['tracks']} tracks of the vocabulary have no row of features" in info["notes"][0]
+    assert not np.load(tmp_path / "d" / "track_features.npy").any()
 
 
 def test_folders_without_data(tmp_path: Path) -> None:

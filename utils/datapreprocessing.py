@@ -26,7 +26,6 @@ from typing import Any, Literal, NamedTuple
 import duckdb
 import ibis
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -133,7 +132,7 @@ def read_part(engine: Engine, protocol: protocols.Protocol, log: mssd.LogFile, p
     }
     columns["split"] = protocol.assign(log, parsed.session_ids)
     part = Part(log, stem, len(parsed.events))
-    pq.write_table(pa.table(columns), part.sessions(), use_dictionary=["day"])
+    pq.write_table(pa.table(columns), part.sessions(), use_dictionary=["day"], compression="none")
 
     tracks = events["track_id"].to_numpy()
     np.save(f"{stem}.tracks.npy", tracks)
@@ -146,7 +145,7 @@ def read_part(engine: Engine, protocol: protocols.Protocol, log: mssd.LogFile, p
     n_plays = np.bincount(tracks[np.repeat(counted, plays)], minlength=len(parsed.track_ids))
     codes = np.arange(len(n_plays), dtype=np.int32)
     table = pa.table({"code": codes, "track_id": parsed.track_ids, "plays": n_plays})
-    pq.write_table(table, part.tracks(), use_dictionary=False)
+    pq.write_table(table, part.tracks(), use_dictionary=False, compression="none")
     return part
 
 
@@ -172,6 +171,7 @@ def read_parts(
             done += log.path.stat().st_size
             bar.total = round((bar.n + part.rows) * total / done)  # rows to come, by the bytes to come
             bar.update(part.rows)
+            pa.default_memory_pool().release_unused()
             yield part
 
 
@@ -366,7 +366,6 @@ def prepare_plays(config: Config, folder: Path, work: Path, engine: Engine) -> d
             bar.update(len(chunk.tracks))
     arranged.funnel.add("kept, of which a track outside the vocabulary", rows=n_unknown, sessions=sessions_unknown)
     splits = {split: writer.close() for split, writer in zip(SPLITS, writers, strict=True)}
-    no_features = pd.DataFrame(index=range(len(tracks)))
     return write_dataset(
         folder,
         name=config.out.name,
@@ -383,7 +382,7 @@ def prepare_plays(config: Config, folder: Path, work: Path, engine: Engine) -> d
         splits=splits,
         tracks=tracks,
         min_count=min_count,
-        features=write_tracks(folder, tracks, no_features),
+        features=write_tracks(folder, tracks, tracks.select([])),
         has_skips=has_skips,
         has_log=False,
         notes=["a table of plays has no audio features and no log columns"],

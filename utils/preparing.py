@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import ibis
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -228,7 +227,7 @@ class Features(NamedTuple):
     std: list[float]
 
 
-def standardise(raw: pd.DataFrame) -> Features:
+def standardise(raw: pa.Table) -> Features:
     """Raw audio features of the vocabulary's tracks, in order of their ids, to a matrix of comparable columns.
 
     Numbers become z-scores over the tracks (each track once, however often it is played). `mode` is 1 for major, 0 for
@@ -236,39 +235,38 @@ def standardise(raw: pd.DataFrame) -> Features:
     or no key at all. A column that is the same for every track becomes 0.
 
     Args:
-        raw: one row a track, columns of `schema.FEATURE_COLUMNS` but `track_id`; NaN or None where missing.
+        raw: one row a track, columns of `schema.FEATURE_COLUMNS` but `track_id`; null where missing.
     """
     names: list[str] = []
-    columns: list[np.ndarray] = []
     means: list[float] = []
     stds: list[float] = []
+    width = sum(len(schema.CATEGORICAL_FEATURES.get(name, (name,))) for name in raw.column_names)
+    matrix = np.zeros((vocab.N_SPECIAL + len(raw), width), np.float32)
 
     def add(name: str, column: np.ndarray, mean: float = 0.0, std: float = 1.0) -> None:
+        matrix[vocab.N_SPECIAL :, len(names)] = column
         names.append(name)
-        columns.append(column.astype(np.float32))
         means.append(mean)
         stds.append(std)
 
-    for name in raw.columns:
+    for name in raw.column_names:
+        values = raw[name].to_numpy()
         if name == "mode":
-            add(name, (raw[name] == "major").to_numpy())
+            add(name, values == "major")
         elif name in schema.CATEGORICAL_FEATURES:
             for category in schema.CATEGORICAL_FEATURES[name]:
-                add(f"{name}_{category}", (raw[name] == category).to_numpy())
+                add(f"{name}_{category}", values == category)
         else:
-            values = raw[name].to_numpy(np.float64)
+            values = values.astype(np.float64)
             present = values[~np.isnan(values)]
             mean, std = (float(present.mean()), float(present.std())) if len(present) else (0.0, 0.0)
             if std <= 1e-9 * abs(mean):
                 std = 1.0
             add(name, np.nan_to_num((values - mean) / std), mean, std)
-    matrix = np.zeros((vocab.N_SPECIAL + len(raw), len(names)), np.float32)
-    for i, column in enumerate(columns):
-        matrix[vocab.N_SPECIAL :, i] = column
     return Features(matrix, names, means, stds)
 
 
-def write_tracks(folder: Path, tracks: pa.Table, raw: pd.DataFrame) -> dict[str, Any]:
+def write_tracks(folder: Path, tracks: pa.Table, raw: pa.Table) -> dict[str, Any]:
     """Write `tracks.parquet` and `track_features.npy`; returns the `features` entry of `dataset.json`.
 
     Args:
@@ -276,8 +274,8 @@ def write_tracks(folder: Path, tracks: pa.Table, raw: pd.DataFrame) -> dict[str,
         raw: the features of its tracks, row for row; no columns where there are none.
     """
     table = tracks.select(["index", "track_id", "train_plays"])
-    for name in raw.columns:
-        table = table.append_column(name, pa.Array.from_pandas(raw[name]))
+    for name in raw.column_names:
+        table = table.append_column(name, raw[name])
     pq.write_table(table, folder / "tracks.parquet", use_dictionary=["mode"])  # floats hardly repeat
     features = standardise(raw)
     np.save(folder / "track_features.npy", features.matrix)

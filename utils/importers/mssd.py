@@ -235,11 +235,16 @@ def code_log(table: pa.Table, name: str) -> np.ndarray:
 def code_skip(table: pa.Table) -> np.ndarray:
     """Places in `SKIP_FIELD`, uint8 (N,). The flags are cumulative: the strictest that is set counts. A play whose
     skip_2 is empty is unknown."""
-    flags = [pc.fill_null(table[name], False).to_numpy() for name in ("not_skipped", "skip_3", "skip_2", "skip_1")]
+    levels = {
+        "not_skipped": schema.SKIP_PLAYED,
+        "skip_3": schema.SKIP_3_ONLY,
+        "skip_2": schema.SKIP_2,
+        "skip_1": schema.SKIP_1,
+    }
     codes = np.full(len(table), schema.SKIP_NO_FLAG, np.uint8)
-    levels = (schema.SKIP_PLAYED, schema.SKIP_3_ONLY, schema.SKIP_2, schema.SKIP_1)
-    for flag, level in zip(flags, levels, strict=True):
-        codes[flag] = level
+    for name, level in levels.items():
+        flag = pc.fill_null(table[name], False).to_numpy()
+        np.maximum(codes, flag * np.uint8(level), out=codes)  # the levels ascend
     if table["skip_2"].null_count:
         codes[table["skip_2"].is_null().to_numpy()] = len(SKIP_FIELD) - 1
     return codes
@@ -341,34 +346,39 @@ def unknown_category(log: np.ndarray) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------------ features
 
 
-def read_features(files: list[Path], track_ids: pa.ChunkedArray) -> tuple[pd.DataFrame, list[str]]:
+def read_features(files: list[Path], track_ids: pa.ChunkedArray) -> tuple[pa.Table, list[str]]:
     """Raw audio features of `track_ids`, row for row, and what is to be said about them.
 
-    Of a track with several rows the first counts; a track with none has NaN (None for `mode`).
+    Of a track with several rows the first counts; a track with none has nulls.
 
     Raises:
         UserError: a file lacks a column or has a value that is no number.
     """
     if not files:
-        return pd.DataFrame(index=range(len(track_ids))), ["no track_features/*.csv: tracks have no audio features"]
+        no_columns = pa.table({"track_id": track_ids}).select([])
+        return no_columns, ["no track_features/*.csv: tracks have no audio features"]
     types = {name: pa.float32() for name in schema.FEATURE_COLUMNS} | {"track_id": pa.string(), "mode": pa.string()}
     options = pa.csv.ConvertOptions(column_types=types, include_columns=list(types), strings_can_be_null=True)
+    blocks = pa.csv.ReadOptions(block_size=4 << 20)  # each hashes all of `track_ids`: not too small
     found: list[pa.Table] = []
     for path in files:
         check_columns(path, schema.FEATURE_COLUMNS)
         try:
-            with pa.csv.open_csv(path, convert_options=options) as reader:
+            with pa.csv.open_csv(path, blocks, convert_options=options) as reader:
                 for batch in reader:
                     row = pc.index_in(batch["track_id"], track_ids)
                     table = pa.Table.from_batches([batch]).drop_columns("track_id").append_column("row", row)
                     found.append(table.filter(row.is_valid()))
+            pa.default_memory_pool().release_unused()
         except (pa.ArrowInvalid, OSError) as error:
             raise explain(path, error, FEATURE_CHECKS, required=["track_id"]) from None
+    if not found:
+        raise UserError(f"{files[0].parent} has no rows of features; unpack it again, or remove it to go without")
     table = pa.concat_tables(found)
     rows, first = np.unique(table["row"].to_numpy(), return_index=True)
     places = np.full(len(track_ids), -1)
     places[rows] = first
-    raw = table.drop_columns("row").take(pa.array(places, mask=places < 0)).to_pandas()
+    raw = table.drop_columns("row").take(pa.array(places, mask=places < 0))
     notes = []
     if len(rows) < len(table):
         notes.append(f"{len(table) - len(rows)} repeated rows of track features dropped (the first of a track counts)")
