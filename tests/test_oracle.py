@@ -30,6 +30,9 @@ from utils.synthetic import (
     JUMP,
     NEXT,
     RESTART,
+    SHUFFLE_OFF_TO_ON,
+    SHUFFLE_ON_TO_OFF,
+    START,
     SWITCH,
     TRANSITIONS,
     Behaviour,
@@ -38,7 +41,7 @@ from utils.synthetic import (
     observed_logit,
     taste_prior,
 )
-from utils.world import MAX_LIST, RADIO, build_world
+from utils.world import MAX_LIST, RADIO, Lists, build_world
 
 
 @pytest.fixture(scope="module")
@@ -354,6 +357,40 @@ def test_the_only_list_that_fits_is_found(world, continuation):
     again = continuation.predict(first._replace(after=BACK), int(tracks[8]))
     assert set(again.tracks[:1]) <= {tracks[8], tracks[9]}
     assert again.probability[0] == pytest.approx(0.5, abs=1e-6)
+
+
+def test_order_tells_two_lists_of_the_same_tracks_apart(world):
+    first_order, other_order = np.arange(20), np.array([0, 2, 1, *range(3, 20)])
+    lists = Lists(
+        np.array([20, 20]), np.concatenate([first_order, other_order]), np.array([1, 1]), np.array([1.0, 1.0])
+    )
+    oracle = ContinuationOracle(world, lists)
+    contexts, ordered = np.array([1, 1]), np.array([False, False])
+    guess = oracle.predict(FirstHalf(np.array([0, 1]), np.array([START, NEXT]), contexts, ordered, NEXT), 2)
+    assert (guess.tracks[0], guess.probability[0]) == (2, pytest.approx(1.0))
+    guess = oracle.predict(FirstHalf(np.array([1, 0]), np.array([START, BACK]), contexts, ordered, NEXT), 1)
+    assert (guess.tracks[0], guess.probability[0]) == (1, pytest.approx(1.0))
+    # A jump keeps the list but not the place: both lists are as likely as before.
+    guess = oracle.predict(FirstHalf(np.array([0, 5]), np.array([START, JUMP]), contexts, ordered, NEXT), 6)
+    assert (guess.tracks[0], guess.probability[0]) == (6, pytest.approx(1.0))
+    distribution = dense(oracle, FirstHalf(np.array([5, 0]), np.array([START, JUMP]), contexts, ordered, NEXT))
+    assert distribution[0, [1, 2]] == pytest.approx([0.5, 0.5])
+
+
+def test_shuffle_button_at_fresh_contexts_by_hand(continuation):
+    p = TRANSITIONS[SWITCH]
+    on = continuation.fallback(NEXT, True, -1)
+    assert (on.ordered[0], on.shuffled[0]) == (pytest.approx(np.zeros(N_STEPS)), 0)  # a plain next comes first
+    assert on.ordered[1, :2].tolist() == pytest.approx([p * SHUFFLE_ON_TO_OFF, 0])
+    assert on.shuffled[1] == pytest.approx(p * (1 - SHUFFLE_ON_TO_OFF))
+    off = continuation.fallback(NEXT, False, -1)
+    assert off.ordered[1, :2].tolist() == pytest.approx([p * (1 - SHUFFLE_OFF_TO_ON), 0])
+    assert off.shuffled[1] == pytest.approx(p * SHUFFLE_OFF_TO_ON)
+    # One step later: no second switch, or a second one that flips the button again.
+    stayed = (1 - p) * off.ordered[1, 0]
+    is_off = (1 - p) + off.ordered[1, 0]  # before the step
+    again = p * (is_off * (1 - SHUFFLE_OFF_TO_ON) + off.shuffled[1] * SHUFFLE_ON_TO_OFF)
+    assert off.ordered[2, :3].tolist() == pytest.approx([again, stayed, 0])
 
 
 # ----- on a dataset -----
