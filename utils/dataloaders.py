@@ -22,10 +22,8 @@ from utils import schema
 from utils.batch import History, SessionBatch
 from utils.cli import UserError, check_at_least
 from utils.files import read_json
+from utils.schema import SCHEMA_VERSION, SPLITS
 from utils.vocab import N_SPECIAL, PAD
-
-SCHEMA_VERSION = 1
-SPLITS = ("train", "valid", "test")
 
 Cut = Literal["half", "random", "every"]
 

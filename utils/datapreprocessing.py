@@ -37,7 +37,6 @@ from utils.files import atomic_folder
 from utils.importers import mssd, plays
 from utils.importers.plays import PlaysColumns
 from utils.preparing import (
-    SPLITS,
     Chunk,
     Engine,
     Funnel,
@@ -284,7 +283,7 @@ def prepare_mssd(config: Config, folder: Path, work: Path, engine: Engine) -> di
     counts = engine.connection.read_parquet([str(part.tracks()) for part in parts])
     tracks = build_vocabulary(counts, min_count=protocol.min_count)
     funnel = Funnel()
-    writers = [SplitWriter(folder / split) for split in SPLITS]
+    writers = [SplitWriter(folder / split) for split in schema.SPLITS]
     feature_files = mssd.feature_files(config.raw, mini=logs[0].day == "")
     with (
         ThreadPoolExecutor(1) as pool,
@@ -296,7 +295,7 @@ def prepare_mssd(config: Config, folder: Path, work: Path, engine: Engine) -> di
             sessions = pq.read_table(part.sessions())
             write_part(protocol, part_chunk(engine, part, sessions, vocabulary), sessions, writers, funnel)
             bar.update(part.rows)
-    splits = {split: writer.close() for split, writer in zip(SPLITS, writers, strict=True)}
+    splits = {split: writer.close() for split, writer in zip(schema.SPLITS, writers, strict=True)}
 
     raw, notes = features.result()
     return write_dataset(
@@ -347,7 +346,7 @@ def prepare_plays(config: Config, folder: Path, work: Path, engine: Engine) -> d
     pq.write_table(tracks, work / "vocabulary.parquet")
     known = engine.connection.read_parquet(str(work / "vocabulary.parquet"))
 
-    writers = [SplitWriter(folder / split) for split in SPLITS]
+    writers = [SplitWriter(folder / split) for split in schema.SPLITS]
     batches = plays.indexed_batches(engine.connection, arranged.events, known)
     total = int(arranged.sessions["plays"].to_numpy().sum())
     done = 0
@@ -365,7 +364,7 @@ def prepare_plays(config: Config, folder: Path, work: Path, engine: Engine) -> d
             done += len(chunk.lengths)
             bar.update(len(chunk.tracks))
     arranged.funnel.add("kept, of which a track outside the vocabulary", rows=n_unknown, sessions=sessions_unknown)
-    splits = {split: writer.close() for split, writer in zip(SPLITS, writers, strict=True)}
+    splits = {split: writer.close() for split, writer in zip(schema.SPLITS, writers, strict=True)}
     return write_dataset(
         folder,
         name=config.out.name,

@@ -22,9 +22,8 @@ import pyarrow.parquet as pq
 from utils import schema, vocab
 from utils.cli import UserError
 from utils.files import write_json
+from utils.schema import SCHEMA_VERSION
 
-SCHEMA_VERSION = 1
-SPLITS = ("train", "valid", "test")
 SESSIONS_SCHEMA = pa.schema(
     [
         ("session_id", pa.string()),

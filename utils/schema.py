@@ -132,6 +132,11 @@ SKIP_UNKNOWN = 255
 """Values of `skips.npy`, ordinal: no flag at all, played to the end, mostly played, briefly, very briefly.
 The challenge's label skip_2 is `SKIP_2 <= value <= SKIP_1`."""
 
+SCHEMA_VERSION = 1
+"""Of the dataset folder (docs/architecture.md)."""
+SPLITS = ("train", "valid", "test")
+"""Of a dataset, in order of time."""
+
 N_SPLITS = 10
 """MSSD's training files come in ten splits a day."""
 MIN_LENGTH, MAX_LENGTH = 10, 20

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from model.decoding import SeqModel, greedy
 from utils.cli import UserError
-from utils.dataloaders import SPLITS, DataConfig, Dataset, SessionLoader
+from utils.dataloaders import DataConfig, Dataset, SessionLoader
 from utils.evaluation import (
     Scores,
     SeqPredictions,
@@ -29,6 +29,7 @@ from utils.evaluation import (
     session_slices,
 )
 from utils.files import atomic_file
+from utils.schema import SPLITS
 from utils.vocab import N_SPECIAL, PAD
 
 LOGIT_ROWS = 64
