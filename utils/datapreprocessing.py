@@ -119,7 +119,9 @@ def read_part(engine: Engine, protocol: protocols.Protocol, log: mssd.LogFile, p
     mssd.check_positions(log.path, parsed)
     with arrow_view(engine.connection, "log", parsed.events) as log_table:
         found = engine.connection.to_pyarrow(mssd.summarise_sessions(log_table))
-        events = engine.connection.to_pyarrow(mssd.sort_events(log_table))
+        events = parsed.events
+        if not mssd.is_sorted(events):
+            events = engine.connection.to_pyarrow(mssd.sort_events(log_table))
     plays = found["plays"].to_numpy()
     shortest, longest = protocol.lengths
     columns = {

@@ -179,7 +179,9 @@ class SplitWriter:
         self._log = NpyWriter(folder / "log.npy", np.uint8, width=len(schema.LOG_COLUMNS))
         self._offsets = NpyWriter(folder / "offsets.npy", np.int64)
         self._offsets.append(np.zeros(1, np.int64))
-        self._sessions = pq.ParquetWriter(folder / "sessions.parquet", SESSIONS_SCHEMA, compression="zstd")
+        self._sessions = pq.ParquetWriter(
+            folder / "sessions.parquet", SESSIONS_SCHEMA, compression="snappy", use_dictionary=["day", "file"]
+        )
         self.events = 0
         self.sessions = 0
         self.first_day = self.last_day = ""

@@ -275,6 +275,12 @@ def unpack(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 # ---------------------------------------------------------------------------------------------------------- plan
 
 
+def is_sorted(events: pa.Table) -> bool:
+    """Whether the plays of a log are by session and position already, as MSSD's own files are."""
+    order = events["session_id"].to_numpy().astype(np.int64) * 256 + events["session_position"].to_numpy()
+    return bool((order[1:] >= order[:-1]).all())
+
+
 def sort_events(log: ibis.Table) -> ibis.Table:
     """`track_id` and `packed` of every play, by session and position."""
     return log.order_by("session_id", "session_position").select("track_id", "packed")
