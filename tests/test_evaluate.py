@@ -47,15 +47,18 @@ def plays_of_test(dataset_folder: Path, path: Path) -> Dataset:
     return dataset
 
 
-def own_scores(run: Path, split: str) -> dict:
-    return evaluate.read_json(run / "result.json")["scores"][split]["metrics"]
+def assert_scores_of_run(summary: dict, run: Path, split: str) -> None:
+    """Every metric of `summary` is what the run itself found on `split`."""
+    own = evaluate.read_json(run / "result.json")["scores"][split]["metrics"]
+    assert summary["metrics"].keys() == own.keys()
+    for name, value in own.items():
+        assert summary["metrics"][name]["mean"] == pytest.approx(value["mean"], abs=1e-6), name
 
 
 @pytest.mark.parametrize("split", ["train", "valid", "test"])
 def test_every_split_scores_as_in_the_run(skip_run, split):
     summary = evaluate.main(evaluate.Config(str(skip_run), split=split, device="cpu"))
-    for name, value in own_scores(skip_run, split).items():
-        assert summary["metrics"][name]["mean"] == pytest.approx(value["mean"], abs=1e-6), name
+    assert_scores_of_run(summary, skip_run, split)
 
 
 def test_plays_score_as_the_same_sessions_in_the_dataset(skip_run, dataset_folder, tmp_path, capsys):
@@ -63,8 +66,7 @@ def test_plays_score_as_the_same_sessions_in_the_dataset(skip_run, dataset_folde
     plays_of_test(dataset_folder, plays)
     config = evaluate.Config(str(skip_run), plays=str(plays), plays_columns=COLUMNS, device="cpu")
     summary = evaluate.main(config)
-    for name, value in own_scores(skip_run, "test").items():
-        assert summary["metrics"][name]["mean"] == pytest.approx(value["mean"], abs=1e-6), name
+    assert_scores_of_run(summary, skip_run, "test")
     assert "0.00% of the plays are of tracks that" in capsys.readouterr().out
 
 
@@ -79,8 +81,7 @@ def test_seq_plays_score_exactly_as_the_dataset_and_unknown_tracks_are_reported(
     plays_of_test(dataset_folder, plays)
     config = evaluate.Config(str(folder), plays=str(plays), plays_columns=COLUMNS, device="cpu")
     summary = evaluate.main(config)
-    for name, value in own_scores(folder, "test").items():
-        assert summary["metrics"][name]["mean"] == pytest.approx(value["mean"], abs=1e-6), name
+    assert_scores_of_run(summary, folder, "test")
 
     frame = pd.read_csv(plays)
     frame.loc[: len(frame) // 2, "track"] = "never heard"

@@ -314,6 +314,10 @@ class SessionLoader:
         """The answers of all N examples in order (for loaders that do not shuffle or cut at random)."""
         if self.shuffle or self.cut == "random":
             raise ValueError("targets are in order only for loaders without shuffling and random cuts")
+        return self._targets
+
+    @cached_property
+    def _targets(self) -> Targets:
         parts = [self._window(rows, self.cuts) for rows in np.array_split(np.arange(self.n_examples), len(self))]
         tracks = np.concatenate([tracks[:, self.history_size :] for tracks, _, _ in parts]).astype(np.int32)
         skips = np.concatenate([_labels(skips[:, self.history_size :]) for _, skips, _ in parts])

@@ -65,6 +65,17 @@ def split_days(days: Sequence[str], *, valid_days: int | None, test_days: int | 
     return dict(zip(ordered, [TRAIN] * n_train + [VALID] * n_valid + [TEST] * n_test, strict=True))
 
 
+def all_sessions(assign: Callable[[LogFile, pa.Array], np.ndarray], min_count: int | None) -> Protocol:
+    """Keep sessions of 10 to 20 plays; tracks below `min_count` (5) training plays become `unk`."""
+    return Protocol(
+        assign,
+        lengths=(schema.MIN_LENGTH, schema.MAX_LENGTH),
+        min_count=DEFAULT_MIN_COUNT if min_count is None else min_count,
+        known_tracks_only=False,
+        count_all=False,
+    )
+
+
 def temporal(
     logs: Sequence[LogFile],
     *,
@@ -72,7 +83,7 @@ def temporal(
     valid_days: int | None = None,
     test_days: int | None = None,
 ) -> Protocol:
-    """Split by day; sessions of 10 to 20 plays; tracks below `min_count` (5) training plays become `unk`.
+    """`all_sessions`, split by day.
 
     Raises:
         UserError: the mini set, or too few days.
@@ -84,30 +95,18 @@ def temporal(
     def assign(log: LogFile, session_ids: pa.Array) -> np.ndarray:
         return np.full(len(session_ids), split_of_day[log.day], np.uint8)
 
-    return Protocol(
-        assign,
-        lengths=(schema.MIN_LENGTH, schema.MAX_LENGTH),
-        min_count=DEFAULT_MIN_COUNT if min_count is None else min_count,
-        known_tracks_only=False,
-        count_all=False,
-    )
+    return all_sessions(assign, min_count)
 
 
 def by_session(*, valid_fraction: float, test_fraction: float, min_count: int | None = None) -> Protocol:
-    """Split by a hash of the session id; the rest as `temporal`."""
+    """`all_sessions`, split by a hash of the session id."""
 
     def assign(log: LogFile, session_ids: pa.Array) -> np.ndarray:
         share = session_share(session_ids)
         bounds = [valid_fraction, valid_fraction + test_fraction]
         return np.array([VALID, TEST, TRAIN], np.uint8)[np.digitize(share, bounds)]
 
-    return Protocol(
-        assign,
-        lengths=(schema.MIN_LENGTH, schema.MAX_LENGTH),
-        min_count=DEFAULT_MIN_COUNT if min_count is None else min_count,
-        known_tracks_only=False,
-        count_all=False,
-    )
+    return all_sessions(assign, min_count)
 
 
 def seed(*, valid_fraction: float, min_count: int | None = None) -> Protocol:
