@@ -1,10 +1,10 @@
 """Continuation with the encoder-decoder Transformer: which tracks come next, in order?
 
     python train_transformer_seq.py --config configs/transformer_seq/demo.yml
-    python train_transformer_seq.py --data.folder data/mssd --n_negatives 4096 --model.tie_weights true
+    python train_transformer_seq.py --data.folder data/mssd --loss.name full --model.tie_weights false
     python train_transformer_seq.py --config RUN/config.yml --run.resume RUN
 
-The defaults are the seed's values: full softmax, greedy decoding, no skips.
+The sizes are the seed's, and so are greedy decoding and a model that sees no skips; its loss is --loss.name full.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from model.embeddings import SkipEncoding
 from utils.cli import blame, cli
 from utils.dataloaders import DataConfig, Dataset, training_loader
 from utils.evaluation import direction
-from utils.objectives import TrackSoftmax, seq_loss
+from utils.objectives import LossConfig, seq_loss, track_loss
 from utils.run import Run, RunConfig, each_seed, pick_device, seed_everything
 from utils.scoring import score, seq_predictor, validate
 from utils.training import TrainConfig, fit, training_details
@@ -56,8 +56,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     run: RunConfig = field(default_factory=lambda: RunConfig(label="Transformer"))
-    n_negatives: int = 0
-    """Negatives of the sampled softmax, shared by a batch; 0 for the full softmax."""
+    loss: LossConfig = field(default_factory=LossConfig)
     monitor: str = "maa"
     """Validation metric that chooses the best weights; with data.every_prefix, of the next track (such as mrr@20)."""
 
@@ -69,6 +68,7 @@ def build(config: Config, dataset: Dataset) -> SeqTransformer:
         dataset.features,
         history_size=config.data.history_size,
         target_size=config.data.target_size,
+        sparse=config.loss.is_sparse,
         **asdict(config.model),
     )
 
@@ -81,7 +81,7 @@ def main(config: Config) -> dict[str, Any]:
     with blame("model"):
         model = build(config, dataset).to(device)
     train = training_loader(dataset, config.data, batch_size=config.train.batch_size, seed=config.run.seed)
-    loss_fn = partial(seq_loss, softmax=TrackSoftmax(dataset.train_plays, n_negatives=config.n_negatives))
+    loss_fn = partial(seq_loss, loss=track_loss(config.loss, dataset.train_plays))
 
     def evaluate_fn(model: SeqTransformer) -> dict[str, float | None]:
         return validate(seq_predictor(model, device), dataset, config.data)

@@ -64,6 +64,7 @@ def build(config: Config, dataset: Dataset) -> SkipTransformer:
         dataset.features,
         history_size=config.data.history_size,
         target_size=config.data.target_size,
+        sparse=True,
         **asdict(config.model),
     )
 

@@ -27,15 +27,16 @@ class TrackEmbedding(nn.Module):
         n_ids: V.
         d_model: D.
         features: float (V, F), standardised; kept as a constant of the model, so that a checkpoint loads alone.
+        sparse: gradients of the table hold only the rows that a batch looked up.
     """
 
     features: Tensor
 
-    def __init__(self, n_ids: int, d_model: int, features: Tensor) -> None:
+    def __init__(self, n_ids: int, d_model: int, features: Tensor, *, sparse: bool = False) -> None:
         super().__init__()
         if len(features) != n_ids:
             raise ValueError(f"features have {len(features)} rows for {n_ids} ids")
-        self.table = nn.Embedding(n_ids, d_model, padding_idx=PAD)
+        self.table = nn.Embedding(n_ids, d_model, padding_idx=PAD, sparse=sparse)
         nn.init.normal_(self.table.weight, std=d_model**-0.5)
         with torch.no_grad():
             self.table.weight[PAD].zero_()
@@ -124,15 +125,26 @@ class TrackHead(nn.Module):
         n_ids: V.
         d_model: D.
         tie_to: an embedding whose table also serves as output weights; `None` for a table of its own.
+        sparse: gradients of its own table hold only the rows that a loss looked up (see `at`).
     """
 
-    def __init__(self, n_ids: int, d_model: int, *, tie_to: TrackEmbedding | None = None) -> None:
+    def __init__(self, n_ids: int, d_model: int, *, tie_to: TrackEmbedding | None = None, sparse: bool = False) -> None:
         super().__init__()
         if tie_to is not None:
-            self.weight = tie_to.table.weight
+            self.table = tie_to.table
         else:
-            self.weight = nn.Parameter(torch.randn(n_ids, d_model) * d_model**-0.5)
+            self.table = nn.Embedding(n_ids, d_model, sparse=sparse)
+            nn.init.normal_(self.table.weight, std=d_model**-0.5)
         self.bias = nn.Parameter(torch.zeros(n_ids))
+
+    @property
+    def weight(self) -> Tensor:
+        """(V, D): the vector of each track; its score is the dot product with a state, plus `bias`."""
+        return self.table.weight
+
+    def at(self, tracks: Tensor) -> tuple[Tensor, Tensor]:
+        """Ids (...) -> their vectors (..., D) and biases (...)."""
+        return self.table(tracks), self.bias[tracks]
 
     def forward(self, states: Tensor) -> Tensor:
         """States (..., D) -> logits (..., V), minus infinity at the special ids."""

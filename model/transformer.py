@@ -11,15 +11,25 @@ Shapes: see the legend in `utils/batch.py`.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from model.dropout import Dropout
 from model.embeddings import HistoryEmbedding, SkipEncoding, TrackEmbedding, TrackHead
 from utils.batch import History
 from utils.vocab import BOS, PAD
+
+
+class KeysValues(NamedTuple):
+    """What attention looks at: a memory of M positions, seen by each of H heads."""
+
+    keys: Tensor
+    """(B, H, M, D/H)"""
+    values: Tensor
+    """(B, H, M, D/H)"""
 
 
 class Attention(nn.Module):
@@ -48,9 +58,21 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
         """Attend from x (B, T, D) to memory (B, M, D') where `mask`, bool (B or 1, T or 1, M), is true: (B, T, D)."""
-        q, k, v = (self._heads(y) for y in (self.query(x), self.key(memory), self.value(memory)))  # (B, H, T or M, D/H)
-        dropout = self.dropout if self.training else 0.0
-        y = scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None], dropout_p=dropout)  # (B, H, T, D/H)
+        return self.attend(x, self.remember(memory), mask)
+
+    def remember(self, memory: Tensor) -> KeysValues:
+        """Memory (B, M, D') -> its keys and values, which serve any number of queries."""
+        return KeysValues(self._heads(self.key(memory)), self._heads(self.value(memory)))
+
+    def attend(self, x: Tensor, memory: KeysValues, mask: Tensor | None) -> Tensor:
+        """Attend from x (B, T, D) to all of a memory, or to where `mask`, bool (B or 1, T or 1, M), is true."""
+        q = self._heads(self.query(x))  # (B, H, T, D/H)
+        y = scaled_dot_product_attention(
+            q,
+            *memory,
+            attn_mask=None if mask is None else mask[:, None],
+            dropout_p=self.dropout if self.training else 0.0,
+        )  # (B, H, T, D/H)
         return self.output(y.transpose(1, 2).flatten(2))
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -61,7 +83,7 @@ class FeedForward(nn.Sequential):
     """Two linear layers with a ReLU between them."""
 
     def __init__(self, d_model: int, d_ff: int, *, dropout: float) -> None:
-        super().__init__(nn.Linear(d_model, d_ff), nn.ReLU(), nn.Dropout(dropout), nn.Linear(d_ff, d_model))
+        super().__init__(nn.Linear(d_model, d_ff), nn.ReLU(), Dropout(dropout), nn.Linear(d_ff, d_model))
 
 
 class EncoderLayer(nn.Module):
@@ -72,7 +94,7 @@ class EncoderLayer(nn.Module):
         self.attention = Attention(d_model, n_heads, dropout=dropout)
         self.feed_forward = FeedForward(d_model, d_ff, dropout=dropout)
         self.norms = nn.ModuleList(nn.LayerNorm(d_model) for _ in range(2))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """x (B, S, D), mask bool (B, S or 1, S) -> (B, S, D)."""
@@ -89,12 +111,23 @@ class DecoderLayer(nn.Module):
         self.cross_attention = Attention(d_model, n_heads, dropout=dropout)
         self.feed_forward = FeedForward(d_model, d_ff, dropout=dropout)
         self.norms = nn.ModuleList(nn.LayerNorm(d_model) for _ in range(3))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor, memory: Tensor, memory_mask: Tensor) -> Tensor:
         """x (B, T, D) with mask (B or 1, T, T), memory (B, S, D) with mask (B, 1, S) -> (B, T, D)."""
-        x = self.norms[0](x + self.dropout(self.attention(x, x, mask)))
-        x = self.norms[1](x + self.dropout(self.cross_attention(x, memory, memory_mask)))
+        return self._attend(x, self.attention.remember(x), mask, self.cross_attention.remember(memory), memory_mask)
+
+    def step(self, x: Tensor, past: KeysValues, memory: KeysValues, memory_mask: Tensor) -> tuple[Tensor, KeysValues]:
+        """One more position x (B, 1, D) behind the ones in `past` -> its output (B, 1, D), and the past with it."""
+        new = self.attention.remember(x)
+        past = KeysValues(*(torch.cat(both, dim=2) for both in zip(past, new, strict=True)))
+        return self._attend(x, past, None, memory, memory_mask), past
+
+    def _attend(
+        self, x: Tensor, own: KeysValues, mask: Tensor | None, memory: KeysValues, memory_mask: Tensor
+    ) -> Tensor:
+        x = self.norms[0](x + self.dropout(self.attention.attend(x, own, mask)))
+        x = self.norms[1](x + self.dropout(self.cross_attention.attend(x, memory, memory_mask)))
         return self.norms[2](x + self.dropout(self.feed_forward(x)))
 
 
@@ -108,7 +141,7 @@ class Encoder(nn.Module):
         self.embed = embed
         self.layers = nn.ModuleList(EncoderLayer(d_model, n_heads, d_ff, dropout=dropout) for _ in range(n_layers))
         self.norm = nn.LayerNorm(d_model)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, history: History) -> Tensor:
         """History -> memory (B, S, D)."""
@@ -117,6 +150,17 @@ class Encoder(nn.Module):
         for layer in self.layers:
             x = layer(x, mask)
         return self.norm(x)
+
+
+class DecoderState(NamedTuple):
+    """What a decoder keeps between two steps; all tensors have the rows first."""
+
+    past: tuple[KeysValues, ...]
+    """Of each layer's self-attention, for the steps so far."""
+    memory: tuple[KeysValues, ...]
+    """Of each layer's attention to the encoder, computed once."""
+    memory_mask: Tensor
+    """bool (B, 1, S)"""
 
 
 class Decoder(nn.Module):
@@ -138,7 +182,7 @@ class Decoder(nn.Module):
         self.positions = nn.Parameter(torch.randn(target_size, d_model) * 0.02)
         self.layers = nn.ModuleList(DecoderLayer(d_model, n_heads, d_ff, dropout=dropout) for _ in range(n_layers))
         self.norm = nn.LayerNorm(d_model)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, tracks: Tensor, mask: Tensor, memory: Tensor, memory_mask: Tensor) -> Tensor:
         """Tracks (B, T), mask (B or 1, T, T), memory (B, S, D), its mask (B, 1, S) -> states (B, T, D)."""
@@ -146,6 +190,25 @@ class Decoder(nn.Module):
         for layer in self.layers:
             x = layer(x, mask, memory, memory_mask)
         return self.norm(x)
+
+    def begin(self, memory: Tensor, memory_mask: Tensor) -> DecoderState:
+        """Memory (B, S, D) and its mask (B, 1, S) -> the state before the first step."""
+        memories = tuple(layer.cross_attention.remember(memory) for layer in self._layers())
+        past = tuple(KeysValues(*(tensor[:, :, :0] for tensor in pair)) for pair in memories)
+        return DecoderState(past, memories, memory_mask)
+
+    def step(self, state: DecoderState, tracks: Tensor) -> tuple[Tensor, DecoderState]:
+        """One more track each (B,) -> states (B, D) as `forward` has them at this step, and the state behind it."""
+        n_past = state.past[0].keys.shape[2]
+        x = self.dropout(self.tracks(tracks) + self.positions[n_past])[:, None]  # (B, 1, D)
+        past = []
+        for layer, own, memory in zip(self._layers(), state.past, state.memory, strict=True):
+            x, own = layer.step(x, own, memory, state.memory_mask)
+            past.append(own)
+        return self.norm(x)[:, 0], state._replace(past=tuple(past))
+
+    def _layers(self) -> list[DecoderLayer]:
+        return cast(list[DecoderLayer], list(self.layers))
 
 
 def real(tracks: Tensor) -> Tensor:
@@ -167,6 +230,7 @@ class SkipTransformer(nn.Module):
         d_model, n_heads, n_layers, d_ff, dropout: sizes of encoder and decoder alike.
         skip_encoding, use_log: how the history's skips and log columns enter, see `HistoryEmbedding`.
         causal: whether step t sees only the target tracks up to t (the seed), or all of them.
+        sparse: gradients of the track table hold only the rows of a batch, see `TrackEmbedding`.
         history_size, target_size: S and T.
     """
 
@@ -183,12 +247,13 @@ class SkipTransformer(nn.Module):
         skip_encoding: SkipEncoding = "embedding",
         use_log: bool = True,
         causal: bool = True,
+        sparse: bool = False,
         history_size: int = 10,
         target_size: int = 10,
     ) -> None:
         super().__init__()
         self.causal = causal
-        tracks = TrackEmbedding(n_ids, d_model, features)
+        tracks = TrackEmbedding(n_ids, d_model, features, sparse=sparse)
         embed = HistoryEmbedding(
             tracks, d_model, history_size=history_size, skip_encoding=skip_encoding, use_log=use_log
         )
@@ -222,6 +287,7 @@ class SeqTransformer(nn.Module):
         skip_encoding, use_log: how the history's skips and log columns enter, see `HistoryEmbedding`.
         start: what stands before the first prediction: the last track of the history (the seed), or the BOS token.
         tie_weights: use the track table as output weights.
+        sparse: gradients of the track tables hold only the rows of a batch: for losses that look at some tracks only.
         history_size, target_size: S and T.
     """
 
@@ -239,12 +305,13 @@ class SeqTransformer(nn.Module):
         use_log: bool = False,
         start: Literal["last", "bos"] = "last",
         tie_weights: bool = False,
+        sparse: bool = False,
         history_size: int = 10,
         target_size: int = 10,
     ) -> None:
         super().__init__()
         self.start_token = start
-        tracks = TrackEmbedding(n_ids, d_model, features)
+        tracks = TrackEmbedding(n_ids, d_model, features, sparse=sparse)
         embed = HistoryEmbedding(
             tracks, d_model, history_size=history_size, skip_encoding=skip_encoding, use_log=use_log
         )
@@ -258,20 +325,20 @@ class SeqTransformer(nn.Module):
             d_ff=d_ff,
             dropout=dropout,
         )
-        self.head = TrackHead(n_ids, d_model, tie_to=tracks if tie_weights else None)
+        self.head = TrackHead(n_ids, d_model, tie_to=tracks if tie_weights else None, sparse=sparse)
 
     def forward(self, history: History, previous: Tensor) -> Tensor:
-        """History and previous tracks (B, T) -> states (B, T, D); `logits` makes scores of them."""
-        return self.decode(history, self.encode(history), previous)
-
-    def encode(self, history: History) -> Tensor:
-        """History -> memory (B, S, D)."""
-        return self.encoder(history)
-
-    def decode(self, history: History, memory: Tensor, previous: Tensor) -> Tensor:
-        """Previous tracks (B, t) -> states (B, t, D), each blind to the tracks after it."""
+        """History and previous tracks (B, T) -> states (B, T, D), each blind to the tracks after it."""
         mask = causal(previous.shape[1], previous.device)
-        return self.decoder(previous, mask, memory, real(history.tracks))
+        return self.decoder(previous, mask, self.encoder(history), real(history.tracks))
+
+    def begin(self, history: History) -> DecoderState:
+        """Read a history once, for any number of steps."""
+        return self.decoder.begin(self.encoder(history), real(history.tracks))
+
+    def step(self, state: DecoderState, tracks: Tensor) -> tuple[Tensor, DecoderState]:
+        """The next tracks (B,), first the start token -> states (B, D) as `forward` has them, and the state after."""
+        return self.decoder.step(state, tracks)
 
     def logits(self, states: Tensor) -> Tensor:
         """States (..., D) -> scores of all ids (..., V), minus infinity at the special ones."""

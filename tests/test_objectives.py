@@ -7,11 +7,22 @@ import numpy as np
 import pytest
 import torch
 from conftest import N_IDS, random_batch
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, logsigmoid
 
 from model import SeqTransformer, TrackHead
 from utils import metrics
-from utils.objectives import TrackSoftmax, maa_weights, seq_loss, skip_loss
+from utils.cli import UserError
+from utils.objectives import (
+    LossConfig,
+    Negatives,
+    full_softmax,
+    gbce,
+    maa_weights,
+    sampled_softmax,
+    seq_loss,
+    skip_loss,
+    track_loss,
+)
 from utils.vocab import N_SPECIAL, PAD, UNK
 
 V, D = 11, 4
@@ -81,12 +92,12 @@ def plays():
 
 
 def gradients(loss, states, head):
-    return torch.autograd.grad(loss, [states, head.weight, head.bias])
+    return torch.autograd.grad(loss, [states, head.weight, head.bias], retain_graph=True)
 
 
 def test_full_softmax_is_cross_entropy_over_tracks(scored):
     states, head, targets = scored
-    ours = TrackSoftmax(plays(), n_negatives=0)(states, head, targets)
+    ours = full_softmax(states, head, targets)
     reference = cross_entropy(head(states), targets, reduction="sum")
     torch.testing.assert_close(ours, reference)
     for ours_grad, reference_grad in zip(
@@ -96,42 +107,169 @@ def test_full_softmax_is_cross_entropy_over_tracks(scored):
     assert (ours_grad[:N_SPECIAL] == 0).all(), "special ids get no gradient"
 
 
+class Scripted(Negatives):
+    """Negatives that are given instead of drawn."""
+
+    def draw(self):
+        return self.given
+
+
+def expectation(loss, negatives):
+    """The exact mean of `loss()` over all draws: each k-tuple of tracks, weighted by its probability."""
+    total = 0.0
+    q = negatives.expected.double() / negatives.n
+    for given in product(range(N_SPECIAL, V), repeat=negatives.n):
+        negatives.given = torch.tensor(given)
+        total = total + q[negatives.given].prod() * loss().double()
+    return total
+
+
 @pytest.mark.parametrize("k", [1, 2])
-def test_sampled_partition_function_is_unbiased(scored, k, monkeypatch):
-    """The exact expectation over all draws: each k-tuple of negatives, weighted by its probability."""
-    states, head, targets = (x[:3] if isinstance(x, torch.Tensor) else x for x in scored)
-    softmax = TrackSoftmax(plays(), n_negatives=k, power=0.75)
-    q = plays().double().clamp(min=1) ** 0.75
-    q[:N_SPECIAL] = 0
-    q = (q / q.sum()).tolist()
-    for state, target in zip(states, targets, strict=True):
-        expected = 0.0
-        for negatives in product(range(N_SPECIAL, V), repeat=k):
-            monkeypatch.setattr(softmax, "draw", lambda negatives=negatives: torch.tensor(negatives))
-            loss = softmax(state[None], head, target[None]).item()
-            expected += math.prod(q[j] for j in negatives) * math.exp(loss)
-        full = TrackSoftmax(plays(), n_negatives=0)(state[None], head, target[None]).item()
-        assert expected == pytest.approx(math.exp(full), rel=1e-4)
-
-
-def test_a_negative_that_is_the_target_is_hidden(scored, monkeypatch):
+@pytest.mark.parametrize("power", [0, 0.75])
+def test_sampled_partition_function_is_unbiased(scored, k, power):
+    """exp(loss) is the partition function over exp(s_y); so is its gradient the expected one."""
     states, head, targets = scored
-    softmax = TrackSoftmax(plays(), n_negatives=3)
-    monkeypatch.setattr(softmax, "draw", lambda: targets[:1].repeat(3))
-    assert softmax(states[:1], head, targets[:1]).item() == pytest.approx(0, abs=1e-6)
+    states = states[:1]
+    negatives = Scripted(plays(), n=k, power=power)
+    sampled = expectation(lambda: sampled_softmax(states, head, targets[:1], negatives=negatives).exp(), negatives)
+    full = full_softmax(states, head, targets[:1]).exp().double()
+    torch.testing.assert_close(sampled, full, rtol=1e-5, atol=0)
+    for ours, theirs in zip(gradients(sampled, states, head), gradients(full, states, head), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-def test_sampled_softmax_sums_over_targets(scored):
+def test_sampled_gradient_is_unbiased_if_negatives_follow_the_model(scored):
+    """Blanc and Rendle 2018: q must be the softmax over the negatives themselves; another q is biased."""
     states, head, targets = scored
-    softmax = TrackSoftmax(plays(), n_negatives=50)
+    states, targets = states[:1], targets[:1]
+    scores = head(states)[0].detach()
+    scores[targets] = -torch.inf
+    negatives = Scripted(plays(), n=2, power=1)
+    negatives.expected = 2 * scores.softmax(0)
+    full = gradients(full_softmax(states, head, targets), states, head)
+    sampled = expectation(lambda: sampled_softmax(states, head, targets, negatives=negatives), negatives)
+    for ours, theirs in zip(gradients(sampled, states, head), full, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    negatives = Scripted(plays(), n=2, power=1)
+    sampled = expectation(lambda: sampled_softmax(states, head, targets, negatives=negatives), negatives)
+    assert (gradients(sampled, states, head)[0] - full[0]).norm() > 0.05 * full[0].norm()
+
+
+@pytest.mark.parametrize("in_batch", [False, True])
+def test_more_negatives_bring_the_sampled_gradient_to_the_full_one(scored, in_batch):
+    states, head, targets = scored
+    full = gradients(full_softmax(states, head, targets), states, head)
+    errors = []
+    for n in (10, 1000, 100_000):
+        torch.manual_seed(1)
+        loss = sampled_softmax(states, head, targets, negatives=Negatives(plays(), n=n, power=0.75), in_batch=in_batch)
+        errors.append((gradients(loss, states, head)[1] - full[1]).norm() / full[1].norm())
+    assert errors[0] > 3 * errors[1] > 9 * errors[2]
+    assert errors[2] < 0.01
+
+
+def test_in_batch_negatives_by_hand(scored):
+    """Three targets, one of them twice; a draw of one negative: m_j = q_j + 2 p_j."""
+    states, head, _ = scored
+    states, targets = states[:3], torch.tensor([5, 6, 6])
+    negatives = Scripted(plays(), n=1, power=1)
+    negatives.given = torch.tensor([9])
+    p = torch.tensor([0.0] * N_SPECIAL + [64, 32, 16, 1, 4, 1]) / 118
+    m = 3 * p  # q is p
+    ours = sampled_softmax(states, head, targets, negatives=negatives, in_batch=True)
+    s = head(states)
+    by_hand = [
+        torch.log(s[0, 5].exp() + 2 * s[0, 6].exp() / m[6] + s[0, 9].exp() / m[9]) - s[0, 5],
+        *(torch.log(s[i, 6].exp() + s[i, 5].exp() / m[5] + s[i, 9].exp() / m[9]) - s[i, 6] for i in (1, 2)),
+    ]
+    torch.testing.assert_close(ours, sum(by_hand))
+
+
+def test_a_negative_that_is_the_target_is_hidden(scored):
+    states, head, targets = scored
+    negatives = Scripted(plays(), n=3, power=1)
+    negatives.given = targets[:1].repeat(3)
+    loss = sampled_softmax(states[:1], head, targets[:1], negatives=negatives)
+    assert loss.item() == pytest.approx(0, abs=1e-6)
+    assert all(torch.isfinite(grad).all() for grad in gradients(loss, states, head))
+    loss = gbce(states[:1], head, targets[:1], negatives=negatives, calibration=0)
+    assert loss.item() == pytest.approx(-logsigmoid(head(states[0])[targets[0]]).item() / 4, rel=1e-5)
+
+
+@pytest.mark.parametrize("calibration", [0, 0.75, 1])
+def test_gbce_by_hand(scored, calibration):
+    """Six tracks and two uniform negatives: a = 2/5."""
+    states, head, targets = scored
+    negatives = Scripted(plays(), n=2, power=0)
+    negatives.given = torch.tensor([N_SPECIAL + (targets[0] - N_SPECIAL + i) % 6 for i in (1, 2)])
+    s = head(states[0])
+    beta = 2 / 5 * (calibration * (1 - 5 / 2) + 5 / 2)
+    # Drawn from all six tracks instead of the five others, each negative counts by 6/5.
+    by_hand = -(beta * logsigmoid(s[targets[0]]) + 6 / 5 * logsigmoid(-s[negatives.given]).sum()) / 3
+    ours = gbce(states[:1], head, targets[:1], negatives=negatives, calibration=calibration)
+    torch.testing.assert_close(ours, by_hand)
+
+
+@pytest.mark.parametrize("power", [0, 0.75])
+def test_gbce_of_full_calibration_learns_probabilities(power):
+    """At the true probabilities the expected gradient is zero, however the negatives are drawn."""
+    probabilities = torch.tensor([0.4, 0.3, 0.1, 0.1, 0.05, 0.05])
+    head = TrackHead(V, D)
+    with torch.no_grad():
+        head.bias[N_SPECIAL:] = probabilities.logit()
+    states = torch.zeros(1, D)
+    negatives = Scripted(plays(), n=2, power=power)
+    for calibration, most in ((1, 1e-6), (0, None)):
+        gradient = torch.zeros(V, dtype=torch.float64)
+        for track, probability in enumerate(probabilities, start=N_SPECIAL):
+            target = torch.tensor([track])
+            loss = expectation(
+                lambda t=target, c=calibration: gbce(states, head, t, negatives=negatives, calibration=c), negatives
+            )
+            gradient += probability * torch.autograd.grad(loss, head.bias)[0]
+        assert gradient.abs().max() < most if most else gradient.abs().max() > 0.01
+
+
+LOSSES = [
+    LossConfig(name="full"),
+    LossConfig(name="sampled", n_negatives=50),
+    LossConfig(name="sampled", n_negatives=50, in_batch=False, power=0),
+    LossConfig(name="gbce", n_negatives=50),
+]
+
+
+@pytest.mark.parametrize("config", LOSSES, ids=lambda c: f"{c.name}-{c.power}")
+def test_losses_sum_over_targets(scored, config):
+    states, head, targets = scored
+    loss = track_loss(config, plays())
     torch.manual_seed(4)
-    whole = softmax(states, head, targets)
+    whole = loss(states, head, targets)
     parts = []
     for part in (slice(0, 77), slice(77, None)):
         torch.manual_seed(4)
-        parts.append(softmax(states[part], head, targets[part]))
+        parts.append(loss(states[part], head, targets[part]))
     torch.testing.assert_close(whole, sum(parts))
     assert all(torch.isfinite(grad).all() for grad in gradients(whole, states, head))
+
+
+@pytest.mark.parametrize("config", [*LOSSES, LossConfig(in_batch=True)], ids=lambda c: f"{c.name}-{c.in_batch}")
+@pytest.mark.parametrize("tie", [False, True])
+def test_sparse_gradients_are_the_dense_ones(config, tie):
+    """Loss and gradients of a model do not depend on how its tables store their gradients."""
+    batch = random_batch()
+    loss = track_loss(config, torch.ones(N_IDS).long())
+    results = []
+    for sparse in (False, config.is_sparse):
+        torch.manual_seed(0)
+        model = SeqTransformer(
+            N_IDS, torch.zeros(N_IDS, 0), d_model=8, n_heads=2, n_layers=1, d_ff=8, tie_weights=tie, sparse=sparse
+        ).eval()
+        total, _ = seq_loss(model, batch, loss)
+        total.backward()
+        assert model.head.weight.grad.is_sparse == sparse
+        results.append({name: p.grad.to_dense() for name, p in model.named_parameters()})
+    for name, grad in results[0].items():
+        torch.testing.assert_close(results[1][name], grad, msg=name)
 
 
 @pytest.mark.parametrize(
@@ -139,17 +277,33 @@ def test_sampled_softmax_sums_over_targets(scored):
 )
 def test_negatives_follow_flattened_popularity(power, weights):
     torch.manual_seed(1)
-    drawn = TrackSoftmax(plays(), n_negatives=60_000, power=power).draw()
-    share = torch.bincount(drawn, minlength=V) / 60_000
+    negatives = Negatives(plays(), n=60_000, power=power)
+    share = torch.bincount(negatives.draw(), minlength=V) / 60_000
     assert (share[:N_SPECIAL] == 0).all()
-    np.testing.assert_allclose(share[N_SPECIAL:], np.array(weights) / sum(weights), atol=0.007)
+    q = np.array(weights) / sum(weights)
+    np.testing.assert_allclose(share[N_SPECIAL:], q, atol=0.007)
+    np.testing.assert_allclose(negatives.expected[N_SPECIAL:], 60_000 * q, rtol=1e-5)
+    np.testing.assert_allclose(negatives.popularity[N_SPECIAL:], np.array([64, 32, 16, 1, 4, 1]) / 118, rtol=1e-6)
 
 
 @pytest.mark.parametrize("uniform", [0.0, 1.0 - 2**-53])
 def test_extreme_draws_are_tracks(monkeypatch, uniform):
-    softmax = TrackSoftmax(plays(), n_negatives=2)
+    negatives = Negatives(plays(), n=2, power=0.75)
     monkeypatch.setattr(torch, "rand", lambda n, dtype: torch.full((n,), uniform, dtype=dtype))
-    assert softmax.draw().tolist() == [N_SPECIAL if uniform == 0 else V - 1] * 2
+    assert negatives.draw().tolist() == [N_SPECIAL if uniform == 0 else V - 1] * 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_negatives": 0}, "loss.n_negatives is 0"),
+        ({"calibration": 1.5}, "loss.calibration is 1.5; it must be at most 1"),
+        ({"name": "gbce", "in_batch": True}, "loss.in_batch has no meaning for the loss gbce"),
+    ],
+)
+def test_losses_that_make_no_sense(options, message):
+    with pytest.raises(UserError, match=message):
+        LossConfig(**options)
 
 
 def test_seq_loss_counts_known_tracks_only():
@@ -157,7 +311,7 @@ def test_seq_loss_counts_known_tracks_only():
     batch.target_tracks[0, 3] = UNK
     features = torch.zeros(N_IDS, 0)
     model = SeqTransformer(N_IDS, features, d_model=8, n_heads=2, n_layers=1, d_ff=8, dropout=0.0).eval()
-    loss, count = seq_loss(model, batch, TrackSoftmax(torch.ones(N_IDS).long(), n_negatives=0))
+    loss, count = seq_loss(model, batch, full_softmax)
     targets = batch.target_tracks
     logits = model.logits(model(batch.history, model.previous_tracks(batch.history, targets)))
     labels = targets.masked_fill((targets == UNK) | (targets == PAD), -100)
@@ -165,14 +319,14 @@ def test_seq_loss_counts_known_tracks_only():
     torch.testing.assert_close(loss, cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum"))
 
 
-@pytest.mark.parametrize("n_negatives", [0, 7])
-def test_a_batch_without_any_target_costs_nothing(n_negatives):
+@pytest.mark.parametrize("config", [*LOSSES, LossConfig(in_batch=True)], ids=lambda c: f"{c.name}-{c.in_batch}")
+def test_a_batch_without_any_target_costs_nothing(config):
     batch = random_batch()
     batch = batch._replace(
         target_tracks=torch.full_like(batch.target_tracks, UNK), target_skips=torch.full_like(batch.target_skips, -1)
     )
     model = SeqTransformer(N_IDS, torch.zeros(N_IDS, 0), d_model=8, n_heads=2, n_layers=1, d_ff=8)
-    loss, count = seq_loss(model, batch, TrackSoftmax(torch.ones(N_IDS).long(), n_negatives=n_negatives))
+    loss, count = seq_loss(model, batch, track_loss(config, torch.ones(N_IDS).long()))
     assert (loss.item(), count) == (0, 0)
     loss.backward()
     loss, count = skip_loss(lambda history, tracks: torch.zeros(6, 10), batch, weighting="maa")

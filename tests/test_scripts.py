@@ -122,7 +122,7 @@ def test_seeds_make_folders(dataset_folder, tmp_path):
     [
         ("skip", ["--weighting", "maa", "--model.causal", "false", "--model.skip_encoding", "token"]),
         ("skip", ["--data.train_cut", "random", "--data.history_size", "6", "--data.target_size", "4"]),
-        ("seq", ["--n_negatives", "9", "--model.tie_weights", "true", "--model.start", "bos"]),
+        ("seq", ["--loss.n_negatives", "9", "--model.tie_weights", "true", "--model.start", "bos"]),
         ("seq", ["--data.train_cut", "every", "--data.every_prefix", "true", "--monitor", "mrr@20"]),
         ("seq", ["--monitor", "perplexity", "--train.precision", "bfloat16", "--model.use_log", "true"]),
     ],

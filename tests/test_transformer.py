@@ -10,11 +10,12 @@ from torch.testing import assert_close
 
 from model import SeqTransformer, SkipTransformer, TrackEmbedding, TrackHead
 from model.decoding import greedy
+from model.dropout import Dropout
 from model.transformer import Attention, DecoderLayer, EncoderLayer, causal
 from utils import schema
 from utils.dataloaders import Dataset, SessionLoader
 from utils.evaluation import evaluate_seq, evaluate_skip
-from utils.objectives import TrackSoftmax, seq_loss, skip_loss
+from utils.objectives import LossConfig, full_softmax, seq_loss, skip_loss, track_loss
 from utils.scoring import predict_seq, predict_skip
 from utils.vocab import BOS, N_SPECIAL, PAD, SKIP, UNK
 
@@ -224,11 +225,11 @@ def test_every_parameter_of_skip_gets_a_gradient(skip_encoding, use_log):
 
 @pytest.mark.parametrize("tie_weights", [False, True])
 @pytest.mark.parametrize("start", ["last", "bos"])
-@pytest.mark.parametrize("n_negatives", [0, 12])
-def test_every_parameter_of_seq_gets_a_gradient(tie_weights, start, n_negatives):
+@pytest.mark.parametrize("loss", ["full", "sampled", "gbce"])
+def test_every_parameter_of_seq_gets_a_gradient(tie_weights, start, loss):
     model = seq_model(tie_weights=tie_weights, start=start, skip_encoding="embedding", use_log=True)
-    softmax = TrackSoftmax(torch.ones(N_IDS).long(), n_negatives=n_negatives)
-    norms = gradient_norms(model, seq_loss(model, random_batch(), softmax)[0])
+    loss_of_tracks = track_loss(LossConfig(name=loss, n_negatives=12), torch.ones(N_IDS).long())
+    norms = gradient_norms(model, seq_loss(model, random_batch(), loss_of_tracks)[0])
     assert [name for name, norm in norms.items() if not norm > 0] == []
     assert (model.decoder.tracks.table.weight.grad[BOS].abs().sum() > 0) == (start == "bos")
 
@@ -258,7 +259,7 @@ def test_heads_and_dropout_arrive(make):
     model = make(n_heads=8, dropout=0.35)
     attentions = [module for module in model.modules() if isinstance(module, Attention)]
     assert [(a.n_heads, a.dropout) for a in attentions] == [(8, 0.35)] * 6
-    assert {module.p for module in model.modules() if isinstance(module, nn.Dropout)} == {0.35}
+    assert {module.p for module in model.modules() if isinstance(module, Dropout)} == {0.35}
     with pytest.raises(ValueError, match="16 is no multiple of n_heads 3"):
         make(n_heads=3)
 
@@ -453,7 +454,6 @@ def test_skip_learns_64_sessions_by_heart(random_labels):
 
 def test_seq_learns_64_sessions_by_heart(random_labels):
     model = seq_model(dropout=0.0, d_model=48, n_layers=1, d_ff=96)
-    softmax = TrackSoftmax(random_labels.train_plays, n_negatives=0)
-    loader = overfit(model, lambda m, b: seq_loss(m, b, softmax), random_labels, 100)
+    loader = overfit(model, lambda m, b: seq_loss(m, b, full_softmax), random_labels, 100)
     predictions = predict_seq(model, torch.device("cpu"), loader)
     assert evaluate_seq(predictions, loader.targets(), n_ids=N_IDS).means()["maa"] > 0.95

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from model.catalogue import Catalogue
 from model.decoding import SeqModel, greedy
 from utils.cli import UserError
 from utils.dataloaders import DataConfig, Dataset, SessionLoader
@@ -138,6 +139,7 @@ def predict_skip(model: nn.Module, device: torch.device, loader: SessionLoader) 
 def predict_seq(model: SeqModel, device: torch.device, loader: SessionLoader) -> SeqPredictions:
     """Greedy continuations, teacher-forced log-probabilities and full-catalogue ranks, in order."""
     model.eval()
+    catalogue = Catalogue(model.head)
     n, t = loader.n_examples, loader.target_size
     tracks = np.full((n, t), PAD, np.int32)
     log_probability = np.zeros((n, t), np.float32)
@@ -148,7 +150,7 @@ def predict_seq(model: SeqModel, device: torch.device, loader: SessionLoader) ->
         states = model(history, model.previous_tracks(history, targets))  # (B, T, D)
         log_p, ranks = judge(model, states, targets)
         log_probability[rows], rank[rows] = log_p.cpu().numpy(), ranks[:, 0].cpu().numpy()
-        tracks[rows] = greedy(model, history, t).cpu().numpy()
+        tracks[rows] = greedy(model, history, t, catalogue=catalogue).cpu().numpy()
     return SeqPredictions(tracks, log_probability, rank)
 
 

@@ -16,8 +16,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
+from model.catalogue import bfloat16_is_fast
+from utils.allocator import reuse_memory
 from utils.batch import SessionBatch
 from utils.checkpoint import load_weights, save_checkpoint
 from utils.cli import UserError, check_at_least
@@ -39,7 +43,7 @@ class TrainConfig:
     lr: float = 1e-4
     """Peak learning rate of Adam."""
     weight_decay: float = 0.0
-    """Decoupled weight decay (AdamW)."""
+    """Decoupled weight decay (AdamW); not of embeddings."""
     clip: float = 0.0
     """Largest norm of the gradient; 0 for no clipping."""
     warmup_steps: int = 0
@@ -52,8 +56,8 @@ class TrainConfig:
     """Validations without a new best after which training stops; 0 to never stop early."""
     max_seconds: float = 0.0
     """Training time after which to stop, validations not counted; 0 for no limit."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the forward pass (autocast)."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the forward pass (autocast); auto is bfloat16 where the processor multiplies it fast."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
 
@@ -104,14 +108,15 @@ def fit(
     Raises:
         UserError: the loss is not finite, `monitor` is not measured, or `last.pt` does not fit.
     """
+    reuse_memory()
     device = next(model.parameters()).device
     vocabulary_hash = run.dataset.vocabulary_hash
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    optimizers = make_optimizers(model, config)
     total_steps = config.epochs * len(loader)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _lr_factor(step, total_steps, config))
+    schedules = [LambdaLR(optimizer, lambda step: _lr_factor(step, total_steps, config)) for optimizer in optimizers]
     progress = Progress()
     if run.resumed:
-        progress = _restore(run, model, optimizer, schedule, loader, vocabulary_hash)
+        progress = _restore(run, model, optimizers, schedules, loader, vocabulary_hash)
         run.rewind(progress.step)
     sign = 1 if direction == "max" else -1
 
@@ -134,7 +139,7 @@ def fit(
             progress.best_step, progress.best_value, progress.validations_since_best = progress.step, value, 0
             weights = {"model": model.state_dict(), "vocabulary_hash": vocabulary_hash, "step": progress.step}
             save_checkpoint(run.folder / "best.pt", weights)
-        _save(run, model, optimizer, schedule, loader, progress, vocabulary_hash)
+        _save(run, model, optimizers, schedules, loader, progress, vocabulary_hash)
         best = " (best)" if progress.best_step == progress.step else ""
         tqdm.write(f"step {progress.step}: train loss {loss:.4f}, valid {monitor} {value:.4f}{best}")
         return 0 < config.patience <= progress.validations_since_best
@@ -145,8 +150,9 @@ def fit(
         bar = tqdm(loader, initial=loader.next_batch, total=len(loader), unit="batch", desc=f"epoch {loader.epoch + 1}")
         started = time.monotonic()
         for batch in bar:
-            loss_sum, count = _step(model, loss_fn, batch.to(device), optimizer, config)
-            schedule.step()
+            loss_sum, count = _step(model, loss_fn, batch.to(device), optimizers, config)
+            for schedule in schedules:
+                schedule.step()
             progress.step += 1
             progress.loss_sum += loss_sum
             progress.loss_count += count
@@ -178,21 +184,58 @@ def training_details(model: nn.Module, progress: Progress) -> dict[str, Any]:
     }
 
 
+def make_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
+    """Adam for all parameters: of embeddings with sparse gradients only the rows that a batch touched.
+
+    A row that no batch touches keeps its moments as they are, where the dense algorithm would let them fade and the
+    row drift ("lazy" Adam). Embeddings are not decayed.
+    """
+    embeddings = {module.weight: module.sparse for module in model.modules() if isinstance(module, nn.Embedding)}
+    rest = [parameter for parameter in model.parameters() if parameter not in embeddings]
+    dense = [weight for weight, sparse in embeddings.items() if not sparse]
+    sparse = [weight for weight, sparse in embeddings.items() if sparse]
+    groups = [{"params": rest, "weight_decay": config.weight_decay}, {"params": dense, "weight_decay": 0.0}]
+    optimizers: list[Optimizer] = [torch.optim.AdamW(groups, lr=config.lr, fused=True)]
+    if sparse:
+        optimizers.append(torch.optim.SparseAdam(sparse, lr=config.lr))
+    return optimizers
+
+
 def _step(
-    model: nn.Module, loss_fn: LossFn, batch: SessionBatch, optimizer: torch.optim.Optimizer, config: TrainConfig
+    model: nn.Module, loss_fn: LossFn, batch: SessionBatch, optimizers: list[Optimizer], config: TrainConfig
 ) -> tuple[float, int]:
     """One update; returns the sum and the number of the batch's losses."""
-    optimizer.zero_grad(set_to_none=True)
-    with torch.autocast(batch.rows.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+    model.zero_grad(set_to_none=True)
+    with autocast(batch.rows.device, config.precision):
         loss_sum, count = loss_fn(model, batch)
     (loss_sum / max(count, 1)).backward()
     if config.clip:
-        nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-    optimizer.step()
+        clip_gradients(model, config.clip)
+    for optimizer in optimizers:
+        optimizer.step()
     value = loss_sum.item()
     if not math.isfinite(value):
         raise UserError(f"the loss became {value}; lower --train.lr, or clip the gradient with --train.clip 1.0")
     return value, count
+
+
+def autocast(device: torch.device, precision: Literal["auto", "float32", "bfloat16"]) -> torch.autocast:
+    """The context of a forward pass in `precision`."""
+    enabled = precision == "bfloat16" or (precision == "auto" and bfloat16_is_fast(device))
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
+def clip_gradients(model: nn.Module, max_norm: float) -> None:
+    """Scale all gradients, dense and sparse, so that their common norm is at most `max_norm`."""
+    values = []
+    for parameter in model.parameters():
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.coalesce()
+            values.append(parameter.grad.values())
+        elif parameter.grad is not None:
+            values.append(parameter.grad)
+    norm = nn.utils.get_total_norm(values)
+    torch._foreach_mul_(values, (max_norm / (norm + 1e-6)).clamp(max=1.0))
 
 
 def _lr_factor(step: int, total_steps: int, config: TrainConfig) -> float:
@@ -212,16 +255,16 @@ def _out_of_time(progress: Progress, config: TrainConfig) -> bool:
 def _save(
     run: Run,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
+    optimizers: list[Optimizer],
+    schedules: list[LambdaLR],
     loader: SessionLoader,
     progress: Progress,
     vocabulary_hash: str,
 ) -> None:
     state = {
         "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "schedule": schedule.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+        "schedules": [schedule.state_dict() for schedule in schedules],
         "loader": loader.state_dict(),
         "progress": vars(progress),
         "rng": torch.get_rng_state(),
@@ -234,14 +277,16 @@ def _save(
 def _restore(
     run: Run,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
+    optimizers: list[Optimizer],
+    schedules: list[LambdaLR],
     loader: SessionLoader,
     vocabulary_hash: str,
 ) -> Progress:
     state = load_weights(model, run.folder / "last.pt", vocabulary_hash=vocabulary_hash)
-    optimizer.load_state_dict(state["optimizer"])
-    schedule.load_state_dict(state["schedule"])
+    for optimizer, values in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(values)
+    for schedule, values in zip(schedules, state["schedules"], strict=True):
+        schedule.load_state_dict(values)
     loader.load_state_dict(state["loader"])
     torch.set_rng_state(state["rng"])
     if state["cuda_rng"] and torch.cuda.is_available():
