@@ -253,6 +253,21 @@ def test_losses_sum_over_targets(scored, config):
 
 
 @pytest.mark.parametrize("config", [*LOSSES, LossConfig(in_batch=True)], ids=lambda c: f"{c.name}-{c.in_batch}")
+def test_targets_that_are_no_tracks_cost_nothing(scored, config):
+    states, head, targets = scored
+    loss = track_loss(config, plays())
+    real = torch.arange(len(targets)) % 3 > 0
+    mixed = torch.where(real, targets, torch.tensor([PAD, UNK])[targets % 2])
+    results = []
+    for some_states, some_targets in ((states[real], targets[real]), (states, mixed)):
+        torch.manual_seed(4)
+        total = loss(some_states, head, some_targets)
+        results.append([total, *gradients(total, states, head)])
+    for of_real, of_mixed in zip(*results, strict=True):
+        torch.testing.assert_close(of_mixed, of_real)
+
+
+@pytest.mark.parametrize("config", [*LOSSES, LossConfig(in_batch=True)], ids=lambda c: f"{c.name}-{c.in_batch}")
 @pytest.mark.parametrize("tie", [False, True])
 def test_sparse_gradients_are_the_dense_ones(config, tie):
     """Loss and gradients of a model do not depend on how its tables store their gradients."""

@@ -18,12 +18,16 @@ from model.decoding import SeqModel
 from model.embeddings import TrackHead
 from utils.batch import SessionBatch
 from utils.cli import UserError, check_at_least
-from utils.vocab import N_SPECIAL
+from utils.vocab import N_SPECIAL, PAD
 
 Weighting = Literal["uniform", "maa"]
 CHUNK = 512
 """Targets whose scores over all tracks are held at once by the full softmax. With 103,000 tracks on 2 cores, 64 takes
 1.3 times as long; 256 needs half the memory and takes 4 % longer."""
+ROWS = 256
+"""The targets of a batch are filled up to a multiple of this. Each new size of a matrix product in bfloat16 is compiled
+and kept: with any number of targets, memory grew by 10 MB a step on the CPU."""
+IGNORED = -100
 
 
 def maa_weights(known: Tensor) -> Tensor:
@@ -84,7 +88,7 @@ class LossConfig:
 
 
 TrackLoss = Callable[[Tensor, TrackHead, Tensor], Tensor]
-"""States (N, D), the head that scores tracks and targets (N,), all real tracks -> sum of the losses in nats."""
+"""States (N, D), the head that scores tracks, targets (N,) -> sum of the losses in nats; a special id costs nothing."""
 
 
 def track_loss(config: LossConfig, train_plays: Tensor) -> TrackLoss:
@@ -116,9 +120,10 @@ def full_softmax(states: Tensor, head: TrackHead, targets: Tensor) -> Tensor:
     return functional.linear_cross_entropy(
         states.to(dtype),
         head.weight[N_SPECIAL:].to(dtype),
-        targets - N_SPECIAL,
+        (targets - N_SPECIAL).masked_fill(targets < N_SPECIAL, IGNORED),
         linear_bias=head.bias[N_SPECIAL:].to(dtype),
         reduction="sum",
+        ignore_index=IGNORED,
         options=LinearCrossEntropyOptions(batch_chunk_size=CHUNK, acc_policy="compact", acc_dtype=accumulate),
     ).float()
 
@@ -173,13 +178,15 @@ def sampled_softmax(
     expected = negatives.expected
     if in_batch:
         others = torch.cat([targets, others])  # (N + k,)
-        expected = expected + (len(targets) - 1) * negatives.popularity
+        expected = expected + ((targets >= N_SPECIAL).sum().cpu() - 1) * negatives.popularity
     log_expected = expected.log().to(targets.device)[others]
-    positive = _scores_of_targets(states, head, targets)  # (N,)
     vectors, bias = head.at(others)
-    scores = functional.linear(states, vectors) + (bias - log_expected)  # (N, k), in float32
-    scores = scores.masked_fill(others == targets[:, None], torch.finfo(scores.dtype).min)
-    return functional.softplus(scores.logsumexp(1) - positive).sum()
+    nothing = torch.finfo(torch.float32).min
+    offset = (bias - log_expected).masked_fill(others < N_SPECIAL, nothing)
+    scores = functional.linear(states, vectors) + offset  # (N, k), in float32
+    scores = scores.masked_fill(others == targets[:, None], nothing)
+    losses = functional.softplus(scores.logsumexp(1) - _scores_of_targets(states, head, targets))  # (N,)
+    return (losses * (targets >= N_SPECIAL)).sum()
 
 
 def gbce(states: Tensor, head: TrackHead, targets: Tensor, *, negatives: Negatives, calibration: float) -> Tensor:
@@ -197,7 +204,7 @@ def gbce(states: Tensor, head: TrackHead, targets: Tensor, *, negatives: Negativ
     scores = functional.linear(states, vectors) + bias  # (N, k)
     theirs = functional.softplus(scores).masked_fill(others == targets[:, None], 0.0) @ weight  # (N,)
     ours = beta * functional.softplus(-_scores_of_targets(states, head, targets))  # (N,)
-    return (ours + theirs).sum() / (negatives.n + 1)
+    return ((ours + theirs) * (targets >= N_SPECIAL)).sum() / (negatives.n + 1)
 
 
 def _scores_of_targets(states: Tensor, head: TrackHead, targets: Tensor) -> Tensor:
@@ -210,4 +217,8 @@ def seq_loss(model: SeqModel, batch: SessionBatch, loss: TrackLoss) -> tuple[Ten
     targets = batch.target_tracks
     states = model(batch.history, model.previous_tracks(batch.history, targets))  # (B, T, D)
     inside = targets >= N_SPECIAL
-    return loss(states[inside], model.head, targets[inside]), int(inside.sum())
+    count = int(inside.sum())
+    states, targets = states[inside], targets[inside]  # (count, D), (count,)
+    filler = -count % ROWS
+    states, targets = functional.pad(states, (0, 0, 0, filler)), functional.pad(targets, (0, filler), value=PAD)
+    return loss(states, model.head, targets), count
