@@ -4,6 +4,7 @@
     python evaluate.py --run runs/transformer_seq/STAMP --plays my_plays.csv --plays_columns.session session_id \
         --plays_columns.position position
     python evaluate.py --run runs/transformer_skip/STAMP --predictions predictions.csv
+    python evaluate.py --run runs/transformer_seq/STAMP --decoding.method beam --decoding.beam_width 20
 
 Prints every metric with its 95 % interval over sessions. Tracks that the run's dataset does not know become `unk`;
 their share is printed. Nothing in the run folder is changed.
@@ -19,6 +20,7 @@ from typing import Any, Literal
 
 import pyarrow.parquet as pq
 
+from utils import scoring
 from utils.checkpoint import load_weights
 from utils.cli import UserError, cli, parse_config
 from utils.dataloaders import Dataset, SessionArrays
@@ -26,7 +28,6 @@ from utils.files import read_json
 from utils.importers.plays import PlaysColumns, read_plays
 from utils.preparing import SplitWriter
 from utils.run import pick_device
-from utils.scoring import predictions_table, score_split, seq_predictor, skip_predictor, write_table
 
 
 @dataclass
@@ -42,6 +43,8 @@ class Config:
     plays_columns: PlaysColumns = field(default_factory=PlaysColumns)
     data: str | None = None
     """Dataset folder, if it is not where it was when the run was trained."""
+    decoding: scoring.DecodingConfig | None = None
+    """Continue sessions in this way instead of the run's."""
     predictions: str | None = None
     """Write the prediction of every target to this file (.csv or .parquet)."""
     device: str = "auto"
@@ -54,6 +57,8 @@ def main(config: Config) -> dict[str, Any]:
     result = read_json(folder / "result.json")
     if result["kind"] != "model":
         raise UserError(f"{folder} is a {result['kind']}, which keeps no weights; run its script again instead")
+    if config.decoding is not None and result["task"] != "seq":
+        raise UserError(f"{folder} predicts skips of known tracks, so there is nothing to decode; leave out --decoding")
     # The script is the experiment: it knows how to build its model from its config.
     script = importlib.import_module(f"train_{result['experiment']}")
     trained = parse_config(script.Config, ["--config", str(folder / "config.yml")])
@@ -67,12 +72,16 @@ def main(config: Config) -> dict[str, Any]:
             outside = Path(temporary) / "plays"
             import_plays(config, dataset, outside)
             split, dataset = "test", replace(dataset, test=SessionArrays.open(outside))
-        predict = skip_predictor(model, device) if result["task"] == "skip" else seq_predictor(model, device)
-        loader, predictions, scores = score_split(predict, dataset, trained.data, split)
+        if result["task"] == "skip":
+            predict = scoring.skip_predictor(model, device)
+        else:
+            decoding = config.decoding or trained.decoding
+            predict = scoring.seq_predictor(model, device, decoding, decoding.allowed_tracks(dataset))
+        loader, predictions, scores = scoring.score_split(predict, dataset, trained.data, split)
         if config.predictions is not None:
-            write_table(Path(config.predictions), predictions_table(predictions, loader, dataset))
+            scoring.write_table(Path(config.predictions), scoring.predictions_table(predictions, loader, dataset))
     summary = scores.summary()
-    print_scores(f"{result['label']} on {config.plays or split} ({summary['n_sessions']:,} sessions)", summary)
+    scoring.print_scores(f"{result['label']} on {config.plays or split} ({summary['n_sessions']:,} sessions)", summary)
     return summary
 
 
@@ -84,15 +93,6 @@ def import_plays(config: Config, dataset: Dataset, folder: Path) -> None:
     writer.add(chunk)
     writer.close()
     print(f"{unknown:.2%} of the plays are of tracks that {dataset.folder} does not know")
-
-
-def print_scores(title: str, summary: dict[str, Any]) -> None:
-    """One line for each metric."""
-    print(title)
-    for name, value in summary["metrics"].items():
-        if value["mean"] is not None:
-            interval = "" if value["low"] is None else f"  [{value['low']:.4f}, {value['high']:.4f}]"
-            print(f"  {name:15} {value['mean']:9.4f}{interval}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from utils.dataloaders import DataConfig, Dataset, training_loader
 from utils.evaluation import direction
 from utils.objectives import LossConfig, seq_loss, track_loss
 from utils.run import Run, RunConfig, each_seed, pick_device, seed_everything
-from utils.scoring import score, seq_predictor, validate
+from utils.scoring import DecodingConfig, score, seq_predictor, validate
 from utils.training import TrainConfig, fit, training_details
 
 
@@ -57,6 +57,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     run: RunConfig = field(default_factory=lambda: RunConfig(label="Transformer"))
     loss: LossConfig = field(default_factory=LossConfig)
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
     monitor: str = "maa"
     """Validation metric that chooses the best weights; with data.every_prefix, of the next track (such as mrr@20)."""
 
@@ -80,18 +81,18 @@ def main(config: Config) -> dict[str, Any]:
     seed_everything(config.run.seed)
     with blame("model"):
         model = build(config, dataset).to(device)
+    predict = seq_predictor(model, device, config.decoding, config.decoding.allowed_tracks(dataset))
     train = training_loader(dataset, config.data, batch_size=config.train.batch_size, seed=config.run.seed)
     loss_fn = partial(seq_loss, loss=track_loss(config.loss, dataset.train_plays))
 
     def evaluate_fn(model: SeqTransformer) -> dict[str, float | None]:
-        return validate(seq_predictor(model, device), dataset, config.data)
+        return validate(predict, dataset, config.data)
 
-    run = Run("transformer_seq", config, dataset)
-    better = direction(config.monitor)
+    run, better = Run("transformer_seq", config, dataset), direction(config.monitor)
     progress = fit(
         model, loss_fn, evaluate_fn, train, config=config.train, run=run, monitor=config.monitor, direction=better
     )
-    scores = score(seq_predictor(model, device), dataset, config.data, folder=run.folder)
+    scores = score(predict, dataset, config.data, folder=run.folder)
     return run.finish(task="seq", scores=scores, **training_details(model, progress))
 
 

@@ -25,6 +25,12 @@ BLOCK = 64
 """Tracks of which only the highest score is looked at first."""
 MAX_CANDIDATES = 512
 """Tracks of one state that are scored again, at most; beyond that float32 from the start is no slower."""
+OUTPUT_ROUNDING = 2.0**-8
+"""Of a number that is written as bfloat16, relative to what is written."""
+NORM_ROUNDING = 2.0**-9
+"""Of the norms in the bound, relative: far more than there is."""
+UNDERFLOW = 2.0**-63
+"""The square of a smaller number vanishes from a norm."""
 _PAIRS_AT_ONCE = 2**14
 """Pairs of a state and a track that are scored again together: 16 MiB of vectors at width 256."""
 
@@ -252,8 +258,8 @@ class Screen:
         self.n_blocks = -(-n // BLOCK)
         self.vectors = torch.empty(n, d + 2, dtype=torch.bfloat16, device=weight.device)
         """bfloat16 (n, D + 2)"""
-        # 2^-24 for each product and sum, and as much again for the float32 scores that all this is a bound for; tensor
-        # cores cut off instead of rounding, which is another factor of 2.
+        # 2^-24 for each product and sum, and as much again for the float32 scores that all this is a bound for; the
+        # rest covers tensor cores, which cut off instead of rounding, and the arithmetic of the bound itself.
         gamma = (d + 2) * 2.0**-22
         terms = []
         for w, b, out in zip(*(x.split(BLOCK * 256) for x in (weight, bias, self.vectors)), strict=True):
@@ -264,12 +270,12 @@ class Screen:
             wrong = [(w - rounded[:, :d]).norm(dim=1), rounded[:, :d].norm(dim=1), gamma * rounded.norm(dim=1)]
             wrong.append((b - rounded[:, d] - rounded[:, d + 1]).abs())
             terms.append(torch.stack(wrong, dim=1))
-        # 2^-9 for the rounding in these norms themselves.
-        self.bound = _blocks(torch.cat(terms), 0.0).amax(1) * (1 + 2.0**-9)
+        highest = functional.pad(torch.cat(terms), (0, 0, 0, -n % BLOCK)).unflatten(0, (-1, BLOCK)).amax(1)
+        self.bound = highest * (1 + NORM_ROUNDING) + d**0.5 * UNDERFLOW
         """float32 (n_blocks, 4): the highest |dw|, |w'|, gamma |(w', b', b'')| and |db| of each block."""
 
     def candidates(self, states: Tensor, forbidden: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """All tracks that may be among the best k of each state, and some more.
+        """All tracks that may be among the best k of each state, and some more; none for a state that has too many.
 
         Args:
             states: float32 (N, D).
@@ -282,12 +288,14 @@ class Screen:
         scores = self.scores(states, forbidden)  # (n_blocks, BLOCK, N)
         highest = scores.amax(1).float()  # (n_blocks, N)
         wrong = self.wrong(states)  # (n_blocks, N)
-        lowest = highest - wrong - 2.0**-8 * highest.abs()
+        off = torch.add(wrong, highest.abs(), alpha=OUTPUT_ROUNDING)
         # k blocks have a track that is at least as good as this, so a worse one is not among the best k.
-        enough = lowest.T.topk(k, dim=1).values[:, -1]  # (N,)
-        rows, blocks = (highest + 2.0**-8 * highest.abs() + wrong >= enough).T.nonzero(as_tuple=True)
+        enough = (highest - off).T.topk(k, dim=1).values[:, -1]  # (N,)
+        possible = (highest + off >= enough).T  # (N, n_blocks)
+        possible &= possible.sum(1, keepdim=True) <= MAX_CANDIDATES
+        rows, blocks = possible.nonzero(as_tuple=True)
         inside = scores[blocks, :, rows].float()  # (pairs, BLOCK)
-        possible = inside + 2.0**-8 * inside.abs() + wrong[blocks, rows, None] >= enough[rows, None]
+        possible = inside + OUTPUT_ROUNDING * inside.abs() + wrong[blocks, rows, None] >= enough[rows, None]
         pair, place = possible.nonzero(as_tuple=True)
         return rows[pair], blocks[pair] * BLOCK + place
 
@@ -307,12 +315,8 @@ class Screen:
         """How far any score of a block is at most from the exact one, before it is written: (n_blocks, N)."""
         rounded = states.bfloat16().float()
         norms = [states.norm(dim=1), (states - rounded).norm(dim=1), (rounded.norm(dim=1) ** 2 + 2).sqrt()]
-        return torch.addmm(self.bound[:, 3:], self.bound[:, :3], torch.stack(norms))
-
-
-def _blocks(x: Tensor, filler: float) -> Tensor:
-    """(n, ...) -> (n_blocks, BLOCK, ...), the last block filled up."""
-    return functional.pad(x, (0, 0, 0, -len(x) % BLOCK), value=filler).unflatten(0, (-1, BLOCK))
+        norms_of_states = torch.stack(norms) + states.shape[1] ** 0.5 * UNDERFLOW
+        return torch.addmm(self.bound[:, 3:], self.bound[:, :3], norms_of_states)
 
 
 @contextmanager

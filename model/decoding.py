@@ -1,8 +1,8 @@
 """How a seq model continues a session on its own: greedily, by beam search, or by sampling.
 
 Nothing here ever sees a target. A model reads the history once (`begin`), and then one track at a time (`step`). What
-may be predicted is the catalogue's affair, but for repeats: with `no_repeat` n, none of the last n tracks of the session
-so far, history and continuation, comes next.
+may be predicted is the catalogue's affair, but for repeats: with `no_repeat` n, none of the last n tracks of the
+session so far, history and continuation, comes next.
 
 Probabilities are those of the tracks that may come next, renormalised: what is forbidden has none.
 """
@@ -81,7 +81,7 @@ def greedy(
     Raises:
         ValueError: there may be no track that may come next.
     """
-    among = catalogue or Catalogue(model.head)
+    among = Catalogue(model.head) if catalogue is None else catalogue
 
     def best(states: Tensor, forbidden: Tensor) -> Tensor:
         return among.top_k(states, 1, forbidden).ids[:, 0]
@@ -110,7 +110,7 @@ def sample(
     Raises:
         ValueError: there may be no track that may come next.
     """
-    among = catalogue or Catalogue(model.head)
+    among = Catalogue(model.head) if catalogue is None else catalogue
 
     def drawn(states: Tensor, forbidden: Tensor) -> Tensor:
         return among.draw(states, forbidden, top_p=top_p, temperature=temperature, generator=generator)
@@ -161,7 +161,7 @@ def beam_search(
     Raises:
         ValueError: there may be no track that may come next.
     """
-    catalogue = catalogue or Catalogue(model.head)
+    catalogue = Catalogue(model.head) if catalogue is None else catalogue
     size = max(1, BEAMS_AT_ONCE // width)
     parts = [
         _beam_search(model, History(*chunk), length, width, catalogue, no_repeat)

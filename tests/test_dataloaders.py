@@ -1,14 +1,19 @@
 """Batches from hand-made sessions, their order, and what is refused."""
 
 import json
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from conftest import N_IDS, make_dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
+from benchmarks.reference import collate
 from utils import schema
 from utils.batch import is_skipped
 from utils.cli import UserError
@@ -99,6 +104,39 @@ def test_random_cuts_are_proper_and_drawn_anew(three):
             assert session == [list(range(10, 15)), [15, 16], list(range(17, 23))][row]
             seen[row].add(int((past > 0).sum()))
     assert seen == [{1, 2, 3, 4}, {1}, {1, 2, 3, 4, 5}]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 12), min_size=1, max_size=8).filter(lambda lengths: max(lengths) > 1),
+    cut=st.sampled_from(["half", "random", "every"]),
+    sizes=st.tuples(st.integers(1, 15), st.integers(1, 15)),
+    batch_size=st.integers(1, 9),
+    shuffle=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_batches_equal_a_loop_over_sessions(lengths, cut, sizes, batch_size, shuffle, seed):
+    """Windows over both ends of the arrays, and wider than they are, equal slices that are padded one by one."""
+    n_plays = sum(lengths)
+    codes = np.random.default_rng(seed).choice([0, 1, 2, 3, 4, 255], n_plays).tolist()
+    history_size, target_size = sizes
+    with tempfile.TemporaryDirectory() as folder:
+        arrays = write_split(Path(folder) / "s", lengths, codes)
+    options = {"batch_size": batch_size, "history_size": history_size, "target_size": target_size}
+    loader = SessionLoader(arrays, cut=cut, shuffle=shuffle, seed=seed, **options)
+    n_seen = 0
+    for epoch in range(2):
+        _, cuts = loader._draw_epoch()
+        for batch in loader:
+            n_seen += len(batch.rows)
+            rows = batch.rows.numpy()
+            sessions, at = loader.session[rows], cuts[rows]
+            expected = collate(arrays, sessions, at, history_size=history_size, target_size=target_size)
+            for ours, theirs in zip((*batch.history, *batch[1:4]), (*expected.history, *expected[1:4]), strict=True):
+                assert ours.dtype == theirs.dtype
+                assert torch.equal(ours, theirs)
+        assert n_seen == (epoch + 1) * loader.n_examples
+    assert_array_equal(arrays.tracks, np.arange(10, 10 + n_plays))
 
 
 def batches_of(loader, n_epochs):
@@ -317,3 +355,9 @@ def test_dataset_without_skips(tmp_path):
 def test_data_config_is_checked(field):
     with pytest.raises(UserError, match=f"data.{field} is 0; it must be at least"):
         DataConfig(**{field: 0})
+
+
+@pytest.mark.parametrize("scored", [[], ["valid", "tset"]])
+def test_only_splits_can_be_scored(scored):
+    with pytest.raises(UserError, match="it must be some of train, valid, test"):
+        DataConfig(scored=scored)

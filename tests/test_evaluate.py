@@ -15,6 +15,7 @@ from utils.cli import UserError
 from utils.dataloaders import DataConfig, Dataset
 from utils.importers.plays import PlaysColumns
 from utils.run import RunConfig
+from utils.scoring import DecodingConfig
 from utils.training import TrainConfig
 
 TRAIN = TrainConfig(epochs=1, batch_size=32, lr=3e-3, device="cpu")
@@ -90,6 +91,30 @@ def test_seq_plays_score_exactly_as_the_dataset_and_unknown_tracks_are_reported(
     evaluate.main(config)
     share = (len(frame) // 2 + 1) / len(frame)
     assert f"{share:.2%} of the plays" in capsys.readouterr().out
+
+
+def test_sessions_are_continued_as_in_the_run_or_as_asked(skip_run, dataset_folder, tmp_path):
+    allowed = tmp_path / "allowed.txt"
+    allowed.write_text("t_3\nt_5\n", encoding="utf-8")
+    run = RunConfig(folder=str(tmp_path / "runs"))
+    model = train_transformer_seq.ModelConfig(d_model=16, d_ff=16, n_layers=1)
+    decoding = DecodingConfig(allow_list=str(allowed), no_repeat=1)
+    train_transformer_seq.main(
+        train_transformer_seq.Config(DataConfig(str(dataset_folder)), model, TRAIN, run=run, decoding=decoding)
+    )
+    folder, table = next(Path(run.folder).glob("*/*")), tmp_path / "p.csv"
+    config = evaluate.Config(str(folder), predictions=str(table), device="cpu")
+    summary = evaluate.main(config)
+    assert_scores_of_run(summary, folder, "test")
+    assert set(pd.read_csv(table)["predicted_track_id"]) == {"t_3", "t_5"}
+
+    config.decoding = DecodingConfig("beam", beam_width=3, no_repeat=20)
+    other = evaluate.main(config)
+    continued = pd.read_csv(table).groupby("session_id")["predicted_track_id"]
+    assert (continued.nunique() == continued.size()).all(), "no repeats"
+    assert other["metrics"]["perplexity"] == summary["metrics"]["perplexity"]
+    with pytest.raises(UserError, match="predicts skips"):
+        evaluate.main(evaluate.Config(str(skip_run), decoding=DecodingConfig(), device="cpu"))
 
 
 @pytest.mark.parametrize("name", ["p.csv", "p.parquet"])

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -275,30 +276,29 @@ def test_saved_predictions(tmp_path):
 # --- From models to predictions
 
 
-class Lookup:
-    """A model whose states are its scores of the tracks."""
-
-    @staticmethod
-    def logits(states):
-        return torch.cat([torch.full((*states.shape[:-1], N_SPECIAL), -torch.inf), states], dim=-1)
+def lookup(n_tracks):
+    """A model whose states are its scores of the tracks; it thinks highly of special ids, which do not count."""
+    weight = torch.cat([torch.full((N_SPECIAL, n_tracks), 100.0), torch.eye(n_tracks)])
+    return SimpleNamespace(head=SimpleNamespace(weight=weight, bias=torch.zeros(len(weight))))
 
 
 def test_judge_by_hand():
     states = torch.tensor([3.0, 1.0, 2.0, 2.0, 0.0]).expand(1, 6, 5)
-    log_p, rank = judge(Lookup, states, torch.tensor([[5, 6, 7, 9, UNK, PAD]]))
+    log_p, rank = judge(lookup(5), states, torch.tensor([[5, 6, 7, 9, UNK, PAD]]))
     total = math.log(sum(math.exp(x) for x in (3, 1, 2, 2, 0)))
     assert_allclose(log_p, [[3 - total, 1 - total, 2 - total, 0 - total, 0, 0]], rtol=1e-6)
     assert rank.tolist() == [[0, 3, 1.5, 4, math.inf, math.inf]]  # 7 and 8 tie: half of the ties are above
-    _, rank = judge(Lookup, torch.zeros(1, 1, 100), torch.tensor([[60]]))
+    _, rank = judge(lookup(100), torch.zeros(1, 1, 100), torch.tensor([[60]]))
     assert rank.item() == 99 / 2
 
 
 def test_judge_in_chunks(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     states, targets = torch.randn(7, 3, 20, generator=generator), torch.randint(0, 25, (7, 3), generator=generator)
-    whole = judge(Lookup, states, targets)
-    monkeypatch.setattr("utils.scoring.LOGIT_ROWS", 2)
-    for chunked, expected in zip(judge(Lookup, states, targets), whole, strict=True):
+    whole = judge(lookup(20), states, targets)
+    monkeypatch.setattr("utils.scoring.LOGIT_ROWS", 5)
+    monkeypatch.setattr("utils.scoring._ROWS_IN_CACHE", 2)
+    for chunked, expected in zip(judge(lookup(20), states, targets), whole, strict=True):
         torch.testing.assert_close(chunked, expected)
 
 
@@ -417,8 +417,8 @@ def test_score_covers_the_splits(tmp_path, dataset_folder):
 
 def test_score_with_every_prefix(dataset_folder):
     dataset = Dataset.open(dataset_folder)
-    data = DataConfig(every_prefix=True)
-    scores = score(seq_predictor(seq_model(), CPU), dataset, data, splits=["test"])
+    data = DataConfig(every_prefix=True, scored=["test"])
+    scores = score(seq_predictor(seq_model(), CPU), dataset, data)
     assert list(scores) == ["test", "test_prefixes"]
     assert scores["test_prefixes"]["n_sessions"] == 16
     assert len(scores["test_prefixes"]["histogram"]) == 2

@@ -410,7 +410,7 @@ def folders(tmp_path_factory):
 def results(folders):
     config = Config(
         raw=str(folders / "raw"),
-        data=DataConfig(folder=str(folders / "data")),
+        data=DataConfig(folder=str(folders / "data"), scored=["valid", "test"]),
         run=RunConfig(folder=str(folders / "runs")),
     )
     return main(config)

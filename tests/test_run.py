@@ -128,6 +128,8 @@ def test_headline():
     assert headline({"scores": scores(maa=0.5, first_accuracy=0.25, auc=1)}) == (
         "test maa 0.5000 [0.0000, 1.0000], first_accuracy 0.2500 [0.0000, 1.0000]"
     )
+    valid_only = {"train": scores(maa=0.9)["test"], "valid": scores(maa=0.5)["test"]}
+    assert headline({"scores": valid_only}) == "valid maa 0.5000 [0.0000, 1.0000]"
     assert headline({"scores": scores(maa=None, first_accuracy=None)}) == "test "
 
 

@@ -124,6 +124,7 @@ def test_seeds_make_folders(dataset_folder, tmp_path):
         ("skip", ["--data.train_cut", "random", "--data.history_size", "6", "--data.target_size", "4"]),
         ("seq", ["--loss.n_negatives", "9", "--model.tie_weights", "true", "--model.start", "bos"]),
         ("seq", ["--data.train_cut", "every", "--data.every_prefix", "true", "--monitor", "mrr@20"]),
+        ("seq", ["--loss.name", "gbce", "--decoding.method", "beam", "--decoding.no_repeat", "3"]),
         ("seq", ["--monitor", "perplexity", "--train.precision", "bfloat16", "--model.use_log", "true"]),
     ],
 )
@@ -136,6 +137,14 @@ def test_variants(task, more, dataset_folder, tmp_path):
     if "perplexity" in more:
         values = [line["perplexity"] for line in lines(folder) if line["split"] == "valid"]
         assert content["best_value"] == min(values) < max(values)
+
+
+@pytest.mark.parametrize("task", SCRIPTS)
+def test_settings_can_be_chosen_without_a_look_at_test(task, dataset_folder, tmp_path, capsys):
+    (folder,) = train(SCRIPTS[task], options(dataset_folder, tmp_path, "--data.scored", "[valid]"))
+    assert list(result(folder)["scores"]) == ["valid"]
+    assert not (folder / "predictions_test.npz").exists()
+    assert ": valid maa " in capsys.readouterr().out
 
 
 def test_training_beats_chance(dataset_folder, tmp_path):

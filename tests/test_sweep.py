@@ -95,7 +95,7 @@ def test_sweeps_that_make_no_sense(tmp_path, ran, spec, message):
     with pytest.raises(UserError, match=message):
         sweep.main(sweep.Config(write(tmp_path / "s.yml", **spec)))
     assert ran == []
-    with pytest.raises(UserError, match="none.yml cannot be read"):
+    with pytest.raises(UserError, match=r"none\.yml cannot be read"):
         sweep.main(sweep.Config(tmp_path / "none.yml"))
 
 

@@ -6,7 +6,7 @@ The folder's layout is in docs/architecture.md; `utils/datapreprocessing.py` wri
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -45,11 +45,15 @@ class DataConfig:
     """Shortest session whose second half is scored (the shortest of MSSD have 10 plays anyway)."""
     valid_sessions: int = 0
     """Validation sessions that are scored while training, evenly spaced; 0 for all (the end always scores all)."""
+    scored: list[str] = field(default_factory=lambda: list(SPLITS))
+    """Splits that are scored at the end; [valid] to choose between settings without a look at test."""
     every_prefix: bool = False
     """Seq: also score the next track after every prefix of every session."""
 
     def __post_init__(self) -> None:
         check_at_least(self, "data", history_size=1, target_size=1, min_length=2, valid_sessions=0)
+        if not self.scored or set(self.scored) - set(SPLITS):
+            raise UserError(f"data.scored is {self.scored}; it must be some of {', '.join(SPLITS)}")
 
 
 @dataclass(frozen=True)
@@ -333,17 +337,18 @@ class SessionLoader:
 
     def _window(self, rows: np.ndarray, cuts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Plays around the cut of each row: tracks (B, S + T), skip codes (B, S + T), log codes (B, S + T, L)."""
-        session = self.session[rows]
+        session, cut = self.session[rows], cuts[rows]
         start, end = self.arrays.offsets[session], self.arrays.offsets[session + 1]
-        events = (start + cuts[rows])[:, None] + np.arange(-self.history_size, self.target_size)
-        outside = (events < start[:, None]) | (events >= end[:, None])
-        np.copyto(events, start[:, None], where=outside)
-        # np.take copies whole rows: twice as fast as indexing.
         arrays = (self.arrays.tracks, self.arrays.skips, self.arrays.log)
-        tracks, skips, log = (np.take(array, events, axis=0) for array in arrays)
+        first, width = start + cut - self.history_size, self.history_size + self.target_size
+        tracks, skips, log = (_windows(array, first, width) for array in arrays)
+        position = np.arange(-self.history_size, self.target_size, dtype=np.int32)  # half the memory of int64
+        before, after = cut.astype(np.int32), (end - start - cut).astype(np.int32)
+        outside = (position < -before[:, None]) | (position >= after[:, None])
         tracks[outside] = PAD
         skips[outside] = schema.SKIP_UNKNOWN
-        log[outside] = 0
+        plays = log.view(f"V{log.shape[2]}")  # (B, S + T, 1): all codes of a play as one item, five times as fast
+        plays[outside] = np.zeros((), plays.dtype)
         return tracks, skips, log
 
     def _gather(self, rows: np.ndarray, cuts: np.ndarray) -> SessionBatch:
@@ -358,6 +363,22 @@ class SessionLoader:
             target_log=torch.from_numpy(log[:, s:]),
             rows=_long(rows),
         )
+
+
+def _windows(array: np.ndarray, first: np.ndarray, width: int) -> np.ndarray:
+    """Copy `array[i : i + width]` for each i of `first` (B,): (B, width, ...), with anything beyond the array's ends.
+
+    The windows are items of an array that overlaps itself, so each is one copy of contiguous bytes.
+    """
+    if len(array) < width:
+        array = np.resize(array, (width, *array.shape[1:]))
+    size = array[0].nbytes
+    items = np.ndarray(len(array) - width + 1, f"V{width * size}", array, strides=(size,))
+    inside = first.clip(0, len(items) - 1)
+    windows = items[inside].view(array.dtype).reshape(len(first), width, *array.shape[1:])
+    for row in np.flatnonzero(inside != first):  # the few sessions at the ends
+        windows[row] = np.roll(windows[row], inside[row] - first[row], axis=0)
+    return windows
 
 
 def _long(array: np.ndarray) -> torch.Tensor:

@@ -311,12 +311,10 @@ class Config:
 
     raw: str = "data/raw/demo"
     """Folder of `python -m utils.synthetic` that the dataset was made of."""
-    data: DataConfig = field(default_factory=DataConfig)
+    data: DataConfig = field(default_factory=lambda: DataConfig(scored=["valid", "test"]))
     run: RunConfig = field(default_factory=RunConfig)
     task: Literal["skip", "seq", "both"] = "both"
     """Which oracle."""
-    splits: list[str] = field(default_factory=lambda: ["valid", "test"])
-    """Splits that are scored."""
 
     def __post_init__(self) -> None:
         if (self.data.history_size, self.data.target_size) != (MAX_LENGTH // 2, MAX_TARGETS) or self.data.every_prefix:
@@ -346,7 +344,7 @@ def main(config: Config) -> list[dict[str, Any]]:
     for task, predict in predictors.items():
         if config.task in (task, "both"):
             run = Run(f"oracle_{task}", config, dataset)
-            scores = score(predict, dataset, config.data, splits=config.splits, folder=run.folder)
+            scores = score(predict, dataset, config.data, folder=run.folder)
             results.append(run.finish(task=task, kind="oracle", label=LABEL, scores=scores))
     return results
 

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from utils.cli import UserError
 from utils.dataloaders import Dataset
 from utils.files import atomic_file, write_json
+from utils.schema import SPLITS
 
 
 @dataclass
@@ -256,10 +257,11 @@ def pick_device(name: str) -> torch.device:
 
 
 def headline(result: dict[str, Any]) -> str:
-    """The first metrics of a result on test, with intervals, where they are defined."""
+    """The first metrics of a result on the last split that was scored, with intervals, where they are defined."""
+    split = [name for name in SPLITS if name in result["scores"]][-1]
     shown = [
         f"{name} {value['mean']:.4f} [{value['low']:.4f}, {value['high']:.4f}]"
-        for name, value in list(result["scores"]["test"]["metrics"].items())[:2]
+        for name, value in list(result["scores"][split]["metrics"].items())[:2]
         if value["mean"] is not None
     ]
-    return "test " + ", ".join(shown)
+    return f"{split} " + ", ".join(shown)

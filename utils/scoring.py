@@ -5,10 +5,11 @@ Shapes: see the legend in `utils/batch.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -17,8 +18,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from model.catalogue import Catalogue
-from model.decoding import SeqModel, greedy
-from utils.cli import UserError
+from model.decoding import SeqModel, beam_search, greedy, sample
+from utils.batch import History
+from utils.cli import UserError, check_at_least
 from utils.dataloaders import DataConfig, Dataset, SessionLoader
 from utils.evaluation import (
     Scores,
@@ -30,33 +32,101 @@ from utils.evaluation import (
     session_slices,
 )
 from utils.files import atomic_file
-from utils.schema import SPLITS
 from utils.vocab import N_SPECIAL, PAD
 
-LOGIT_ROWS = 64
-"""Rows of the (rows, V) score matrix that are held at once: 26 MB at 103,000 tracks, about a processor's cache."""
+LOGIT_ROWS = 256
+"""Rows of the (rows, V) score matrix that are held at once: 105 MB at 103,000 tracks."""
+_ROWS_IN_CACHE = 16
+"""Rows of it that are looked at together, once they are computed."""
 
 Predictions = SkipPredictions | SeqPredictions
 Predict = Callable[[SessionLoader], Predictions]
 """Predicts all examples of a loader, in order; the kind of what it returns says which task it is."""
 
 
-def score(
-    predict: Predict, dataset: Dataset, data: DataConfig, *, splits: Sequence[str] = SPLITS, folder: Path | None = None
-) -> dict[str, Any]:
+@dataclass
+class DecodingConfig:
+    """How a seq model continues sessions, on all splits alike."""
+
+    method: Literal["greedy", "beam", "sample"] = "greedy"
+    """greedy: the most probable track, again and again. beam: the most probable continuation that a beam search finds.
+    sample: tracks drawn at random from the most probable ones."""
+    beam_width: int = 10
+    """beam: beginnings that are kept at each step."""
+    top_p: float = 0.9
+    """sample: draw among the most probable tracks that together have this probability (nucleus sampling)."""
+    temperature: float = 1.0
+    """sample: divides the scores; below 1 for more probable tracks, above 1 for more surprising ones."""
+    no_repeat: int = 0
+    """None of the last so many tracks of the session, history and continuation, comes next; 0 for no such rule."""
+    allow_list: str | None = None
+    """Text file of the only tracks that may be predicted: one track id of the source a line. Ranks and perplexity are
+    over all tracks all the same."""
+    seed: int = 0
+    """sample: of the random numbers."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, "decoding", beam_width=1, no_repeat=0)
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"decoding.top_p is {self.top_p}; it must be above 0 and at most 1")
+        if not self.temperature > 0:
+            raise UserError(f"decoding.temperature is {self.temperature}; it must be above 0")
+
+    def allowed_tracks(self, dataset: Dataset) -> Tensor | None:
+        """The ids (A,) of the allow-list; without one, nothing.
+
+        Raises:
+            UserError: see `read_allow_list`; or the rule against repeats may leave no track.
+        """
+        allowed = None if self.allow_list is None else read_allow_list(Path(self.allow_list), dataset)
+        n_tracks = dataset.n_ids - N_SPECIAL if allowed is None else len(allowed)
+        if n_tracks <= self.no_repeat:
+            raise UserError(
+                f"decoding.no_repeat is {self.no_repeat}, but only {n_tracks} tracks may be predicted; make it smaller"
+            )
+        return allowed
+
+
+def read_allow_list(path: Path, dataset: Dataset) -> Tensor:
+    """The ids of the tracks in a text file, one track id of the source a line; empty lines are passed over.
+
+    Raises:
+        UserError: there is no such file, no track in it, or one that the dataset does not know.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"decoding.allow_list: cannot read {path} as text: {error}") from error
+    names = pd.Index(dataset.track_names[N_SPECIAL:])
+    tracks = pd.Series(lines, index=range(1, len(lines) + 1), dtype=object).str.strip()
+    tracks = tracks[tracks != ""]
+    if tracks.empty:
+        raise UserError(f"{path} holds no track; write one track id a line, or leave out decoding.allow_list")
+    places = names.get_indexer(tracks)
+    if (places < 0).any():
+        unknown = tracks[places < 0]
+        others = f" (and {len(unknown) - 1:,} other lines)" if len(unknown) > 1 else ""
+        raise UserError(
+            f"{path}, line {unknown.index[0]}{others}: {dataset.folder} has no track {unknown.iloc[0]!r}; take the "
+            f"line out, or see the track ids in {dataset.folder / 'tracks.parquet'}"
+        )
+    return torch.from_numpy(np.unique(places) + N_SPECIAL)
+
+
+def score(predict: Predict, dataset: Dataset, data: DataConfig, *, folder: Path | None = None) -> dict[str, Any]:
     """Scores of a run, split -> `Scores.summary()`.
 
-    Training sessions are scored like the others, on a sample as large as the test split. With `data.every_prefix`
-    there are entries `<split>_prefixes` too. `folder` (the run's) gets `predictions_test.npz`.
+    The splits of `data.scored`, training sessions like the others, on a sample as large as the test split. With
+    `data.every_prefix` there are entries `<split>_prefixes` too. `folder` (the run's) gets `predictions_test.npz`.
     """
     result = {}
-    for split in splits:
+    for split in data.scored:
         loader, predictions, scores = score_split(predict, dataset, data, split)
         result[split] = scores.summary()
         if folder is not None and split == "test":
             save_predictions(folder / "predictions_test.npz", predictions, scores, loader.targets())
     if data.every_prefix:
-        for split in splits:
+        for split in data.scored:
             result[f"{split}_prefixes"] = score_split(predict, dataset, data, split, prefixes=True)[2].summary()
     return result
 
@@ -118,9 +188,11 @@ def skip_predictor(model: nn.Module, device: torch.device) -> Predict:
     return partial(predict_skip, model, device)
 
 
-def seq_predictor(model: SeqModel, device: torch.device) -> Predict:
+def seq_predictor(
+    model: SeqModel, device: torch.device, decoding: DecodingConfig | None = None, allowed: Tensor | None = None
+) -> Predict:
     """`predict_seq` of this model."""
-    return partial(predict_seq, model, device)
+    return partial(predict_seq, model, device, decoding=decoding, allowed=allowed)
 
 
 @torch.inference_mode()
@@ -136,10 +208,23 @@ def predict_skip(model: nn.Module, device: torch.device, loader: SessionLoader) 
 
 
 @torch.inference_mode()
-def predict_seq(model: SeqModel, device: torch.device, loader: SessionLoader) -> SeqPredictions:
-    """Greedy continuations, teacher-forced log-probabilities and full-catalogue ranks, in order."""
+def predict_seq(
+    model: SeqModel,
+    device: torch.device,
+    loader: SessionLoader,
+    *,
+    decoding: DecodingConfig | None = None,
+    allowed: Tensor | None = None,
+) -> SeqPredictions:
+    """Continuations, teacher-forced log-probabilities and full-catalogue ranks, in order.
+
+    Args:
+        model, device, loader: what predicts what, where.
+        decoding: how sessions are continued; greedily if not given.
+        allowed: int64 (A,), the tracks that may continue a session; all of them if not given.
+    """
     model.eval()
-    catalogue = Catalogue(model.head)
+    continue_sessions = continuation(model, decoding or DecodingConfig(), Catalogue(model.head, allowed))
     n, t = loader.n_examples, loader.target_size
     tracks = np.full((n, t), PAD, np.int32)
     log_probability = np.zeros((n, t), np.float32)
@@ -150,8 +235,24 @@ def predict_seq(model: SeqModel, device: torch.device, loader: SessionLoader) ->
         states = model(history, model.previous_tracks(history, targets))  # (B, T, D)
         log_p, ranks = judge(model, states, targets)
         log_probability[rows], rank[rows] = log_p.cpu().numpy(), ranks[:, 0].cpu().numpy()
-        tracks[rows] = greedy(model, history, t, catalogue=catalogue).cpu().numpy()
+        tracks[rows] = continue_sessions(history, t).cpu().numpy()
     return SeqPredictions(tracks, log_probability, rank)
+
+
+def continuation(model: SeqModel, decoding: DecodingConfig, catalogue: Catalogue) -> Callable[[History, int], Tensor]:
+    """The function (history, length) -> tracks (B, length) that `decoding` means."""
+    common: dict[str, Any] = {"catalogue": catalogue, "no_repeat": decoding.no_repeat}
+    if decoding.method == "beam":
+
+        def best_beam(history: History, length: int) -> Tensor:
+            return beam_search(model, history, length, width=decoding.beam_width, **common).tracks[:, 0]
+
+        return best_beam
+    if decoding.method == "sample":
+        generator = torch.Generator().manual_seed(decoding.seed)
+        common |= {"top_p": decoding.top_p, "temperature": decoding.temperature, "generator": generator}
+        return partial(sample, model, **common)
+    return partial(greedy, model, **common)
 
 
 def _progress(loader: SessionLoader) -> tqdm:
@@ -170,14 +271,21 @@ def judge(model: SeqModel, states: Tensor, targets: Tensor) -> tuple[Tensor, Ten
         rank (B, T) from 0 among all tracks: ties count half, infinity where there is no probability.
     """
     inside = targets >= N_SPECIAL
-    flat, labels = states[inside], targets[inside]
+    flat, labels = states[inside].float(), targets[inside] - N_SPECIAL
+    weight, bias = model.head.weight[N_SPECIAL:].float(), model.head.bias[N_SPECIAL:].float()
+    n = len(bias)
     log_p, ranks = torch.empty(2, len(labels), device=states.device)
-    for rows in torch.arange(len(labels), device=flat.device).split(LOGIT_ROWS):
-        logits = model.logits(flat[rows]).float()  # (rows, V)
-        score = logits.gather(1, labels[rows, None])
-        log_p[rows] = score[:, 0] - logits.logsumexp(1)
-        above, as_high = (logits > score).sum(1), (logits >= score).sum(1)
-        ranks[rows] = (above + as_high - 1) / 2
+    scores = torch.empty(min(LOGIT_ROWS, len(labels)), n, device=states.device)  # one for all, and so is `lower`
+    lower = torch.empty(min(_ROWS_IN_CACHE, len(scores)), n, device=states.device)
+    for rows in torch.arange(len(labels), device=states.device).split(LOGIT_ROWS):
+        torch.addmm(bias, flat[rows], weight.T, out=scores[: len(rows)])
+        for few, of_few in zip(rows.split(_ROWS_IN_CACHE), scores[: len(rows)].split(_ROWS_IN_CACHE), strict=True):
+            true = of_few.gather(1, labels[few, None])
+            highest = of_few.amax(1, keepdim=True)
+            # The sum of the signs is (tracks above) - (tracks below), and all but these are ties.
+            signs = torch.sub(of_few, true, out=lower[: len(few)]).sign_().sum(1)
+            ranks[few] = (n - 1 + signs) / 2
+            log_p[few] = (true - highest)[:, 0] - of_few.sub_(highest).exp_().sum(1).log()
     nothing = torch.zeros(targets.shape, device=states.device)
     return nothing.masked_scatter(inside, log_p), (nothing + torch.inf).masked_scatter(inside, ranks)
 
@@ -206,6 +314,15 @@ def predictions_table(predictions: Predictions, loader: SessionLoader, dataset: 
     else:
         table["predicted_track_id"] = dataset.track_names[predictions.tracks[example, step]]
     return table
+
+
+def print_scores(title: str, summary: dict[str, Any]) -> None:
+    """Print one line for each metric of `Scores.summary()`, with its interval."""
+    print(title)
+    for name, value in summary["metrics"].items():
+        if value["mean"] is not None:
+            interval = "" if value["low"] is None else f"  [{value['low']:.4f}, {value['high']:.4f}]"
+            print(f"  {name:15} {value['mean']:9.4f}{interval}")
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
