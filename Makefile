@@ -59,11 +59,11 @@ data/demo/dataset.json: $(DEMO_RAW) $(wildcard utils/datapreprocessing.py utils/
 $(DEMO_RAW): utils/synthetic.py utils/world.py utils/schema.py | $(STAMP)
 	$(PYTHON) -m utils.synthetic --out data/raw/demo --overwrite true
 
-bench: $(STAMP)  ## measure preprocessing and training side by side (minutes)
-	$(PYTHON) -m benchmarks.preprocessing
+bench: $(STAMP)  ## measure everything beside straightforward references (half an hour; docs/benchmarks.md)
+	$(PYTHON) -m benchmarks
 
-bench-quick: $(STAMP)  ## the same at a tenth of the size
-	$(PYTHON) -m benchmarks.preprocessing --quick true
+bench-quick: $(STAMP)  ## the same with fewer contenders and rounds (under five minutes)
+	$(PYTHON) -m benchmarks --quick true
 
 clean:  ## remove the demo's data, the runs and the caches; keep .venv and other datasets
 	rm -rf data/demo data/raw/demo runs build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,32 +1,32 @@
-"""Preprocessing beside a plain parse of the same columns and beside a straightforward pandas version.
+"""Preprocessing beside a plain parse of the same columns and a straightforward pandas version.
 
     python -m benchmarks.preprocessing
-    python -m benchmarks.preprocessing --sessions 20000 --repeats 1
+    python -m benchmarks.preprocessing --quick true
+    python -m benchmarks.preprocessing --sessions 20000 --rounds 1
 
-Three million simulated rows in ten files. Every contender runs in a process of its own, in turn, `repeats` times; the
-median counts. Then peak memory with 10 and with 60 files of the same size.
+Three million simulated rows in ten files. Then peak memory with 10 and with 60 files of the same size.
 """
 
 from __future__ import annotations
 
-import json
-import resource
+import io
 import shutil
-import subprocess
-import sys
 import tempfile
-import time
+from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 
-from benchmarks.rows import Row, save_rows, table
+from benchmarks.rounds import Contender, Step, gate, measure
+from benchmarks.rows import Row, publish
 from utils import schema, vocab
-from utils.cli import UserError, cli
+from utils.cli import check_at_least, cli
 
 FEW, MANY = 10, 60
+ARRAYS = ("tracks", "skips", "log", "offsets")
+GATE_SESSIONS = 2000
 
 
 @dataclass
@@ -37,17 +37,23 @@ class Config:
     """Simulated sessions in ten files; 16.6 plays each."""
     tracks: int = 103_000
     """Tracks of the simulated catalogue."""
-    repeats: int = 3
-    """Runs of each contender."""
+    rounds: int = 5
+    """Rounds that are timed."""
     memory_sessions: int = 18_100
     """Sessions in each of the sixty files of the memory measurement (3 GB in all); 0 leaves it out."""
     quick: bool = False
-    """A tenth of the sessions, once, without the memory measurement."""
+    """A tenth of the sessions, two rounds, without the memory measurement."""
     work: Path | None = None
     """Folder for the simulated files, kept and used again; a temporary one if not given."""
 
+    def __post_init__(self) -> None:
+        check_at_least(self, "benchmark", sessions=1, tracks=1, rounds=1, memory_sessions=0)
+
 
 # ---------------------------------------------------------------------------------------------------- contenders
+
+Job = Callable[[Path, Path], None]
+"""Makes something of a raw folder in an empty place."""
 
 
 def parse(raw: Path, out: Path) -> None:
@@ -115,77 +121,76 @@ def pandas_preprocess(raw: Path, out: Path) -> None:
     np.save(out / "track_features.npy", ((numbers - numbers.mean()) / numbers.std()).to_numpy("float32"))
 
 
-CONTENDERS = {
-    "PyArrow parses the same columns": parse,
-    "whole job": preprocess,
-    "straightforward pandas": pandas_preprocess,
-}
-FIRST = next(iter(CONTENDERS))
-
-
-# --------------------------------------------------------------------------------------------------- measurement
-
-
-def measure(name: str, raw: Path, out: Path) -> dict[str, float]:
-    """Run a contender in a process of its own: `seconds` after its imports, `peak_mib` of the process.
-
-    Raises:
-        UserError: it failed.
-    """
-    command = [sys.executable, "-m", "benchmarks.preprocessing", "--contender", name, str(raw), str(out)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    shutil.rmtree(out, ignore_errors=True)
-    if done.returncode:
-        raise UserError(f"{name} failed:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def run_contender(name: str, raw: Path, out: Path) -> None:
-    import ibis.backends.duckdb  # noqa: F401  every contender pays its imports before the clock starts
+def setup(job: Job, raw: Path, out: Path, rows: int) -> Step:
+    """The job after its imports; units are rows of the logs."""
+    import ibis.backends.duckdb  # noqa: F401  all jobs have the same modules in memory
     import pandas  # noqa: F401
     import pyarrow.csv  # noqa: F401
 
     import utils.datapreprocessing  # noqa: F401
 
-    start = time.perf_counter()
-    CONTENDERS[name](raw, out)
-    seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-    print(json.dumps({"seconds": seconds, "peak_mib": peak}))
+    def step() -> float:
+        shutil.rmtree(out, ignore_errors=True)
+        job(raw, out)
+        return rows
+
+    return step
+
+
+# --------------------------------------------------------------------------------------------------------- gates
+
+
+def check(work: Path, tracks: int) -> None:
+    """Both versions write the same arrays from a small simulation.
+
+    Raises:
+        UserError: they do not.
+    """
+    raw = simulate(work / "gate", sessions=GATE_SESSIONS, tracks=tracks, days=FEW)
+    folders = work / "gate_ours", work / "gate_pandas"
+    for job, out in zip((preprocess, pandas_preprocess), folders, strict=True):
+        shutil.rmtree(out, ignore_errors=True)
+        with redirect_stdout(io.StringIO()):
+            job(raw, out)
+    for split in schema.SPLITS:
+        for name in ARRAYS:
+            ours, theirs = (np.load(folder / split / f"{name}.npy") for folder in folders)
+            gate(np.array_equal(ours, theirs), f"{split}/{name}.npy of preprocessing and of pandas")
+
+
+# --------------------------------------------------------------------------------------------------- measurement
 
 
 def simulate(folder: Path, *, sessions: int, tracks: int, days: int) -> Path:
+    """Raw logs of `days` days, if they are not there yet."""
     if not folder.exists():
         from utils.synthetic import Config as SimulatorConfig
         from utils.synthetic import main as simulator
 
-        simulator(SimulatorConfig(out=str(folder), sessions=sessions, test_sessions=days, tracks=tracks, days=days))
+        config = SimulatorConfig(out=str(folder), sessions=sessions, test_sessions=days, tracks=tracks, days=days)
+        with redirect_stdout(io.StringIO()):
+            simulator(config)
     return folder
 
 
 def measure_speed(config: Config, work: Path) -> list[Row]:
+    """Rows of logs in a second."""
     from utils.importers import mssd
 
     raw = simulate(work / "speed", sessions=config.sessions, tracks=config.tracks, days=FEW)
-    rows = sum(sum(1 for _ in log.path.open("rb")) - 1 for log in mssd.find_logs(raw))
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
-    for _ in range(config.repeats):
-        for name in CONTENDERS:
-            runs[name].append(measure(name, raw, work / "out"))
-    result: list[Row] = []
-    for name, measured in runs.items():
-        # The ratio is within a round: what else the machine did then slowed all contenders.
-        ratio = median(first["seconds"] / run["seconds"] for first, run in zip(runs[FIRST], measured, strict=True))
-        result.append(
-            {
-                "name": f"preprocessing: {name}",
-                "value": rows / median(run["seconds"] for run in measured),
-                "unit": "rows/s",
-                "ratio": ratio,
-                "peak_mib": max(run["peak_mib"] for run in measured),
-            }
-        )
-    return result
+    n_rows = sum(sum(1 for _ in log.path.open("rb")) - 1 for log in mssd.find_logs(raw))
+    jobs: dict[str, Job] = {
+        "preprocess/reference": pandas_preprocess,
+        "preprocess/ours": preprocess,
+        "preprocess/parse": parse,
+    }
+    contenders = [
+        Contender(name, setup, {"job": job, "raw": raw, "out": work / f"out_{job.__name__}", "rows": n_rows})
+        for name, job in jobs.items()
+    ]
+    measured = measure(contenders, rounds=config.rounds, title="preprocessing")
+    first = measured[contenders[0].name]
+    return [found.row("rows/s", reference=first, quick=config.quick) for found in measured.values()]
 
 
 def measure_memory(config: Config, work: Path) -> list[Row]:
@@ -197,37 +202,37 @@ def measure_memory(config: Config, work: Path) -> list[Row]:
     (few / "track_features").symlink_to((many / "track_features").resolve())
     for path in sorted((many / "training_set_0").iterdir())[:FEW]:
         (few / "training_set_0" / path.name).symlink_to(path.resolve())
-    runs = [[measure("whole job", raw, work / "out")["peak_mib"] for raw in (few, many)] for _ in range(config.repeats)]
-    peaks = [median(peak) for peak in zip(*runs, strict=True)]
+    contenders = [
+        Contender(
+            f"preprocess/memory/{n}-files", setup, {"job": preprocess, "raw": raw, "out": work / f"out_{n}", "rows": 1}
+        )
+        for n, raw in ((FEW, few), (MANY, many))
+    ]
+    measured = measure(contenders, rounds=1, title="preprocessing, memory")
+    peaks = {name: found.peak_mib for name, found in measured.items()}
+    first = peaks[contenders[0].name]
     return [
-        {
-            "name": f"preprocessing: peak memory, {n} files",
-            "value": peak,
-            "unit": "MiB",
-            "ratio": ratio,
-            "peak_mib": peak,
-        }
-        for n, peak, ratio in zip((FEW, MANY), peaks, (1.0, peaks[1] / peaks[0]), strict=True)
+        Row(name, peak, "MiB", ratio=peak / first, peak_mib=peak, idle_mib=measured[name].idle_mib, quick=config.quick)
+        for name, peak in peaks.items()
     ]
 
 
+def measure_all(config: Config, work: Path) -> list[Row]:
+    """Gate, then rounds."""
+    check(work, config.tracks)
+    rows = measure_speed(config, work)
+    return rows + measure_memory(config, work) if config.memory_sessions else rows
+
+
 def main(config: Config) -> list[Row]:
-    """Measure, print, and save to `benchmarks/latest.json`."""
+    """Measure, print and save."""
     if config.quick:
-        config = replace(config, sessions=config.sessions // 10, repeats=1, memory_sessions=0)
+        config = replace(config, sessions=config.sessions // 10, rounds=2, memory_sessions=0)
     with tempfile.TemporaryDirectory() as temporary:
         work = config.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
-        rows = measure_speed(config, work)
-        if config.memory_sessions:
-            rows += measure_memory(config, work)
-    print(table(rows))
-    save_rows(rows)
-    return rows
+        return publish(measure_all(config, work))
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--contender"]:
-        run_contender(sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]))
-    else:
-        cli(main, Config, description=__doc__)
+    cli(main, Config, description=__doc__)

@@ -1,38 +1,166 @@
-"""Rows of measurements: merged into `benchmarks/latest.json` and printed as a table."""
+"""Rows of measurements: a readable table, and `benchmarks/latest.json` for machines.
+
+    python -m benchmarks.rows                  print the latest measurements
+    python -m benchmarks.rows --quick true
+
+Quick measurements go to `benchmarks/latest_quick.json`: they never replace the figures of a full run.
+"""
 
 from __future__ import annotations
 
+import os
+import platform
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import date
+from functools import cache
+from itertools import groupby
 from pathlib import Path
-from typing import TypedDict
 
+from utils.cli import cli
 from utils.files import read_json, write_json
 
 LATEST = Path(__file__).parent / "latest.json"
+LATEST_QUICK = Path(__file__).parent / "latest_quick.json"
 
 
-class Row(TypedDict):
+@dataclass
+class Config:
+    """What to print."""
+
+    quick: bool = False
+    """The latest quick measurements."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement."""
+
     name: str
-    """What was measured, unique: "preprocessing: whole job"."""
+    """What was measured, unique: train/seq-transformer/sampled-2048."""
     value: float
+    """Median over the rounds."""
     unit: str
-    ratio: float | None
-    """To the first row of the same benchmark in the same run, above 1 if `value` is larger."""
-    peak_mib: float | None
+    ratio: float | None = None
+    """To the reference of the same run: the median of the ratios within each round, above 1 if this is larger."""
+    peak_mib: float | None = None
+    """Peak resident memory of its process, files that it mapped included."""
+    best: float | None = None
+    """Value of the best round."""
+    idle_mib: float | None = None
+    """Memory of its process before its own imports and its setup."""
+    targets_per_second: float | None = None
+    """Training: tracks or labels learnt from; the number to compare families of models by."""
+    ceiling_share: float | None = None
+    """Floating-point operations of matrix products per second, divided by the most that one large product of the same
+    number type got in the same run."""
+    quick: bool = False
+    """Measured with `--quick true`: fewer rounds and smaller."""
 
 
-def save_rows(rows: Sequence[Row], path: Path = LATEST) -> None:
-    """Replace the rows of the same names in `path`, keep the others, add what is new."""
-    latest = {row["name"]: row for row in (read_json(path) if path.exists() else [])}
-    latest.update((row["name"], row) for row in rows)
+def save_rows(rows: Sequence[Row], *, keep_others: bool = True) -> None:
+    """Replace the rows of the same names in `LATEST` (quick ones in `LATEST_QUICK`), add what is new.
+
+    Each says where it was measured. Rows of other names stay, unless `keep_others` is false.
+    """
+    path = LATEST_QUICK if any(row.quick for row in rows) else LATEST
+    latest = {row["name"]: row for row in (read_json(path) if keep_others and path.exists() else [])}
+    latest.update((row.name, {**asdict(row), **machine()}) for row in rows)
     write_json(path, list(latest.values()))
 
 
+def publish(rows: Sequence[Row]) -> list[Row]:
+    """Print a table of `rows` and save them."""
+    print(heading(), table(rows), sep="\n\n")
+    save_rows(rows)
+    return list(rows)
+
+
+@cache
+def machine() -> dict[str, str | int | None]:
+    """Where and with what this process measures."""
+    import torch
+
+    from utils.run import git_commit
+
+    return {
+        "date": date.today().isoformat(),
+        "commit": git_commit(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "tunables": os.environ.get("GLIBC_TUNABLES"),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.machine()
+
+
+def heading(where: dict[str, str | int | None] | None = None) -> str:
+    """The machine for people: this one, or another that `machine` described."""
+    m = where or machine()
+    tunables = f", {m['tunables']}" if m["tunables"] else ""
+    return (
+        f"{m['cores']} cores {m['processor']}, {m['threads']} threads, torch {m['torch']}{tunables}; "
+        f"{m['date']}, commit {m['commit']}"
+    )
+
+
 def table(rows: Sequence[Row]) -> str:
-    """The rows as text, aligned."""
-    lines = [f"{'':<52}{'value':>14} {'unit':<10}{'ratio':>8}{'peak MiB':>10}"]
-    for row in rows:
-        ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
-        peak = "" if row["peak_mib"] is None else f"{row['peak_mib']:,.0f}"
-        lines.append(f"{row['name']:<52}{row['value']:>14,.3g} {row['unit']:<10}{ratio:>8}{peak:>10}")
-    return "\n".join(lines)
+    """The rows as text, aligned, grouped by the first part of their names; without columns that none of them fills."""
+    lines: list[tuple[str, ...]] = []
+    for group, members in groupby(rows, key=lambda row: row.name.partition("/")[0]):
+        lines += [("",) * len(COLUMNS), (group, *COLUMNS[1:])]
+        lines += [_cells(row) for row in members]
+    filled = [i for i in range(len(COLUMNS)) if any(_cells(row)[i] for row in rows)]
+    widths = {i: max(len(line[i]) for line in lines) for i in filled}
+    aligned = [[f"{line[i]:{_align(i)}{widths[i]}}" for i in filled] for line in lines[1:]]
+    return "\n".join("  ".join(cells).rstrip() for cells in aligned)
+
+
+COLUMNS = ("", "value", "best", "unit", "ratio", "targets/s", "of ceiling", "peak MiB")
+
+
+def _align(column: int) -> str:
+    """Names and units begin at the left, numbers end at the right."""
+    return "<" if COLUMNS[column] in ("", "unit") else ">"
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    return (
+        f"  {row.name.partition('/')[2]}",
+        _number(row.value),
+        _number(row.best),
+        row.unit,
+        "" if row.ratio is None else f"{_number(row.ratio)} x",
+        _number(row.targets_per_second),
+        "" if row.ceiling_share is None else f"{row.ceiling_share:.0%}",
+        "" if row.peak_mib is None else f"{row.peak_mib:,.0f}",
+    )
+
+
+def _number(value: float | None) -> str:
+    """Three significant digits at least, all digits before the point."""
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def main(config: Config) -> None:
+    """Print the rows that are saved, under each machine, date and commit on which some of them were measured."""
+    names = [field.name for field in fields(Row)]
+    for where, found in groupby(
+        read_json(LATEST_QUICK if config.quick else LATEST), key=lambda row: {key: row[key] for key in machine()}
+    ):
+        print(heading(where), table([Row(**{name: row[name] for name in names}) for row in found]), sep="\n\n")
+
+
+if __name__ == "__main__":
+    cli(main, Config, description=__doc__)

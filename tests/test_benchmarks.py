@@ -1,34 +1,341 @@
-"""The measurements: rows are merged, and the contenders do the same work."""
+"""The measurements: rounds are interleaved, ratios are taken within them, and who does other work is not measured."""
 
 from __future__ import annotations
 
+import math
+import multiprocessing
+import pickle
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import mssd_files
 import numpy as np
+import pytest
+import torch
+import toy_contenders
 
-from benchmarks.preprocessing import pandas_preprocess, preprocess
+from benchmarks import __main__ as everything
+from benchmarks import decoding, evaluation, loading, preprocessing, reference, rows, training, workload
+from benchmarks.rounds import Contender, Measured, gate, measure
 from benchmarks.rows import Row, save_rows, table
+from benchmarks.workload import Sizes
+from model.catalogue import Catalogue
+from model.dropout import Dropout
+from utils.cli import UserError, cli
+from utils.dataloaders import SessionArrays
 from utils.files import read_json
 
-
-def row(name: str, value: float) -> Row:
-    return {"name": name, "value": value, "unit": "rows/s", "ratio": None, "peak_mib": 1.5}
+TINY = Sizes(tracks=300, features=3, d_model=8, d_ff=16, batch_size=32)
 
 
-def test_rows_replace_those_of_the_same_name(tmp_path: Path) -> None:
-    path = tmp_path / "latest.json"
-    save_rows([row("a", 1), row("b", 2)], path)
-    save_rows([row("b", 3), row("c", 4)], path)
+# ---------------------------------------------------------------------------------------------------------- rows
+
+
+def row(name: str, value: float, *, quick: bool = False) -> Row:
+    return Row(name, value, "rows/s", peak_mib=1.5, quick=quick)
+
+
+def test_rows_replace_those_of_the_same_name(saved: Path) -> None:
+    path = saved / "latest.json"
+    save_rows([row("a", 1), row("b", 2)])
+    save_rows([row("b", 3), row("c", 4)])
     assert [(r["name"], r["value"]) for r in read_json(path)] == [("a", 1), ("b", 3), ("c", 4)]
-    assert len({len(line.rstrip()) for line in table([row("a", 1), row("b", 123456)]).splitlines()}) == 1
+    assert {"date", "commit", "processor", "cores", "torch"} <= set(read_json(path)[0])
+    save_rows([row("c", 5)], keep_others=False)
+    assert [r["name"] for r in read_json(path)] == ["c"]
+
+
+def test_quick_rows_never_replace_full_ones(saved: Path) -> None:
+    save_rows([row("a", 1)])
+    save_rows([row("a", 2, quick=True)])
+    assert [r["value"] for r in read_json(saved / "latest.json")] == [1]
+    assert [r["value"] for r in read_json(saved / "latest_quick.json")] == [2]
+
+
+def test_table() -> None:
+    some = [
+        Row("matmul/fp32", 151.4, "GFLOP/s", peak_mib=300, best=160),
+        Row("train/seq/reference", 43.21, "sessions/s", 1.0, 4633.0, 50.0, None, 432.1, 0.3),
+        Row("train/seq/sampled", 1234567.0, "sessions/s", 12.34, 1500.0, 2e6, None, 1.2e7, 0.456),
+    ]
+    assert table(some).splitlines() == [
+        "matmul               value       best  unit         ratio   targets/s  of ceiling  peak MiB",
+        "  fp32                 151        160  GFLOP/s                                          300",
+        "",
+        "train                value       best  unit         ratio   targets/s  of ceiling  peak MiB",
+        "  seq/reference       43.2         50  sessions/s     1 x         432         30%     4,633",
+        "  seq/sampled    1,234,567  2,000,000  sessions/s  12.3 x  12,000,000         46%     1,500",
+    ]
+    assert "targets/s" not in table(some[:1])
+
+
+def test_the_latest_rows_are_printed(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    some = [row("load/a", 10), row("train/b", 20)]
+    save_rows(some)
+    rows.main(rows.Config())
+    assert capsys.readouterr().out.endswith(table(some) + "\n")
+    with pytest.raises(UserError, match=r"latest_quick.json does not exist"):
+        rows.main(rows.Config(quick=True))
+
+
+# -------------------------------------------------------------------------------------------------------- rounds
+
+
+def test_rounds_are_interleaved_after_one_warm_up(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    slow = Contender("slow", toy_contenders.writes, {"path": log, "name": "s", "seconds": 0.05})
+    fast = Contender("fast", toy_contenders.writes, {"path": log, "name": "f"})
+    measured = measure([slow, fast], rounds=3, title="toys")
+    assert log.read_text() == "sf" + "sf" * 3
+    assert list(measured) == ["slow", "fast"]
+    assert [len(found.rates) for found in measured.values()] == [3, 3]
+    assert all(10 < rate <= 10 / 0.05 for rate in measured["slow"].rates)
+    assert measured["fast"].ratio(measured["slow"]) > 1
+
+
+def test_ratios_are_taken_within_rounds() -> None:
+    """The machine was fast in the second round, for both; the ratio of the medians would be 4.5."""
+    reference = Measured("reference", rates=[1.0, 10.0, 2.0], idle_mib=1, peak_mib=2)
+    ours = Measured("ours", rates=[2.0, 40.0, 9.0], idle_mib=1, peak_mib=3)
+    found = ours.row("sessions/s", reference=reference, quick=True)
+    assert found == Row("ours", 9.0, "sessions/s", ratio=4.0, peak_mib=3, best=40.0, idle_mib=1, quick=True)
+    assert ours.row("sessions/s").ratio is None
+
+
+def test_peak_memory_is_that_of_each_process_alone() -> None:
+    ballast = b"x" * (300 << 20)
+    contenders = [Contender(str(mib), toy_contenders.holds, {"mib": mib}) for mib in (1, 200)]
+    small, large = measure(contenders, rounds=1, title="toys").values()
+    assert len(ballast) == 300 << 20
+    assert small.idle_mib <= small.peak_mib < 200
+    assert 190 < large.peak_mib - small.peak_mib < 230
+
+
+@pytest.mark.parametrize(
+    ("setup", "options", "message"),
+    [
+        (toy_contenders.is_wrong, {}, r"bad failed:\nTraceback[\s\S]*ValueError: no such thing"),
+        (toy_contenders.fails_later, {"after": 2}, r"bad failed:\nTraceback[\s\S]*StopIteration"),
+        (toy_contenders.dies, {}, "bad: its process died with exit code 3"),
+    ],
+)
+def test_a_contender_that_fails(tmp_path: Path, setup: Callable, options: dict, message: str) -> None:
+    good = Contender("good", toy_contenders.writes, {"path": tmp_path / "log", "name": "g"})
+    with pytest.raises(UserError, match=message):
+        measure([good, Contender("bad", setup, options)], rounds=5, title="toys")
+    assert not multiprocessing.active_children()
+
+
+# --------------------------------------------------------------------------------------------------------- parts
+
+
+@pytest.fixture
+def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Rows are saved here."""
+    monkeypatch.setattr(rows, "LATEST", tmp_path / "latest.json")
+    monkeypatch.setattr(rows, "LATEST_QUICK", tmp_path / "latest_quick.json")
+    return tmp_path
+
+
+def measure_here(contenders: Sequence[Contender], *, rounds: int, title: str) -> dict[str, Measured]:
+    """`measure` without processes of their own, each of which takes seconds to import torch."""
+    measured = {}
+    for contender in contenders:
+        contender = pickle.loads(pickle.dumps(contender))
+        step = contender.setup(**contender.options)
+        rates = []
+        for _ in range(rounds):
+            start = time.perf_counter()
+            rates.append(step() / (time.perf_counter() - start))
+        measured[contender.name] = Measured(contender.name, rates, idle_mib=1.0, peak_mib=2.0)
+    return measured
+
+
+@pytest.fixture
+def here(saved: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Measure in this process, and save there."""
+    for part in (training, decoding, evaluation, loading, preprocessing):
+        monkeypatch.setattr(part, "measure", measure_here)
+    return saved
+
+
+def check_rows(found: list[Row], names: list[str], path: Path) -> None:
+    """All rows are there, once, with values that can be; and they are saved."""
+    assert [row.name for row in found] == names
+    for row in found:
+        assert 0 < row.value < math.inf
+        assert row.peak_mib is not None
+        assert row.peak_mib > 0
+        assert row.ratio is None or 0 < row.ratio < math.inf
+    assert [row["name"] for row in read_json(path)] == names
+
+
+def test_training(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = training.main(training.Config(TINY, rounds=1, steps=1, matmul_size=16))
+    seq = ["reference", *training.VARIANTS]
+    names = [f"{training.SEQ}/{name}" for name in seq] + [
+        f"{training.SKIP}/{name}" for name in ("reference", "ours", "ours-bf16")
+    ]
+    check_rows(found, ["matmul/fp32", "matmul/bf16", *names], here / "latest.json")
+    for row in found[2:]:
+        assert row.targets_per_second == pytest.approx(10 * row.value)
+        assert row.ceiling_share is not None
+        assert row.ceiling_share > 0
+    assert {"sampled-2048", "sampled-8192", "full-fp32", "full-bf16"} <= set(training.VARIANTS)
+    assert found[2].ratio == found[-3].ratio == 1.0
+    assert "seq-transformer/sampled-2048" in capsys.readouterr().out
+
+
+def test_flops_are_those_of_the_matrices(tmp_path: Path) -> None:
+    """Of the softmax 6 N D V: the product forward, and two of the same size backward."""
+    tiny, more = replace(TINY, batch_size=128), replace(TINY, batch_size=128, tracks=500)
+    arrays = workload.full_sessions(tmp_path / "train", 128, tiny)
+    variants = {"full": training.VARIANTS["full-fp32"], "sampled": training.VARIANTS["sampled-2048"]}
+    few, many = (training.work_of(arrays, sizes, variants) for sizes in (tiny, more))
+    difference = {name: many[name].flops - few[name].flops for name in few}
+    each_track = 6 * tiny.target_size * tiny.d_model
+    assert difference == {
+        f"{training.SEQ}/reference": 200 * each_track,
+        f"{training.SEQ}/full": 200 * each_track,
+        f"{training.SEQ}/sampled": 0,
+        f"{training.SKIP}/reference": 0,
+        f"{training.SKIP}/ours": 0,
+        f"{training.SKIP}/ours-bf16": 0,
+    }
+    sampled, full = few[f"{training.SEQ}/sampled"], few[f"{training.SEQ}/full"]
+    assert sampled.flops - full.flops == (2048 - tiny.n_ids) * each_track
+    assert (sampled.precision, full.precision) == ("bfloat16", "float32")
+
+
+def test_decoding(here: Path) -> None:
+    found = decoding.main(decoding.Config(TINY, rounds=1))
+    names = ["decode/greedy/reference", "decode/greedy/ours", "decode/beam-5", "decode/sample"]
+    check_rows(found, names, here / "latest.json")
+
+
+def test_evaluation(here: Path) -> None:
+    found = evaluation.main(evaluation.Config(TINY, rounds=1))
+    check_rows(found, ["evaluate/top-10/reference", "evaluate/top-10/ours", "evaluate/ranks"], here / "latest.json")
+
+
+def test_loading_in_processes_of_their_own(saved: Path) -> None:
+    found = loading.main(loading.Config(sessions=100_000, quick=True))
+    check_rows(found, ["load/python", "load/shuffled-4096"], saved / "latest_quick.json")
+    assert all(row.quick for row in found)
+    assert not (saved / "latest.json").exists()
+    assert found[1].ratio is not None
+    assert found[1].ratio > 3
+
+
+def test_preprocessing(here: Path) -> None:
+    config = preprocessing.Config(sessions=2000, tracks=1000, rounds=1, memory_sessions=20)
+    found = preprocessing.main(config)
+    names = ["reference", "ours", "parse", "memory/10-files", "memory/60-files"]
+    check_rows(found, [f"preprocess/{name}" for name in names], here / "latest.json")
+
+
+def test_all_parts_are_run_and_printed(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_rows([row("preprocess/of old", 1)])
+    parts = {"matmul": training, "decode": decoding, "evaluate": evaluation, "load": loading}
+    parts |= {"preprocess": preprocessing}
+    asked = []
+    for name, part in parts.items():
+
+        def main(config: object, name: str = name) -> list[Row]:
+            asked.append((name, config.quick))
+            return rows.publish([row(f"{name}/x", 1)])
+
+        monkeypatch.setattr(part, "main", main)
+    names = [f"{name}/x" for name in parts]
+    assert [found.name for found in everything.main(everything.Config(quick=True))] == names
+    assert asked == [(name, True) for name in parts]
+    together = capsys.readouterr().out.partition("All together")[2].splitlines()
+    assert [line.split()[0] for line in together if line.startswith(tuple(parts))] == list(parts)
+    assert [r["name"] for r in read_json(saved / "latest.json")] == names, "rows of old are gone"
+
+
+# --------------------------------------------------------------------------------------------------------- gates
+
+
+def test_gate() -> None:
+    gate(True, "not said")
+    with pytest.raises(UserError, match="nothing was measured, because outputs differ: a is not b"):
+        gate(False, "a is not b")
+
+
+def wrong(function: Callable, change: Callable) -> Callable:
+    """`function` with a changed result."""
+    return lambda *args, **kwargs: change(function(*args, **kwargs))
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "change", "message"),
+    [
+        (training, "seq_loss", lambda loss: (loss[0] * 1.001, loss[1]), "losses of train/seq-transformer/full-fp32"),
+        (training, "skip_loss", lambda loss: (loss[0] * 1.001, loss[1]), "losses of train/skip-transformer/ours"),
+        (training, "make_optimizers", lambda optimizers: [], "losses of train/seq-transformer/full-fp32"),
+        (decoding, "greedy", lambda tracks: tracks.flip(1), "tracks of decode/greedy are not the reference's"),
+        (decoding, "sample", lambda tracks: tracks + 1, "decode/sample"),
+        (decoding, "beam_search", lambda beams: beams._replace(tracks=beams.tracks.flip(2)), "decode/beam-5 claims"),
+        (Catalogue, "top_k", lambda top: top._replace(ids=top.ids.flip(1)), "ids of evaluate/top-10"),
+        (evaluation, "judge", lambda judged: (judged[0], judged[1] + 2), "evaluate/ranks"),
+        (reference, "collate", lambda batch: batch._replace(target_skips=-batch.target_skips), "Python collation"),
+    ],
+)
+def test_no_row_is_written_for_other_work(
+    here: Path, monkeypatch: pytest.MonkeyPatch, part: object, name: str, change: Callable, message: str
+) -> None:
+    monkeypatch.setattr(part, name, wrong(getattr(part, name), change))
+    runs = {
+        training: lambda: training.main(training.Config(TINY, rounds=1, steps=1, matmul_size=16, quick=True)),
+        decoding: lambda: decoding.main(decoding.Config(TINY, rounds=1)),
+        evaluation: lambda: evaluation.main(evaluation.Config(TINY, rounds=1)),
+        Catalogue: lambda: evaluation.main(evaluation.Config(TINY, rounds=1)),
+        reference: lambda: loading.main(loading.Config(sessions=5000, rounds=1)),
+    }
+    with pytest.raises(UserError, match=message):
+        runs[part]()
+    assert list(here.iterdir()) == []
+
+
+def test_a_failed_gate_is_exit_code_2(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "measure_all", lambda config, folder: gate(False, "x"))
+    with pytest.raises(SystemExit) as stopped:
+        cli(loading.main, loading.Config, description="", args=["--sessions", "10"])
+    assert stopped.value.code == 2
+    assert "error: nothing was measured" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------------- references
+
+
+def test_the_reference_has_none_of_our_fast_paths() -> None:
+    model = reference.without_fast_paths(workload.seq_transformer(TINY))
+    assert not [module for module in model.modules() if isinstance(module, Dropout)]
+    rates = {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)}
+    assert rates == {TINY.dropout}
+
+
+def test_sessions_of_the_benchmark(tmp_path: Path) -> None:
+    arrays = workload.write_sessions(tmp_path / "s", np.array([3, 20, 10_000]), tracks=1000)
+    assert isinstance(arrays, SessionArrays)
+    assert arrays.lengths.tolist() == [3, 20, 10_000]
+    assert (arrays.tracks.min(), arrays.tracks.max()) == (5, 1004)
+    assert np.mean(arrays.tracks < 105) == pytest.approx(0.1 ** (1 / 3), abs=0.02), "the popular tenth"
+    plays = workload.train_plays(arrays, Sizes(tracks=1000))
+    assert plays.shape == (1005,)
+    assert plays.sum() == 10_023
 
 
 def test_pandas_version_writes_the_same_arrays(tmp_path: Path) -> None:
     raw = mssd_files.write_mssd(tmp_path / "raw", n_days=3, n_sessions=30)
-    preprocess(raw, tmp_path / "ours")
-    pandas_preprocess(raw, tmp_path / "pandas")
+    preprocessing.preprocess(raw, tmp_path / "ours")
+    preprocessing.pandas_preprocess(raw, tmp_path / "pandas")
     for split in ("train", "valid", "test"):
-        for name in ("tracks", "skips", "log", "offsets"):
+        for name in preprocessing.ARRAYS:
             ours, theirs = (np.load(tmp_path / who / split / f"{name}.npy") for who in ("ours", "pandas"))
             assert (ours == theirs).all(), (split, name)

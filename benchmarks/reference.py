@@ -1,0 +1,161 @@
+"""Straightforward versions of what is measured, as a competent person writes them first.
+
+The network is our own, so that weights are shared and outputs can be compared; everything around it is plain: Python
+collation, a softmax over all tracks at once, dense Adam, decoding by a loop over positions, top-k of a score matrix.
+Shapes: see the legend in `utils/batch.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from model import SeqTransformer, SkipTransformer
+from model.dropout import Dropout
+from utils import schema
+from utils.batch import History, SessionBatch
+from utils.dataloaders import SessionArrays, SessionLoader
+from utils.vocab import PAD
+
+
+def collate(
+    arrays: SessionArrays, sessions: Sequence[int], cuts: Sequence[int], *, history_size: int, target_size: int
+) -> SessionBatch:
+    """A batch by a loop over its sessions: slice, pad, make tensors. Its `rows` are the sessions themselves."""
+    nothing = [0] * len(schema.LOG_COLUMNS)
+    columns: list[list] = [[] for _ in range(6)]
+    for session, cut in zip(sessions, cuts, strict=True):
+        start, end = int(arrays.offsets[session]), int(arrays.offsets[session + 1])
+        past = slice(max(start, start + cut - history_size), start + cut)
+        future = slice(start + cut, min(end, start + cut + target_size))
+        n_before = history_size - (past.stop - past.start)
+        n_after = target_size - (future.stop - future.start)
+        states = [0 if code == schema.SKIP_UNKNOWN else code + 1 for code in arrays.skips[past].tolist()]
+        values = (
+            [PAD] * n_before + arrays.tracks[past].tolist(),
+            [0] * n_before + states,
+            [nothing] * n_before + arrays.log[past].tolist(),
+            arrays.tracks[future].tolist() + [PAD] * n_after,
+            [_label(code) for code in arrays.skips[future].tolist()] + [-1] * n_after,
+            arrays.log[future].tolist() + [nothing] * n_after,
+        )
+        for column, value in zip(columns, values, strict=True):
+            column.append(value)
+    tracks, skips, log, target_tracks, target_skips, target_log = columns
+    return SessionBatch(
+        History(torch.tensor(tracks), torch.tensor(skips), torch.tensor(log, dtype=torch.uint8)),
+        torch.tensor(target_tracks),
+        torch.tensor(target_skips),
+        torch.tensor(target_log, dtype=torch.uint8),
+        torch.tensor(sessions),
+    )
+
+
+def _label(code: int) -> int:
+    """The challenge's label of a skip code."""
+    if code == schema.SKIP_UNKNOWN:
+        return -1
+    return int(schema.SKIP_2 <= code <= schema.SKIP_1)
+
+
+def makes_the_same(loader: SessionLoader, batch: SessionBatch) -> bool:
+    """Whether `collate` makes the same of the sessions of a loader's batch (without random cuts)."""
+    rows = batch.rows.numpy()
+    expected = collate(
+        loader.arrays,
+        loader.session[rows].tolist(),
+        loader.cuts[rows].tolist(),
+        history_size=loader.history_size,
+        target_size=loader.target_size,
+    )
+    pairs = zip((*batch.history, *batch[1:4]), (*expected.history, *expected[1:4]), strict=True)
+    return all(ours.dtype == theirs.dtype and torch.equal(ours, theirs) for ours, theirs in pairs)
+
+
+def batches(
+    arrays: SessionArrays, *, batch_size: int, history_size: int, target_size: int, seed: int
+) -> Iterator[SessionBatch]:
+    """Shuffled batches for ever, each session cut in the middle."""
+    rng = np.random.default_rng(seed)
+    while True:
+        order = rng.permutation(arrays.n_sessions)
+        for first in range(0, len(order), batch_size):
+            sessions = order[first : first + batch_size].tolist()
+            cuts = [int(arrays.offsets[i + 1] - arrays.offsets[i]) // 2 for i in sessions]
+            yield collate(arrays, sessions, cuts, history_size=history_size, target_size=target_size)
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def without_fast_paths(model: M) -> M:
+    """Put torch's own dropout in the place of ours, in `model` itself."""
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, Dropout):
+                setattr(module, name, nn.Dropout(child.p))
+    return model
+
+
+Learn = Callable[[SessionBatch], float]
+"""Updates a model once; returns the mean loss of the batch."""
+
+
+def seq_learner(model: SeqTransformer, *, lr: float) -> Learn:
+    """Softmax over all tracks at once, dense gradients, Adam."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+
+    def learn(batch: SessionBatch) -> float:
+        optimizer.zero_grad()
+        targets = batch.target_tracks
+        states = model(batch.history, model.previous_tracks(batch.history, targets))
+        loss = functional.cross_entropy(model.logits(states).flatten(0, 1), targets.flatten(), ignore_index=PAD)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return learn
+
+
+def skip_learner(model: SkipTransformer, *, lr: float) -> Learn:
+    """Binary cross-entropy, dense gradients, Adam."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+
+    def learn(batch: SessionBatch) -> float:
+        optimizer.zero_grad()
+        logits = model(batch.history, batch.target_tracks)
+        known = batch.target_skips >= 0
+        loss = functional.binary_cross_entropy_with_logits(logits[known], batch.target_skips[known].float())
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return learn
+
+
+@torch.no_grad()
+def greedy(model: SeqTransformer, history: History, length: int) -> Tensor:
+    """The most probable track, again and again: int64 (B, length).
+
+    Each step runs the whole model on the whole prefix and scores all of its positions.
+    """
+    tracks = model.start(history)  # (B, 1)
+    for _ in range(length):
+        logits = model.logits(model(history, tracks))  # (B, t, V)
+        tracks = torch.cat([tracks, logits[:, -1].argmax(-1, keepdim=True)], dim=1)
+    return tracks[:, 1:]
+
+
+@torch.no_grad()
+def top_next(model: SeqTransformer, batch: SessionBatch, k: int) -> Tensor:
+    """The k most probable next tracks after each history, best first: int64 (B, k).
+
+    The scores of all positions are computed, as a training step does, and those of the first one ranked.
+    """
+    states = model(batch.history, model.previous_tracks(batch.history, batch.target_tracks))
+    return model.logits(states)[:, 0].topk(k).indices

@@ -1,0 +1,124 @@
+"""What all contenders work on: sizes, simulated sessions, models with the same weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from model import SeqTransformer, SkipTransformer
+from utils import schema
+from utils.dataloaders import SessionArrays, SessionLoader
+from utils.vocab import N_SPECIAL
+
+PLAYS_AT_ONCE = 10_000_000
+"""Plays that are drawn at once: bounds the memory of the simulation."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of the catalogue, the models and the batches."""
+
+    tracks: int = 103_000
+    """Tracks of the catalogue."""
+    features: int = 29
+    """F, audio features of each track, as many as MSSD has."""
+    d_model: int = 256
+    """D, width."""
+    n_heads: int = 2
+    """Attention heads."""
+    n_layers: int = 2
+    """Layers of the encoder, and of the decoder."""
+    d_ff: int = 2048
+    """Inner width of the feed-forward layers."""
+    dropout: float = 0.2
+    """Dropout rate."""
+    batch_size: int = 256
+    """B, sessions of a batch."""
+    history_size: int = 10
+    """S, plays of each history."""
+    target_size: int = 10
+    """T, plays after it."""
+
+    @property
+    def n_ids(self) -> int:
+        """V."""
+        return self.tracks + N_SPECIAL
+
+
+def write_sessions(folder: Path, lengths: NDArray[np.int64], *, tracks: int) -> SessionArrays:
+    """Sessions of the given lengths, in the layout of a split; the popularity of tracks falls with their id.
+
+    A play's track has popularity rank `tracks * u**3` with u uniform: the upper tenth of the tracks gets 46 % of the
+    plays. Skips and log codes are uniform: no speed depends on them.
+    """
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    offsets = np.append(0, np.cumsum(lengths))
+    np.save(folder / "offsets.npy", offsets)
+    n_codes = np.array(list(schema.LOG_COLUMNS.values()), np.uint8)
+    n = int(offsets[-1])
+    arrays = {
+        "tracks": open_memmap(folder / "tracks.npy", "w+", np.int32, (n,)),
+        "skips": open_memmap(folder / "skips.npy", "w+", np.uint8, (n,)),
+        "log": open_memmap(folder / "log.npy", "w+", np.uint8, (n, len(n_codes))),
+    }
+    for start in tqdm(range(0, n, PLAYS_AT_ONCE), desc="simulate sessions", leave=False, delay=2):
+        part = slice(start, min(start + PLAYS_AT_ONCE, n))
+        size = part.stop - part.start
+        arrays["tracks"][part] = N_SPECIAL + (tracks * rng.random(size, np.float32) ** 3).astype(np.int32)
+        arrays["skips"][part] = rng.integers(0, schema.SKIP_1 + 1, size, np.uint8)
+        arrays["log"][part] = rng.integers(0, 256, (size, len(n_codes)), np.uint8) % n_codes
+    return SessionArrays.open(folder)
+
+
+def full_sessions(folder: Path, n_sessions: int, sizes: Sizes) -> SessionArrays:
+    """Sessions that fill a batch without padding when they are cut in the middle."""
+    if sizes.history_size != sizes.target_size:
+        raise ValueError("sessions are cut in the middle: history_size and target_size must be equal")
+    lengths = np.full(n_sessions, sizes.history_size + sizes.target_size, np.int64)
+    return write_sessions(folder, lengths, tracks=sizes.tracks)
+
+
+def loader(arrays: SessionArrays, sizes: Sizes, *, shuffle: bool = True) -> SessionLoader:
+    """Our batches of `arrays`."""
+    return SessionLoader(
+        arrays,
+        batch_size=sizes.batch_size,
+        history_size=sizes.history_size,
+        target_size=sizes.target_size,
+        shuffle=shuffle,
+    )
+
+
+def train_plays(arrays: SessionArrays, sizes: Sizes) -> torch.Tensor:
+    """int64 (V,): plays of each id."""
+    return torch.from_numpy(np.bincount(arrays.tracks, minlength=sizes.n_ids))
+
+
+def seq_transformer(sizes: Sizes, *, sparse: bool = False, tie_weights: bool = False) -> SeqTransformer:
+    """The seq model; the same weights each time."""
+    torch.manual_seed(0)
+    return SeqTransformer(
+        sizes.n_ids, _features(sizes), sparse=sparse, tie_weights=tie_weights, **_model_options(sizes)
+    )
+
+
+def skip_transformer(sizes: Sizes, *, sparse: bool = False) -> SkipTransformer:
+    """The skip model; the same weights each time."""
+    torch.manual_seed(0)
+    return SkipTransformer(sizes.n_ids, _features(sizes), sparse=sparse, **_model_options(sizes))
+
+
+def _features(sizes: Sizes) -> torch.Tensor:
+    return torch.randn(sizes.n_ids, sizes.features)
+
+
+def _model_options(sizes: Sizes) -> dict:
+    names = ("d_model", "n_heads", "n_layers", "d_ff", "dropout", "history_size", "target_size")
+    return {name: getattr(sizes, name) for name in names}
