@@ -9,9 +9,7 @@ The weights are random. A trained model's scores are further apart, which only h
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import chain, repeat
 from pathlib import Path
 
 import torch
@@ -19,19 +17,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks import reference, workload
-from benchmarks.rounds import Contender, Step, gate, measure
+from benchmarks.rounds import Contender, gate, measure, rows_of
 from benchmarks.rows import Row, publish
-from benchmarks.workload import Sizes
+from benchmarks.workload import Predict, Predictor, Sizes, setup_predictor
 from model import SeqTransformer
 from model.catalogue import Catalogue
 from model.decoding import beam_search, greedy, sample
 from utils.batch import History, SessionBatch
 from utils.cli import check_at_least, cli
-from utils.dataloaders import SessionArrays
 
 WIDTH = 5
 TOP_P = 0.9
-BATCHES = 4
 GATE_SESSIONS = 16
 
 
@@ -49,87 +45,76 @@ class Config:
         check_at_least(self, "benchmark", rounds=1)
 
 
-Decode = Callable[[History], Tensor]
-"""Tracks int64 (B, T) that continue each history."""
-Decoder = Callable[[SeqTransformer, int], Decode]
-"""Prepares a model for continuations of T tracks."""
-
-
 # ---------------------------------------------------------------------------------------------------- contenders
 
 
-def reference_greedy(model: SeqTransformer, length: int) -> Decode:
+def reference_greedy(model: SeqTransformer) -> Predict:
     """The whole model on the whole prefix for each track."""
-    return lambda history: reference.greedy(model, history, length)
+    return lambda batch: reference.greedy(model, batch.history, length_of(batch))
 
 
-def our_greedy(model: SeqTransformer, length: int) -> Decode:
+def our_greedy(model: SeqTransformer) -> Predict:
     """What evaluation does."""
     catalogue = Catalogue(model.head)
-    return lambda history: greedy(model, history, length, catalogue=catalogue)
+    return lambda batch: greedy(model, batch.history, length_of(batch), catalogue=catalogue)
 
 
-def our_beam(model: SeqTransformer, length: int) -> Decode:
+def our_beam(model: SeqTransformer) -> Predict:
     """The best of each beam."""
     catalogue = Catalogue(model.head)
-    return lambda history: beam_search(model, history, length, width=WIDTH, catalogue=catalogue).tracks[:, 0]
+
+    def best(batch: SessionBatch) -> Tensor:
+        return beam_search(model, batch.history, length_of(batch), width=WIDTH, catalogue=catalogue).tracks[:, 0]
+
+    return best
 
 
-def our_sample(model: SeqTransformer, length: int) -> Decode:
+def our_sample(model: SeqTransformer) -> Predict:
     """Nucleus sampling."""
     catalogue, generator = Catalogue(model.head), torch.Generator().manual_seed(0)
-    return lambda history: sample(model, history, length, top_p=TOP_P, generator=generator, catalogue=catalogue)
+
+    def drawn(batch: SessionBatch) -> Tensor:
+        return sample(model, batch.history, length_of(batch), top_p=TOP_P, generator=generator, catalogue=catalogue)
+
+    return drawn
 
 
-def setup(folder: Path, sizes: Sizes, decoder: Decoder) -> Step:
-    """A batch of continuations; units are sessions."""
-    batches = ordered_batches(folder, sizes)
-    decode = decoder(workload.seq_transformer(sizes).eval(), sizes.target_size)
-
-    def step() -> float:
-        return len(decode(next(batches).history))
-
-    return step
-
-
-def ordered_batches(folder: Path, sizes: Sizes) -> Iterator[SessionBatch]:
-    """Batches in order, the same again and again."""
-    return iter(chain.from_iterable(repeat(workload.loader(SessionArrays.open(folder), sizes, shuffle=False))))
+def length_of(batch: SessionBatch) -> int:
+    """Tracks that continue each session: as many as it has targets."""
+    return batch.target_tracks.shape[1]
 
 
 # --------------------------------------------------------------------------------------------------------- gates
 
 
-def check_greedy(model: SeqTransformer, history: History, length: int) -> None:
+def check_greedy(model: SeqTransformer, batch: SessionBatch, few: SessionBatch) -> None:
     """
     Raises:
         UserError: greedy tracks are not the reference's.
     """
-    expected, tracks = reference_greedy(model, length)(history), our_greedy(model, length)(history)
+    expected, tracks = reference_greedy(model)(batch), our_greedy(model)(batch)
     gate(torch.equal(tracks, expected), f"{(tracks != expected).sum()} tracks of decode/greedy are not the reference's")
 
 
-def check_beam(model: SeqTransformer, history: History, length: int) -> None:
+def check_beam(model: SeqTransformer, batch: SessionBatch, few: SessionBatch) -> None:
     """
     Raises:
         UserError: beams do not have the probability that they claim, or less than greedy continuations.
     """
-    few = History(*(tensor[:GATE_SESSIONS] for tensor in history))
-    beams = beam_search(model, few, length, width=WIDTH)
-    claimed, true = beams.log_probability[:, 0], log_probability(model, few, beams.tracks[:, 0])
+    beams = beam_search(model, few.history, length_of(few), width=WIDTH)
+    claimed, true = beams.log_probability[:, 0], log_probability(model, few.history, beams.tracks[:, 0])
     gate(torch.allclose(claimed, true, rtol=1e-4), f"decode/beam-{WIDTH} claims other probabilities than tracks have")
-    least = log_probability(model, few, our_greedy(model, length)(few)).mean()
+    least = log_probability(model, few.history, our_greedy(model)(few)).mean()
     gate(bool(claimed.mean() >= least), f"tracks of decode/beam-{WIDTH} are less probable than greedy ones")
 
 
-def check_sample(model: SeqTransformer, history: History, length: int) -> None:
+def check_sample(model: SeqTransformer, batch: SessionBatch, few: SessionBatch) -> None:
     """
     Raises:
         UserError: what is drawn from the smallest nucleus is not the most probable track.
     """
-    few = History(*(tensor[:GATE_SESSIONS] for tensor in history))
-    drawn = sample(model, few, length, top_p=1e-6, generator=torch.Generator().manual_seed(0))
-    gate(torch.equal(drawn, our_greedy(model, length)(few)), "decode/sample with top_p near 0 is not decode/greedy")
+    drawn = sample(model, few.history, length_of(few), top_p=1e-6, generator=torch.Generator().manual_seed(0))
+    gate(torch.equal(drawn, our_greedy(model)(few)), "decode/sample with top_p near 0 is not decode/greedy")
 
 
 @torch.no_grad()
@@ -144,28 +129,28 @@ def log_probability(model: SeqTransformer, history: History, tracks: Tensor) -> 
 
 def measure_all(config: Config, folder: Path) -> list[Row]:
     """Gates, then rounds."""
-    sizes = config.sizes
-    workload.full_sessions(folder / "test", BATCHES * sizes.batch_size, sizes)
-    model, batch = workload.seq_transformer(sizes).eval(), next(ordered_batches(folder / "test", sizes))
+    sizes, test = config.sizes, folder / "test"
+    workload.full_sessions(test, workload.BATCHES * sizes.batch_size, sizes)
+    batches = [
+        next(workload.ordered_batches(test, replace(sizes, batch_size=n))) for n in (sizes.batch_size, GATE_SESSIONS)
+    ]
+    model = workload.seq_transformer(sizes).eval()
     checks = [check_greedy] if config.quick else [check_greedy, check_beam, check_sample]
     for check in tqdm(checks, desc="gates", leave=False):
-        check(model, batch.history, sizes.target_size)
-    decoders: dict[str, Decoder] = {
+        check(model, *batches)
+    predictors: dict[str, Predictor] = {
         "decode/greedy/reference": reference_greedy,
         "decode/greedy/ours": our_greedy,
     }
+    alone: dict[str, Predictor] = {f"decode/beam-{WIDTH}": our_beam, "decode/sample": our_sample}
     if not config.quick:
-        decoders |= {f"decode/beam-{WIDTH}": our_beam, "decode/sample": our_sample}
+        predictors |= alone
     contenders = [
-        Contender(name, setup, {"folder": folder / "test", "sizes": sizes, "decoder": decoder})
-        for name, decoder in decoders.items()
+        Contender(name, setup_predictor, {"folder": test, "sizes": sizes, "predictor": predictor})
+        for name, predictor in predictors.items()
     ]
     measured = measure(contenders, rounds=config.rounds, title="decoding")
-    first = measured[contenders[0].name]
-    return [
-        found.row("sessions/s", reference=first if "greedy" in found.name else None, quick=config.quick)
-        for found in measured.values()
-    ]
+    return rows_of(measured, "sessions/s", quick=config.quick, alone=alone)
 
 
 def main(config: Config) -> list[Row]:

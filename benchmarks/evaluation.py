@@ -9,7 +9,6 @@ Each unit includes the model's forward pass. The ten best need one state of each
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,10 +17,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks import reference, workload
-from benchmarks.decoding import BATCHES, ordered_batches
-from benchmarks.rounds import Contender, Step, gate, measure
+from benchmarks.rounds import Contender, gate, measure, rows_of
 from benchmarks.rows import Row, publish
-from benchmarks.workload import Sizes
+from benchmarks.workload import Predict, Predictor, Sizes, setup_predictor
 from model import SeqTransformer
 from model.catalogue import Catalogue
 from utils.batch import SessionBatch
@@ -49,16 +47,12 @@ class Config:
 # ---------------------------------------------------------------------------------------------------- contenders
 
 
-Evaluate = Callable[[SessionBatch], Tensor]
-"""Makes something of each session of a batch: (B, ...)."""
-
-
-def reference_top(model: SeqTransformer) -> Evaluate:
+def reference_top(model: SeqTransformer) -> Predict:
     """Scores of all tracks at all positions: int64 (B, K)."""
     return lambda batch: reference.top_next(model, batch, K)
 
 
-def our_top(model: SeqTransformer) -> Evaluate:
+def our_top(model: SeqTransformer) -> Predict:
     """One state of each session, and the search of decoding: int64 (B, K)."""
     catalogue = Catalogue(model.head)
 
@@ -70,7 +64,7 @@ def our_top(model: SeqTransformer) -> Evaluate:
     return top
 
 
-def our_ranks(model: SeqTransformer) -> Evaluate:
+def our_ranks(model: SeqTransformer) -> Predict:
     """Rank of each target from 0, and its log-probability, as after each epoch of training: (B, T)."""
 
     @torch.no_grad()
@@ -81,17 +75,6 @@ def our_ranks(model: SeqTransformer) -> Evaluate:
     return ranks
 
 
-def setup(folder: Path, sizes: Sizes, evaluator: Callable[[SeqTransformer], Evaluate]) -> Step:
-    """A batch; units are sessions."""
-    batches = ordered_batches(folder, sizes)
-    evaluate = evaluator(workload.seq_transformer(sizes).eval())
-
-    def step() -> float:
-        return len(evaluate(next(batches)))
-
-    return step
-
-
 # --------------------------------------------------------------------------------------------------------- gates
 
 
@@ -100,7 +83,7 @@ def check_top(folder: Path, sizes: Sizes) -> None:
     Raises:
         UserError: the best tracks are not the reference's.
     """
-    model, batch = workload.seq_transformer(sizes).eval(), next(ordered_batches(folder, sizes))
+    model, batch = workload.seq_transformer(sizes).eval(), next(workload.ordered_batches(folder, sizes))
     expected, tracks = reference_top(model)(batch), our_top(model)(batch)
     gate(torch.equal(tracks, expected), f"{(tracks != expected).sum()} ids of evaluate/top-{K} are not the reference's")
 
@@ -112,7 +95,7 @@ def check_ranks(folder: Path, sizes: Sizes) -> None:
         UserError: log-probabilities and ranks are not those of all scores, normalised and sorted.
     """
     model = workload.seq_transformer(sizes).eval()
-    batch = next(ordered_batches(folder, replace(sizes, batch_size=GATE_SESSIONS)))
+    batch = next(workload.ordered_batches(folder, replace(sizes, batch_size=GATE_SESSIONS)))
     states = model(batch.history, model.previous_tracks(batch.history, batch.target_tracks))
     log_p, ranks = judge(model, states, batch.target_tracks)
     logits, targets = model.logits(states), batch.target_tracks[:, :, None]
@@ -129,24 +112,20 @@ def check_ranks(folder: Path, sizes: Sizes) -> None:
 def measure_all(config: Config, folder: Path) -> list[Row]:
     """Gates, then rounds."""
     sizes = config.sizes
-    workload.full_sessions(folder / "test", BATCHES * sizes.batch_size, sizes)
+    workload.full_sessions(folder / "test", workload.BATCHES * sizes.batch_size, sizes)
     for check in tqdm((check_top, check_ranks), desc="gates", leave=False):
         check(folder / "test", sizes)
-    evaluators: dict[str, Callable[[SeqTransformer], Evaluate]] = {
+    predictors: dict[str, Predictor] = {
         f"evaluate/top-{K}/reference": reference_top,
         f"evaluate/top-{K}/ours": our_top,
         "evaluate/ranks": our_ranks,
     }
     contenders = [
-        Contender(name, setup, {"folder": folder / "test", "sizes": sizes, "evaluator": evaluator})
-        for name, evaluator in evaluators.items()
+        Contender(name, setup_predictor, {"folder": folder / "test", "sizes": sizes, "predictor": predictor})
+        for name, predictor in predictors.items()
     ]
     measured = measure(contenders, rounds=config.rounds, title="evaluation")
-    first = measured[contenders[0].name]
-    return [
-        found.row("sessions/s", reference=first if "top" in found.name else None, quick=config.quick)
-        for found in measured.values()
-    ]
+    return rows_of(measured, "sessions/s", quick=config.quick, alone={"evaluate/ranks"})
 
 
 def main(config: Config) -> list[Row]:

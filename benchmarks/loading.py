@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import reference, workload
-from benchmarks.rounds import Contender, Step, gate, measure
+from benchmarks.rounds import Contender, Step, gate, measure, rows_of
 from benchmarks.rows import Row, publish
 from benchmarks.workload import Sizes
 from utils.cli import check_at_least, cli
@@ -46,13 +46,7 @@ class Config:
 
 def setup_python(folder: Path, sizes: Sizes) -> Step:
     """A batch by slices and lists."""
-    batches = reference.batches(
-        SessionArrays.open(folder),
-        batch_size=sizes.batch_size,
-        history_size=sizes.history_size,
-        target_size=sizes.target_size,
-        seed=0,
-    )
+    batches = reference.batches(SessionArrays.open(folder), sizes)
 
     def step() -> float:
         return len(next(batches).rows)
@@ -93,8 +87,7 @@ def measure_all(config: Config, folder: Path) -> list[Row]:
         Contender(name, setup, {"folder": folder / "train", "sizes": sizes}) for name, setup in setups.items()
     ]
     measured = measure(contenders, rounds=config.rounds, title="loading")
-    first = measured[contenders[0].name]
-    return [found.row("sessions/s", reference=first, quick=config.quick) for found in measured.values()]
+    return rows_of(measured, "sessions/s", quick=config.quick)
 
 
 def main(config: Config) -> list[Row]:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.rounds import Contender, Step, gate, measure
+from benchmarks.rounds import Contender, Step, gate, measure, rows_of
 from benchmarks.rows import Row, publish
 from utils import schema, vocab
 from utils.cli import check_at_least, cli
@@ -189,8 +189,7 @@ def measure_speed(config: Config, work: Path) -> list[Row]:
         for name, job in jobs.items()
     ]
     measured = measure(contenders, rounds=config.rounds, title="preprocessing")
-    first = measured[contenders[0].name]
-    return [found.row("rows/s", reference=first, quick=config.quick) for found in measured.values()]
+    return rows_of(measured, "rows/s", quick=config.quick)
 
 
 def measure_memory(config: Config, work: Path) -> list[Row]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.workload import Sizes
 from model import SeqTransformer, SkipTransformer
 from model.dropout import Dropout
 from utils import schema
@@ -77,17 +78,15 @@ def makes_the_same(loader: SessionLoader, batch: SessionBatch) -> bool:
     return all(ours.dtype == theirs.dtype and torch.equal(ours, theirs) for ours, theirs in pairs)
 
 
-def batches(
-    arrays: SessionArrays, *, batch_size: int, history_size: int, target_size: int, seed: int
-) -> Iterator[SessionBatch]:
+def batches(arrays: SessionArrays, sizes: Sizes) -> Iterator[SessionBatch]:
     """Shuffled batches for ever, each session cut in the middle."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     while True:
         order = rng.permutation(arrays.n_sessions)
-        for first in range(0, len(order), batch_size):
-            sessions = order[first : first + batch_size].tolist()
+        for first in range(0, len(order), sizes.batch_size):
+            sessions = order[first : first + sizes.batch_size].tolist()
             cuts = [int(arrays.offsets[i + 1] - arrays.offsets[i]) // 2 for i in sessions]
-            yield collate(arrays, sessions, cuts, history_size=history_size, target_size=target_size)
+            yield collate(arrays, sessions, cuts, history_size=sizes.history_size, target_size=sizes.target_size)
 
 
 M = TypeVar("M", bound=nn.Module)

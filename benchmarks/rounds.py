@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -74,6 +74,14 @@ class Measured:
             idle_mib=self.idle_mib,
             **more,
         )
+
+
+def rows_of(measured: dict[str, Measured], unit: str, *, quick: bool, alone: Collection[str] = ()) -> list[Row]:
+    """The rows of what was measured; the first is the reference of all but those that stand `alone`."""
+    first = next(iter(measured.values()))
+    return [
+        found.row(unit, reference=None if name in alone else first, quick=quick) for name, found in measured.items()
+    ]
 
 
 def gate(same: bool, message: str) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, islice, repeat
@@ -34,8 +34,7 @@ from utils.batch import SessionBatch
 from utils.cli import check_at_least, cli
 from utils.dataloaders import SessionArrays
 from utils.objectives import LossConfig, seq_loss, skip_loss, track_loss
-from utils.training import LossFn, TrainConfig, make_optimizers
-from utils.training import _step as update
+from utils.training import LossFn, TrainConfig, make_optimizers, update
 
 Precision = Literal["float32", "bfloat16"]
 LR = 1e-4
@@ -108,13 +107,15 @@ def setup_matmul(size: int, precision: Precision) -> Step:
 def setup_reference_seq(folder: Path, sizes: Sizes) -> Step:
     """Python collation, dense softmax, dense Adam."""
     model = reference.without_fast_paths(workload.seq_transformer(sizes))
-    return updates(reference.seq_learner(model, lr=LR), python_batches(folder, sizes), steps=1)
+    return updates(reference.seq_learner(model, lr=LR), reference.batches(SessionArrays.open(folder), sizes), steps=1)
 
 
 def setup_reference_skip(folder: Path, sizes: Sizes, steps: int) -> Step:
     """Python collation, dense Adam."""
     model = reference.without_fast_paths(workload.skip_transformer(sizes))
-    return updates(reference.skip_learner(model, lr=LR), python_batches(folder, sizes), steps=steps)
+    return updates(
+        reference.skip_learner(model, lr=LR), reference.batches(SessionArrays.open(folder), sizes), steps=steps
+    )
 
 
 def setup_seq(folder: Path, sizes: Sizes, steps: int, variant: Variant) -> Step:
@@ -157,17 +158,6 @@ def learner(model: nn.Module, loss_fn: LossFn, precision: Precision) -> Learn:
 def our_batches(arrays: SessionArrays, sizes: Sizes) -> Iterable[SessionBatch]:
     """Shuffled batches for ever."""
     return chain.from_iterable(repeat(workload.loader(arrays, sizes)))
-
-
-def python_batches(folder: Path, sizes: Sizes) -> Iterator[SessionBatch]:
-    """The same from the reference's collation."""
-    return reference.batches(
-        SessionArrays.open(folder),
-        batch_size=sizes.batch_size,
-        history_size=sizes.history_size,
-        target_size=sizes.target_size,
-        seed=0,
-    )
 
 
 def updates(learn: Learn, batches: Iterable[SessionBatch], *, steps: int) -> Step:

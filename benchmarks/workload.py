@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain, repeat
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
+from torch import Tensor
 from tqdm import tqdm
 
+from benchmarks.rounds import Step
 from model import SeqTransformer, SkipTransformer
 from utils import schema
+from utils.batch import SessionBatch
 from utils.dataloaders import SessionArrays, SessionLoader
 from utils.vocab import N_SPECIAL
 
+BATCHES = 4
+"""Batches of sessions that are predicted."""
 PLAYS_AT_ONCE = 10_000_000
 """Plays that are drawn at once: bounds the memory of the simulation."""
 
@@ -96,7 +103,29 @@ def loader(arrays: SessionArrays, sizes: Sizes, *, shuffle: bool = True) -> Sess
     )
 
 
-def train_plays(arrays: SessionArrays, sizes: Sizes) -> torch.Tensor:
+def ordered_batches(folder: Path, sizes: Sizes) -> Iterator[SessionBatch]:
+    """Our batches of a folder in order, the same again and again."""
+    return chain.from_iterable(repeat(loader(SessionArrays.open(folder), sizes, shuffle=False)))
+
+
+Predict = Callable[[SessionBatch], Tensor]
+"""Makes something of each session of a batch: (B, ...)."""
+Predictor = Callable[[SeqTransformer], Predict]
+"""Prepares a model for many batches."""
+
+
+def setup_predictor(folder: Path, sizes: Sizes, predictor: Predictor) -> Step:
+    """Predictions for a batch; units are sessions."""
+    batches = ordered_batches(folder, sizes)
+    predict = predictor(seq_transformer(sizes).eval())
+
+    def step() -> float:
+        return len(predict(next(batches)))
+
+    return step
+
+
+def train_plays(arrays: SessionArrays, sizes: Sizes) -> Tensor:
     """int64 (V,): plays of each id."""
     return torch.from_numpy(np.bincount(arrays.tracks, minlength=sizes.n_ids))
 
@@ -115,7 +144,7 @@ def skip_transformer(sizes: Sizes, *, sparse: bool = False) -> SkipTransformer:
     return SkipTransformer(sizes.n_ids, _features(sizes), sparse=sparse, **_model_options(sizes))
 
 
-def _features(sizes: Sizes) -> torch.Tensor:
+def _features(sizes: Sizes) -> Tensor:
     return torch.randn(sizes.n_ids, sizes.features)
 
 

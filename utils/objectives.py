@@ -174,12 +174,12 @@ def sampled_softmax(
         in_batch: the other N - 1 targets are negatives as well (Yi et al. 2019), taken as draws from popularity p. They
             are not quite: targets of one session go together. m_j is then k q_j + (N - 1) p_j.
     """
-    others = negatives.draw().to(targets.device)  # (k,)
-    expected = negatives.expected
+    others, n_more = negatives.draw(), 0  # (k,)
     if in_batch:
-        others = torch.cat([targets, others])  # (N + k,)
-        expected = expected + ((targets >= N_SPECIAL).sum().cpu() - 1) * negatives.popularity
-    log_expected = expected.log().to(targets.device)[others]
+        others = torch.cat([targets.cpu(), others])  # (N + k,)
+        n_more = int((targets >= N_SPECIAL).sum()) - 1
+    expected = negatives.expected[others] + n_more * negatives.popularity[others]
+    others, log_expected = others.to(targets.device), expected.log().to(targets.device)
     vectors, bias = head.at(others)
     nothing = torch.finfo(torch.float32).min
     offset = (bias - log_expected).masked_fill(others < N_SPECIAL, nothing)
@@ -196,10 +196,11 @@ def gbce(states: Tensor, head: TrackHead, targets: Tensor, *, negatives: Negativ
     of tracks - 1) and t the calibration. The paper draws from the other tracks uniformly; here each negative counts by
     a / (k q_j), so that any q has the same expectation. With t = 1 sigmoid(s) becomes the probability of a track.
     """
-    others = negatives.draw().to(targets.device)  # (k,)
+    drawn = negatives.draw()  # (k,)
+    others, expected = drawn.to(targets.device), negatives.expected[drawn].to(targets.device)
     a = negatives.n / (negatives.n_tracks - 1)
     beta = a * (calibration * (1 - 1 / a) + 1 / a)
-    weight = a / negatives.expected.to(targets.device)[others]  # (k,)
+    weight = a / expected  # (k,)
     vectors, bias = head.at(others)
     scores = functional.linear(states, vectors) + bias  # (N, k)
     theirs = functional.softplus(scores).masked_fill(others == targets[:, None], 0.0) @ weight  # (N,)

@@ -150,7 +150,7 @@ def fit(
         bar = tqdm(loader, initial=loader.next_batch, total=len(loader), unit="batch", desc=f"epoch {loader.epoch + 1}")
         started = time.monotonic()
         for batch in bar:
-            loss_sum, count = _step(model, loss_fn, batch.to(device), optimizers, config)
+            loss_sum, count = update(model, loss_fn, batch.to(device), optimizers, config)
             for schedule in schedules:
                 schedule.step()
             progress.step += 1
@@ -201,7 +201,7 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
     return optimizers
 
 
-def _step(
+def update(
     model: nn.Module, loss_fn: LossFn, batch: SessionBatch, optimizers: list[Optimizer], config: TrainConfig
 ) -> tuple[float, int]:
     """One update; returns the sum and the number of the batch's losses."""
@@ -235,7 +235,9 @@ def clip_gradients(model: nn.Module, max_norm: float) -> None:
         elif parameter.grad is not None:
             values.append(parameter.grad)
     norm = nn.utils.get_total_norm(values)
-    torch._foreach_mul_(values, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    for gradient in values:
+        gradient.mul_(factor)
 
 
 def _lr_factor(step: int, total_steps: int, config: TrainConfig) -> float:
