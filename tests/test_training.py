@@ -246,10 +246,11 @@ def test_patience(bench):
     assert again.step == 10
 
 
-def test_max_seconds(bench, monkeypatch):
-    clock = iter(range(1000))
-    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: next(clock)))  # each step takes a second
-    config = TrainConfig(epochs=9, batch_size=16, lr=0.1, max_seconds=6)
+@pytest.mark.parametrize(("clock", "function"), [("wall", "monotonic"), ("processor", "process_time")])
+def test_max_seconds(bench, monkeypatch, clock, function):
+    ticks = iter(range(1000))
+    monkeypatch.setattr(training, "time", SimpleNamespace(**{function: lambda: next(ticks)}))  # a second for each step
+    config = TrainConfig(epochs=9, batch_size=16, lr=0.1, max_seconds=6, clock=clock)
     progress = bench.fit(Weight(), constant_gradient, scripted([0.1, 0.2]), config)
     assert (progress.step, progress.seconds) == (6, 6)
     assert [line["step"] for line in bench.lines("valid")] == [4, 6]  # the end of the epoch, and where time ran out

@@ -56,6 +56,9 @@ class TrainConfig:
     """Validations without a new best after which training stops; 0 to never stop early."""
     max_seconds: float = 0.0
     """Training time after which to stop, validations not counted; 0 for no limit."""
+    clock: Literal["wall", "processor"] = "wall"
+    """What max_seconds counts: wall-clock time, or processor time of this process (of all its threads), which other
+    jobs of a shared machine do not use up."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the forward pass (autocast); auto is bfloat16 where the processor multiplies it fast."""
     device: str = "auto"
@@ -77,7 +80,7 @@ class Progress:
     best_value: float | None = None
     validations_since_best: int = 0
     seconds: float = 0.0
-    """Training time without validations."""
+    """Training time without validations, by `TrainConfig.clock`."""
     loss_sum: float = 0.0
     """Since the last validation."""
     loss_count: int = 0
@@ -144,11 +147,12 @@ def fit(
         tqdm.write(f"step {progress.step}: train loss {loss:.4f}, valid {monitor} {value:.4f}{best}")
         return 0 < config.patience <= progress.validations_since_best
 
+    now = time.monotonic if config.clock == "wall" else time.process_time
     stopped = _out_of_time(progress, config) or 0 < config.patience <= progress.validations_since_best
     while loader.epoch < config.epochs and not stopped:
         model.train()
         bar = tqdm(loader, initial=loader.next_batch, total=len(loader), unit="batch", desc=f"epoch {loader.epoch + 1}")
-        started = time.monotonic()
+        started = now()
         for batch in bar:
             loss_sum, count = update(model, loss_fn, batch.to(device), optimizers, config)
             for schedule in schedules:
@@ -158,7 +162,7 @@ def fit(
             progress.loss_count += count
             if progress.step % 10 == 0:
                 bar.set_postfix(loss=f"{progress.loss_sum / max(progress.loss_count, 1):.4f}", refresh=False)
-            progress.seconds += time.monotonic() - started
+            progress.seconds += now() - started
             stopped = _out_of_time(progress, config)
             inside = loader.next_batch < len(loader)
             if inside and (stopped or (config.evaluate_every and progress.step % config.evaluate_every == 0)):
@@ -166,7 +170,7 @@ def fit(
                 model.train()
             if inside and stopped:
                 break
-            started = time.monotonic()
+            started = now()
         else:
             stopped = validate() or stopped
     load_weights(model, run.folder / "best.pt", vocabulary_hash=vocabulary_hash)
