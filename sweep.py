@@ -2,32 +2,31 @@
 
     python sweep.py --sweep sweeps/losses_nowplaying.yml
     python sweep.py --sweep sweeps/losses_nowplaying.yml --only gBCE
+    python sweep.py --sweep sweeps/bert_simulated.yml --jobs 2
     python sweep.py --sweep sweeps/losses_nowplaying.yml --dry_run true
 
-A sweep is a YAML file: `runs` maps a label to what differs, `common` is what all share, both in dotted options of the
-script; `script` (transformer_seq for train_transformer_seq.py), `config` and `seeds` stand at the top or in a run. An
-interrupted sweep goes on where it stopped, in the middle of a run too.
+A sweep is a YAML file: `runs` maps a label to what differs, in dotted options of the script, `common` is what these
+runs share; `script` (transformer_seq for train_transformer_seq.py), `config` and `seeds` stand at the top or in a run.
+`first` holds runs that the others need, such as pre-training: they are finished before the others start, and share
+nothing. An interrupted sweep goes on where it stopped, in the middle of a run too.
 """
 
 from __future__ import annotations
 
 import importlib
-import json
 import shlex
-import subprocess
-import sys
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-
-import yaml
 
 from report import Config as ReportConfig
 from report import main as report
-from utils.cli import UserError, cli, parse_config
+from utils.cli import UserError, check_at_least, cli, parse_config
+from utils.run import flat, saved_options
+from utils.sweeps import run, runs_of
 
 ROOT = Path(__file__).parent
-KEYS = {"script", "config", "seeds", "common", "runs"}
 
 
 @dataclass
@@ -40,60 +39,46 @@ class Config:
     """Folder of the runs; runs/<name of the sweep> if not given."""
     only: str | None = None
     """Run only those whose label contains this."""
+    jobs: int = 1
+    """Runs at a time; they share the processor's cores, and write to log files in the folder if there are several."""
     dry_run: bool = False
     """Only say what would be run."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, "sweep", jobs=1)
 
 
 def main(config: Config) -> None:
     """Run what is missing, then report."""
     folder = config.folder or Path("runs") / config.sweep.stem
-    plan = [(script, args, *progress(script, args, folder)) for script, args in runs_of(config.sweep, config.only)]
-    failed = []
-    for script, args, state, found in plan:
-        resume = ["--run.resume", str(found)] if state == "unfinished" else []
-        command = [f"train_{script}.py", *args, "--run.folder", str(folder), *resume]
-        print(f"{state:11}python {shlex.join(command)}", flush=True)
-        if state != "finished" and not config.dry_run and not run(command):
-            failed.append(f"  python {shlex.join(command)}")
-    if failed:
-        raise UserError("\n".join(["these runs failed:", *failed]))
+    waves = [[planned(*run, folder) for run in wave] for wave in runs_of(config.sweep, config.only, scripts=ROOT)]
+    for wave in waves:
+        for state, command in wave:
+            print(f"{state:11}python {shlex.join(command)}", flush=True)
+        missing = [command for state, command in wave if state != "finished" and not config.dry_run]
+        with ThreadPoolExecutor(config.jobs) as pool:
+            succeeded = list(pool.map(partial(run, scripts=ROOT, folder=folder, jobs=config.jobs), missing))
+        failed = [command for command, good in zip(missing, succeeded, strict=True) if not good]
+        if failed:
+            raise UserError(
+                "\n".join(["these runs failed:", *(f"  python {shlex.join(command)}" for command in failed)])
+            )
     if not config.dry_run:
         report(ReportConfig(runs=folder))
 
 
-def run(command: list[str]) -> bool:
-    """Run a script in a process of its own; whether it succeeded."""
-    return subprocess.run([sys.executable, *command], cwd=ROOT).returncode == 0
-
-
-def runs_of(sweep: Path, only: str | None) -> Iterator[tuple[str, list[str]]]:
-    """Script and arguments of each run of a sweep."""
-    try:
-        spec = yaml.safe_load(sweep.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{sweep} cannot be read: {error}") from None
-    if not isinstance(spec, dict) or not isinstance(spec.get("runs"), dict) or set(spec) - KEYS:
-        raise UserError(f"{sweep} must be a mapping of runs, and some of {', '.join(sorted(KEYS))}")
-    for label, options in spec["runs"].items():
-        values = {"script": None, "config": None, "seeds": 1, **spec, **spec.get("common", {}), **(options or {})}
-        script, config, seeds = (values[key] for key in ("script", "config", "seeds"))
-        if not (ROOT / f"train_{script}.py").exists():
-            raise UserError(f"{sweep}: there is no train_{script}.py for {label!r}; name a `script`")
-        args = ["--config", str(config)] if config else []
-        for key in [key for key in values if key not in KEYS]:
-            args += [f"--{key}", values[key] if isinstance(values[key], str) else json.dumps(values[key])]
-        for seed in range(1, seeds + 1) if only is None or only in label else []:
-            yield script, [*args, "--run.label", label, "--run.seed", str(seed)]
-
-
-def progress(script: str, args: list[str], folder: Path) -> tuple[str, Path | None]:
-    """ "finished", "unfinished" or "new", and the run's folder, by the options that a run was started with."""
+def planned(script: str, args: list[str], folder: Path) -> tuple[str, list[str]]:
+    """A run's state and its command, by the options that runs of its script in `folder` were started with."""
     script_config = importlib.import_module(f"train_{script}").Config
     wanted = asdict(parse_config(script_config, [*args, "--run.folder", str(folder)]))
+    command = [f"train_{script}.py", *args, "--run.folder", str(folder)]
     for path in sorted((folder / script).glob("*/config.yml")):
-        if yaml.safe_load(path.read_text(encoding="utf-8")) == wanted and (path.parent / "last.pt").exists():
-            return "finished" if (path.parent / "result.json").exists() else "unfinished", path.parent
-    return "new", None
+        resumable = (path.parent / "last.pt").exists()
+        if resumable and saved_options(path, asdict(script_config())) == flat(wanted):
+            if (path.parent / "result.json").exists():
+                return "finished", command
+            return "unfinished", [*command, "--run.resume", str(path.parent)]
+    return "new", command
 
 
 if __name__ == "__main__":

@@ -41,6 +41,16 @@ def test_new_folders_have_different_names(tmp_path, dataset):
     assert {run.folder.parent for run in runs} == {tmp_path / "x"}
 
 
+def test_a_folder_with_a_name(tmp_path, dataset):
+    assert Run("x", config(tmp_path, name="base"), dataset).folder == tmp_path / "x" / "base"
+    with pytest.raises(UserError, match=r"x/base exists; resume it with --run.resume, or take another --run.name"):
+        Run("x", config(tmp_path, name="base"), dataset)
+    with pytest.raises(UserError, match=r"run.name is 'a/b'; it must be the name of a folder"):
+        Run("x", config(tmp_path, name="a/b"), dataset)
+    with pytest.raises(UserError, match=r"--run.name names one run's folder"):
+        each_seed(lambda _: None)(config(tmp_path, name="base", seeds=2))
+
+
 def test_log_and_finish(tmp_path, dataset):
     run = Run("x", config(tmp_path, label="Label", seed=7), dataset)
     run.log(3, 1, "valid", {"maa": 0.5, "auc": None})

@@ -1,5 +1,6 @@
 """Sweeps: what is finished stays, what was interrupted goes on, mistakes are found before anything is run."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -22,7 +23,7 @@ def ran(monkeypatch):
     """Arguments of the runs that a sweep starts; they run in this process."""
     calls = []
 
-    def run(command):
+    def run(command, **_):
         calls.append(command[1:])
         each_seed(train_transformer_seq.main)(parse_config(train_transformer_seq.Config, command[1:]))
         return True
@@ -70,7 +71,7 @@ def test_a_sweep_runs_what_is_missing(tmp_path, dataset_folder, ran, capsys):
 def test_a_failed_run_does_not_stop_the_others(tmp_path, dataset_folder, monkeypatch):
     started = []
 
-    def run(command):
+    def run(command, **_):
         started.append(command)
         return len(started) % 2 == 0
 
@@ -110,7 +111,54 @@ def test_unknown_options_stop_the_sweep_before_the_first_run(tmp_path, ran, caps
 
 @pytest.mark.parametrize("path", sorted((sweep.ROOT / "sweeps").glob("*.yml")), ids=lambda path: path.name)
 def test_sweeps_of_the_project_parse(path):
-    plan = list(sweep.runs_of(path, only=None))
-    assert len(plan) > 1
-    for script, args in plan:
-        assert sweep.progress(script, args, Path("nowhere")) == ("new", None)
+    first, others = sweep.runs_of(path, None, scripts=sweep.ROOT)
+    assert len(others) > 1
+    for script, args in [*first, *others]:
+        assert sweep.planned(script, args, Path("nowhere"))[0] == "new"
+
+
+def test_what_is_first_is_finished_before_the_others_start(tmp_path, dataset_folder, ran):
+    first = {"Base": TINY | {"script": "transformer_seq", "data.folder": str(dataset_folder), "run.name": "base"}}
+    runs = {"A": {"train.batch_size": 16, "seeds": 2}}
+    common = TINY | {"data.folder": str(dataset_folder)}
+    path = write(tmp_path / "s.yml", script="transformer_seq", seeds=3, common=common, first=first, runs=runs)
+    sweep.main(sweep.Config(path, folder=tmp_path / "runs"))
+    values = [dict(zip(args[::2], args[1::2], strict=True)) for args in ran]
+    assert [(each["--run.label"], each["--run.seed"]) for each in values] == [("Base", "1"), ("A", "1"), ("A", "2")]
+    assert "--train.batch_size" not in values[0]
+    assert (tmp_path / "runs" / "transformer_seq" / "base" / "result.json").exists()
+    sweep.main(sweep.Config(path, folder=tmp_path / "runs"))
+    assert len(ran) == 3
+
+
+def test_a_failure_at_first_stops_the_sweep(tmp_path, dataset_folder, monkeypatch):
+    started = []
+    monkeypatch.setattr(sweep, "run", lambda command, **_: bool(started.append(command)))
+    runs = {"one": {"data.folder": str(dataset_folder)}}
+    path = write(tmp_path / "s.yml", script="transformer_seq", first=runs, runs=runs)
+    with pytest.raises(UserError, match="these runs failed"):
+        sweep.main(sweep.Config(path, folder=tmp_path / "runs"))
+    assert len(started) == 1
+
+
+def test_several_jobs_at_a_time(tmp_path, dataset_folder, capsys):
+    """In processes of their own; one of them fails."""
+    runs = {"good/1": TINY | {"data.folder": str(dataset_folder)}, "bad": {"data.folder": "nowhere"}}
+    path = write(tmp_path / "s.yml", script="transformer_seq", runs=runs)
+    with pytest.raises(UserError, match=r"these runs failed:\n.*--run.label bad"):
+        sweep.main(sweep.Config(path, folder=tmp_path / "runs", jobs=2))
+    assert "nowhere is no dataset folder" in (tmp_path / "runs" / "bad, seed 1.log").read_text()
+    assert "Tiny" not in capsys.readouterr().err
+    assert [json.loads(path.read_text())["label"] for path in (tmp_path / "runs").rglob("result.json")] == ["good/1"]
+
+
+def test_a_run_from_before_an_option_existed_is_finished(tmp_path, dataset_folder, ran):
+    common = TINY | {"data.folder": str(dataset_folder)}
+    path = write(tmp_path / "s.yml", script="transformer_seq", common=common, runs={"A": {}})
+    sweep.main(sweep.Config(path, folder=tmp_path / "runs"))
+    (saved,) = (tmp_path / "runs").rglob("config.yml")
+    values = yaml.safe_load(saved.read_text())
+    del values["train"]["clock"]
+    saved.write_text(yaml.safe_dump(values))
+    sweep.main(sweep.Config(path, folder=tmp_path / "runs"))
+    assert len(ran) == 1

@@ -41,6 +41,8 @@ class RunConfig:
     """How many runs to make, with seeds seed, seed + 1, ..."""
     folder: str = "runs"
     """Folder of all runs."""
+    name: str = ""
+    """Name of the run's own folder; the time if empty."""
     resume: str | None = None
     """Folder of an interrupted run to go on in; give its config.yml as --config."""
 
@@ -66,6 +68,8 @@ def each_seed(main: Callable[[C], Any]) -> Callable[[C], list[Any]]:
     def main_of_all(config: C) -> list[Any]:
         if config.run.resume is not None and config.run.seeds > 1:
             raise UserError("--run.resume goes on with one run; leave out --run.seeds")
+        if config.run.name and config.run.seeds > 1:
+            raise UserError("--run.name names one run's folder; leave out --run.seeds, or the name")
         results = []
         for seed in range(config.run.seed, config.run.seed + config.run.seeds):
             run = dataclasses.replace(config.run, seed=seed, seeds=1)
@@ -102,9 +106,9 @@ class Run:
             self.folder = Path(config.run.resume)
             if not (self.folder / "last.pt").exists():
                 raise UserError(f"{self.folder} has no last.pt to resume from; start a new run without --run.resume")
-            _check_unchanged(self.folder / "config.yml", self._values)
+            _check_unchanged(self.folder / "config.yml", self._values, defaults=dataclasses.asdict(type(config)()))
         else:
-            self.folder = _new_folder(Path(config.run.folder) / experiment)
+            self.folder = _new_folder(Path(config.run.folder) / experiment, config.run.name)
         with atomic_file(self.folder / "config.yml") as temporary:
             temporary.write_text(yaml.safe_dump(self._values, sort_keys=False), encoding="utf-8")
 
@@ -176,13 +180,13 @@ class Run:
         return self._writer
 
 
-def _check_unchanged(path: Path, values: dict[str, Any]) -> None:
+def _check_unchanged(path: Path, values: dict[str, Any], *, defaults: dict[str, Any]) -> None:
     """A run is resumed with the options it was started with, but for those that only say how long and where."""
     try:
-        before = _flat(yaml.safe_load(path.read_text(encoding="utf-8")))
+        before = saved_options(path, defaults)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; the run cannot be resumed") from None
-    now = _flat(values)
+    now = flat(values)
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key) and key not in MAY_CHANGE:
             raise UserError(
@@ -191,25 +195,36 @@ def _check_unchanged(path: Path, values: dict[str, Any]) -> None:
             )
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def saved_options(path: Path, defaults: dict[str, Any]) -> dict[str, Any]:
+    """The options of a run's `config.yml`, flat; an option that is younger than the run has its default."""
+    return flat(defaults) | flat(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested dictionaries as one, with dotted keys."""
-    flat: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
+        result |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return result
 
 
-def _new_folder(parent: Path) -> Path:
-    """A folder named by the time; a run that starts in the same second gets the next free name."""
+def _new_folder(parent: Path, name: str) -> Path:
+    """A new folder of this name, or named by the time; a run that starts in the same second gets the next free name.
+
+    Raises:
+        UserError: there is such a folder, or its name is none.
+    """
+    if name != Path(name).name:
+        raise UserError(f"run.name is {name!r}; it must be the name of a folder in {parent}, not a path")
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    for suffix in ("", *(f"-{i}" for i in range(2, 1000))):
-        folder = parent / (stamp + suffix)
+    names = [name] if name else [stamp, *(f"{stamp}-{i}" for i in range(2, 1000))]
+    for folder in (parent / name for name in names):
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
             continue
         return folder
-    raise UserError(f"{parent} has too many runs of {stamp}; wait a second")
+    raise UserError(f"{parent / names[0]} exists; resume it with --run.resume, or take another --run.name")
 
 
 def git_commit() -> str | None:
