@@ -1,10 +1,9 @@
 """Score a trained run again: on any split of its dataset, or on sessions from outside.
 
-    python evaluate.py --run runs/transformer_skip/STAMP --split valid
-    python evaluate.py --run runs/transformer_seq/STAMP --plays my_plays.csv --plays_columns.session session_id \
-        --plays_columns.position position
-    python evaluate.py --run runs/transformer_skip/STAMP --predictions predictions.csv
+    python evaluate.py --run RUN --plays plays.csv --plays_columns.session session_id --plays_columns.position position
+    python evaluate.py --run RUN --predictions predictions.csv --split valid
     python evaluate.py --run runs/transformer_seq/STAMP --decoding.method beam --decoding.beam_width 20
+    python evaluate.py --run runs/bert_finetune_seq/STAMP --filling.order confident --filling.passes 5
 
 Prints every metric with its 95 % interval over sessions. Tracks that the run's dataset does not know become `unk`;
 their share is printed. Nothing in the run folder is changed.
@@ -18,15 +17,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import pyarrow.parquet as pq
-
-from utils import scoring
+from utils import masking, scoring
 from utils.checkpoint import load_weights
 from utils.cli import UserError, cli, parse_config
-from utils.dataloaders import Dataset, SessionArrays
+from utils.dataloaders import Dataset
 from utils.files import read_json
-from utils.importers.plays import PlaysColumns, read_plays
-from utils.preparing import SplitWriter
+from utils.importers.plays import PlaysColumns, plays_as_split
 from utils.run import pick_device
 
 
@@ -45,6 +41,8 @@ class Config:
     """Dataset folder, if it is not where it was when the run was trained."""
     decoding: scoring.DecodingConfig | None = None
     """Continue sessions in this way instead of the run's."""
+    filling: scoring.FillingConfig | None = None
+    """The same for a BERT, which fills in masks."""
     predictions: str | None = None
     """Write the prediction of every target to this file (.csv or .parquet)."""
     device: str = "auto"
@@ -57,11 +55,10 @@ def main(config: Config) -> dict[str, Any]:
     result = read_json(folder / "result.json")
     if result["kind"] != "model":
         raise UserError(f"{folder} is a {result['kind']}, which keeps no weights; run its script again instead")
-    if config.decoding is not None and result["task"] != "seq":
-        raise UserError(f"{folder} predicts skips of known tracks, so there is nothing to decode; leave out --decoding")
     # The script is the experiment: it knows how to build its model from its config.
     script = importlib.import_module(f"train_{result['experiment']}")
     trained = parse_config(script.Config, ["--config", str(folder / "config.yml")])
+    decoding = decoding_of(trained, config)
     dataset = Dataset.open(config.data or trained.data.folder)
     device = pick_device(config.device)
     model = script.build(trained, dataset).to(device)
@@ -69,14 +66,14 @@ def main(config: Config) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary:
         split = config.split
         if config.plays is not None:
-            outside = Path(temporary) / "plays"
-            import_plays(config, dataset, outside)
-            split, dataset = "test", replace(dataset, test=SessionArrays.open(outside))
-        if result["task"] == "skip":
-            predict = scoring.skip_predictor(model, device)
+            outside = plays_as_split(Path(config.plays), config.plays_columns, dataset, Path(temporary) / "plays")
+            split, dataset = "test", replace(dataset, test=outside)
+        if decoding is not None:
+            predict = scoring.seq_predictor(model, device, decoding, decoding.allowed_tracks(dataset, trained.data))
+        elif result["task"] == "pretrain":
+            predict = masking.masked_predictor(model, device, trained.masking)
         else:
-            decoding = config.decoding or trained.decoding
-            predict = scoring.seq_predictor(model, device, decoding, decoding.allowed_tracks(dataset))
+            predict = scoring.skip_predictor(model, device)
         loader, predictions, scores = scoring.score_split(predict, dataset, trained.data, split)
         if config.predictions is not None:
             scoring.write_table(Path(config.predictions), scoring.predictions_table(predictions, loader, dataset))
@@ -85,14 +82,18 @@ def main(config: Config) -> dict[str, Any]:
     return summary
 
 
-def import_plays(config: Config, dataset: Dataset, folder: Path) -> None:
-    """Write the sessions of `config.plays` as a split to `folder`, and print how many of their plays are unknown."""
-    tracks = pq.read_table(dataset.folder / "tracks.parquet", columns=["track_id", "index"])
-    chunk, unknown = read_plays(Path(str(config.plays)), config.plays_columns, tracks)
-    writer = SplitWriter(folder)
-    writer.add(chunk)
-    writer.close()
-    print(f"{unknown:.2%} of the plays are of tracks that {dataset.folder} does not know")
+def decoding_of(trained: Any, config: Config) -> scoring.Decoding | None:
+    """How a run with the options `trained` continues sessions: as `config` asks, or as it did; nothing if it does not.
+
+    Raises:
+        UserError: its model cannot do what is asked.
+    """
+    own = next((name for name in ("decoding", "filling") if hasattr(trained, name)), None)
+    for name in ("decoding", "filling"):
+        if name != own and getattr(config, name) is not None:
+            how = "no sessions, so there is nothing to decode" if own is None else f"sessions by --{own}"
+            raise UserError(f"{config.run} continues {how}; leave out --{name}")
+    return None if own is None else getattr(config, own) or getattr(trained, own)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,14 @@
 
     python sweep.py --sweep sweeps/losses_nowplaying.yml
     python sweep.py --sweep sweeps/losses_nowplaying.yml --only gBCE
-    python sweep.py --sweep sweeps/bert_simulated.yml --jobs 2
     python sweep.py --sweep sweeps/losses_nowplaying.yml --dry_run true
+    python sweep.py --sweep '[sweeps/bert_simulated_seq.yml, sweeps/bert_simulated_skip.yml]' --jobs 2
 
 A sweep is a YAML file: `runs` maps a label to what differs, in dotted options of the script, `common` is what these
 runs share; `script` (transformer_seq for train_transformer_seq.py), `config` and `seeds` stand at the top or in a run.
 `first` holds runs that the others need, such as pre-training: they are finished before the others start, and share
-nothing. An interrupted sweep goes on where it stopped, in the middle of a run too.
+nothing. Runs are written to `folder`, or to runs/<name of the sweep>. An interrupted sweep goes on where it stopped, in
+the middle of a run too.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ import shlex
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from report import Config as ReportConfig
 from report import main as report
 from utils.cli import UserError, check_at_least, cli, parse_config
 from utils.run import flat, saved_options
-from utils.sweeps import run, runs_of
+from utils.sweeps import read_sweep, run
 
 ROOT = Path(__file__).parent
 
@@ -33,10 +35,10 @@ ROOT = Path(__file__).parent
 class Config:
     """Which experiments."""
 
-    sweep: Path
-    """YAML file that lists them."""
+    sweep: Path | list[Path]
+    """YAML file that lists them, or several, one after the other."""
     folder: Path | None = None
-    """Folder of the runs; runs/<name of the sweep> if not given."""
+    """Folder of the runs, instead of the one that the sweep names."""
     only: str | None = None
     """Run only those whose label contains this."""
     jobs: int = 1
@@ -50,21 +52,34 @@ class Config:
 
 def main(config: Config) -> None:
     """Run what is missing, then report."""
-    folder = config.folder or Path("runs") / config.sweep.stem
-    waves = [[planned(*run, folder) for run in wave] for wave in runs_of(config.sweep, config.only, scripts=ROOT)]
-    for wave in waves:
-        for state, command in wave:
-            print(f"{state:11}python {shlex.join(command)}", flush=True)
-        missing = [command for state, command in wave if state != "finished" and not config.dry_run]
-        with ThreadPoolExecutor(config.jobs) as pool:
-            succeeded = list(pool.map(partial(run, scripts=ROOT, folder=folder, jobs=config.jobs), missing))
-        failed = [command for command, good in zip(missing, succeeded, strict=True) if not good]
-        if failed:
-            raise UserError(
-                "\n".join(["these runs failed:", *(f"  python {shlex.join(command)}" for command in failed)])
-            )
-    if not config.dry_run:
+    paths = config.sweep if isinstance(config.sweep, list) else [config.sweep]
+    sweeps = [read_sweep(path, only=config.only, scripts=ROOT) for path in paths]
+    if config.folder is not None:
+        sweeps = [sweep._replace(folder=config.folder) for sweep in sweeps]
+    for folder, waves in sweeps:  # mistakes in any of them are found before anything is run
+        for each in chain(*waves):
+            planned(*each, folder)
+    for folder, waves in sweeps:
+        for wave in waves:
+            run_wave([planned(*each, folder) for each in wave], folder, config)
+    for folder in [] if config.dry_run else sorted({folder for folder, _ in sweeps}):
         report(ReportConfig(runs=folder))
+
+
+def run_wave(plan: list[tuple[str, list[str]]], folder: Path, config: Config) -> None:
+    """Run what is missing of runs that do not need each other.
+
+    Raises:
+        UserError: some of them failed; the others were run.
+    """
+    for state, command in plan:
+        print(f"{state:11}python {shlex.join(command)}", flush=True)
+    missing = [command for state, command in plan if state != "finished" and not config.dry_run]
+    with ThreadPoolExecutor(config.jobs) as pool:
+        succeeded = list(pool.map(partial(run, scripts=ROOT, folder=folder, jobs=config.jobs), missing))
+    failed = [shlex.join(command) for command, good in zip(missing, succeeded, strict=True) if not good]
+    if failed:
+        raise UserError("\n  python ".join(["these runs failed:", *failed]))
 
 
 def planned(script: str, args: list[str], folder: Path) -> tuple[str, list[str]]:

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from model import SeqTransformer
-from model.embeddings import SkipEncoding
 from utils.cli import blame, cli
 from utils.dataloaders import DataConfig, Dataset, training_loader
-from utils.evaluation import direction
+from utils.evaluation import SEQ_METRICS, direction
+from utils.model_configs import SeqTransformerConfig
 from utils.objectives import LossConfig, seq_loss, track_loss
 from utils.run import Run, RunConfig, each_seed, pick_device, seed_everything
 from utils.scoring import DecodingConfig, score, seq_predictor, validate
@@ -25,35 +25,11 @@ from utils.training import TrainConfig, fit, training_details
 
 
 @dataclass
-class ModelConfig:
-    """Sizes and inputs of the SeqTransformer."""
-
-    d_model: int = 256
-    """Width."""
-    n_heads: int = 2
-    """Attention heads."""
-    n_layers: int = 2
-    """Layers of the encoder, and of the decoder."""
-    d_ff: int = 2048
-    """Inner width of the feed-forward layers."""
-    dropout: float = 0.2
-    """Dropout rate."""
-    skip_encoding: SkipEncoding = "none"
-    """How the history's skips enter: none, token (skipped tracks become the SKIP token), embedding (added)."""
-    use_log: bool = False
-    """Give the model the history's log columns (pauses, seeks, context, reasons of start and end, hour, premium)."""
-    start: Literal["last", "bos"] = "last"
-    """What stands before the first prediction: the last track of the history (the seed), or a BOS token."""
-    tie_weights: bool = False
-    """Use the track table as output weights."""
-
-
-@dataclass
 class Config:
     """Experiment."""
 
     data: DataConfig = field(default_factory=DataConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: SeqTransformerConfig = field(default_factory=SeqTransformerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     run: RunConfig = field(default_factory=lambda: RunConfig(label="Transformer"))
     loss: LossConfig = field(default_factory=LossConfig)
@@ -81,14 +57,14 @@ def main(config: Config) -> dict[str, Any]:
     seed_everything(config.run.seed)
     with blame("model"):
         model = build(config, dataset).to(device)
-    predict = seq_predictor(model, device, config.decoding, config.decoding.allowed_tracks(dataset))
+    predict = seq_predictor(model, device, config.decoding, config.decoding.allowed_tracks(dataset, config.data))
     train = training_loader(dataset, config.data, batch_size=config.train.batch_size, seed=config.run.seed)
     loss_fn = partial(seq_loss, loss=track_loss(config.loss, dataset.train_plays))
 
     def evaluate_fn(model: SeqTransformer) -> dict[str, float | None]:
         return validate(predict, dataset, config.data)
 
-    run, better = Run("transformer_seq", config, dataset), direction(config.monitor)
+    better, run = direction(config.monitor, SEQ_METRICS), Run("transformer_seq", config, dataset)
     progress = fit(
         model, loss_fn, evaluate_fn, train, config=config.train, run=run, monitor=config.monitor, direction=better
     )

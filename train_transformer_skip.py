@@ -14,9 +14,9 @@ from functools import partial
 from typing import Any
 
 from model import SkipTransformer
-from model.embeddings import SkipEncoding
 from utils.cli import blame, cli
 from utils.dataloaders import DataConfig, Dataset, training_loader
+from utils.model_configs import SkipTransformerConfig
 from utils.objectives import Weighting, skip_loss
 from utils.run import Run, RunConfig, each_seed, pick_device, seed_everything
 from utils.scoring import score, skip_predictor, validate
@@ -24,33 +24,11 @@ from utils.training import TrainConfig, fit, training_details
 
 
 @dataclass
-class ModelConfig:
-    """Sizes and inputs of the SkipTransformer."""
-
-    d_model: int = 128
-    """Width."""
-    n_heads: int = 4
-    """Attention heads."""
-    n_layers: int = 4
-    """Layers of the encoder, and of the decoder."""
-    d_ff: int = 2048
-    """Inner width of the feed-forward layers."""
-    dropout: float = 0.1
-    """Dropout rate."""
-    skip_encoding: SkipEncoding = "embedding"
-    """How the history's skips enter: none, token (skipped tracks become the SKIP token), embedding (added)."""
-    use_log: bool = True
-    """Give the model the history's log columns (pauses, seeks, context, reasons of start and end, hour, premium)."""
-    causal: bool = True
-    """Each target sees only the target tracks up to itself (the seed); false shows it all target tracks."""
-
-
-@dataclass
 class Config:
     """Experiment."""
 
     data: DataConfig = field(default_factory=DataConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: SkipTransformerConfig = field(default_factory=SkipTransformerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     weighting: Weighting = "uniform"
     """Loss weight of each position: uniform, or maa (what a mistake there costs)."""

@@ -1,4 +1,4 @@
-"""All measurements, one part after another. Each part's rows are saved when it is finished; at the end, only they stay.
+"""All measurements, one part after another. Each part's rows are saved when it is finished; if all are, only they stay.
 
 python -m benchmarks
 python -m benchmarks --quick true
@@ -6,11 +6,15 @@ python -m benchmarks --quick true
 
 from __future__ import annotations
 
+import sys
+import traceback
 from dataclasses import dataclass
 
-from benchmarks import decoding, evaluation, loading, preprocessing, training
-from benchmarks.rows import Row, heading, save_rows, table
-from utils.cli import cli
+from benchmarks import decoding, evaluation, loading, preprocessing, pretraining, training
+from benchmarks.rows import Row, heading, latest, save_rows, table
+from utils.cli import UserError, cli
+
+PARTS = (training, pretraining, decoding, evaluation, loading, preprocessing)
 
 
 @dataclass
@@ -22,16 +26,25 @@ class Config:
 
 
 def main(config: Config) -> list[Row]:
-    """Run all parts, then print one table."""
-    rows = [
-        *training.main(training.Config(quick=config.quick)),
-        *decoding.main(decoding.Config(quick=config.quick)),
-        *evaluation.main(evaluation.Config(quick=config.quick)),
-        *loading.main(loading.Config(quick=config.quick)),
-        *preprocessing.main(preprocessing.Config(quick=config.quick)),
-    ]
+    """Run all parts, then print one table.
+
+    Raises:
+        UserError: some parts failed; the rows of the others are printed and saved all the same.
+    """
+    rows: list[Row] = []
+    failed = []
+    for part in PARTS:
+        name = part.__name__
+        try:
+            rows += part.main(part.Config(quick=config.quick))
+        except Exception as error:
+            reason = error if isinstance(error, UserError) else traceback.format_exc()
+            print(f"{name} failed: {reason}", file=sys.stderr)
+            failed.append(f"python -m {name}")
     print("\nAll together", heading(), table(rows), sep="\n\n")
-    save_rows(rows, keep_others=False)
+    if failed:
+        raise UserError(f"some parts failed, for the reasons above, and kept their earlier rows: {', '.join(failed)}")
+    save_rows(rows, latest(quick=config.quick), keep_others=False)
     return rows
 
 

@@ -9,14 +9,14 @@ included. Peak memory includes the pages of the files that are mapped; the syste
 
 from __future__ import annotations
 
-import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks import reference, workload
+from benchmarks.options import fill_in
 from benchmarks.rounds import Contender, Step, gate, measure, rows_of
 from benchmarks.rows import Row, publish
 from benchmarks.workload import Sizes
@@ -33,14 +33,17 @@ GATE_BATCHES = 3
 class Config:
     """Sizes of the measurement."""
 
-    sessions: int = 10_000_000
-    """Sessions in the arrays."""
-    rounds: int = 7
-    """Rounds that are timed."""
+    sessions: int = 0
+    """Sessions in the arrays; 0: ten million, or one if quick."""
+    rounds: int = 0
+    """Rounds that are timed; 0: seven, or two if quick."""
     quick: bool = False
     """A tenth of the sessions, two rounds."""
+    out: Path | None = None
+    """File for the rows. Without it benchmarks/latest.json, if the number of sessions is the default."""
 
     def __post_init__(self) -> None:
+        fill_in(self, sessions=(10_000_000, 1_000_000), rounds=(7, 2))
         check_at_least(self, "benchmark", sessions=1, rounds=1)
 
 
@@ -92,10 +95,7 @@ def measure_all(config: Config, folder: Path) -> list[Row]:
 
 def main(config: Config) -> list[Row]:
     """Measure, print and save."""
-    if config.quick:
-        config = replace(config, sessions=config.sessions // 10, rounds=2)
-    with tempfile.TemporaryDirectory() as folder:
-        return publish(measure_all(config, Path(folder)))
+    return publish(config, measure_all)
 
 
 if __name__ == "__main__":

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import io
 import shutil
-import tempfile
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.options import fill_in
 from benchmarks.rounds import Contender, Step, gate, measure, rows_of
 from benchmarks.rows import Row, publish
 from utils import schema, vocab
@@ -33,20 +33,24 @@ GATE_SESSIONS = 2000
 class Config:
     """Sizes of the measurement."""
 
-    sessions: int = 181_000
-    """Simulated sessions in ten files; 16.6 plays each."""
+    sessions: int = 0
+    """Simulated sessions in ten files, 16.6 plays each; 0: 181,000, or a tenth of them if quick."""
     tracks: int = 103_000
     """Tracks of the simulated catalogue."""
-    rounds: int = 5
-    """Rounds that are timed."""
-    memory_sessions: int = 18_100
-    """Sessions in each of the sixty files of the memory measurement (3 GB in all); 0 leaves it out."""
+    rounds: int = 0
+    """Rounds that are timed; 0: five, or two if quick."""
+    memory_sessions: int = 0
+    """Sessions in each of the sixty files of the memory measurement; 0: 18,100 (3 GB in all), or if quick no such
+    measurement."""
     quick: bool = False
     """A tenth of the sessions, two rounds, without the memory measurement."""
     work: Path | None = None
     """Folder for the simulated files, kept and used again; a temporary one if not given."""
+    out: Path | None = None
+    """File for the rows. Without it benchmarks/latest.json, if sizes are the defaults."""
 
     def __post_init__(self) -> None:
+        fill_in(self, sessions=(181_000, 18_100), rounds=(5, 2), memory_sessions=(18_100, 0))
         check_at_least(self, "benchmark", sessions=1, tracks=1, rounds=1, memory_sessions=0)
 
 
@@ -146,7 +150,7 @@ def check(work: Path, tracks: int) -> None:
     Raises:
         UserError: they do not.
     """
-    raw = simulate(work / "gate", sessions=GATE_SESSIONS, tracks=tracks, days=FEW)
+    raw = simulate(work, sessions=GATE_SESSIONS, tracks=tracks, days=FEW)
     folders = work / "gate_ours", work / "gate_pandas"
     for job, out in zip((preprocess, pandas_preprocess), folders, strict=True):
         shutil.rmtree(out, ignore_errors=True)
@@ -161,8 +165,9 @@ def check(work: Path, tracks: int) -> None:
 # --------------------------------------------------------------------------------------------------- measurement
 
 
-def simulate(folder: Path, *, sessions: int, tracks: int, days: int) -> Path:
-    """Raw logs of `days` days, if they are not there yet."""
+def simulate(work: Path, *, sessions: int, tracks: int, days: int) -> Path:
+    """Raw logs of `days` days in a folder of `work` with a name of their own, unless they are there already."""
+    folder = work / f"raw_{sessions}_sessions_{tracks}_tracks_{days}_days"
     if not folder.exists():
         from utils.synthetic import Config as SimulatorConfig
         from utils.synthetic import main as simulator
@@ -177,7 +182,7 @@ def measure_speed(config: Config, work: Path) -> list[Row]:
     """Rows of logs in a second."""
     from utils.importers import mssd
 
-    raw = simulate(work / "speed", sessions=config.sessions, tracks=config.tracks, days=FEW)
+    raw = simulate(work, sessions=config.sessions, tracks=config.tracks, days=FEW)
     n_rows = sum(sum(1 for _ in log.path.open("rb")) - 1 for log in mssd.find_logs(raw))
     jobs: dict[str, Job] = {
         "preprocess/reference": pandas_preprocess,
@@ -194,7 +199,7 @@ def measure_speed(config: Config, work: Path) -> list[Row]:
 
 def measure_memory(config: Config, work: Path) -> list[Row]:
     """Peak memory with all files of a simulation, and with its first ten."""
-    many = simulate(work / "memory", sessions=config.memory_sessions * MANY, tracks=config.tracks, days=MANY)
+    many = simulate(work, sessions=config.memory_sessions * MANY, tracks=config.tracks, days=MANY)
     few = work / "memory_few"
     shutil.rmtree(few, ignore_errors=True)
     (few / "training_set_0").mkdir(parents=True)
@@ -216,8 +221,10 @@ def measure_memory(config: Config, work: Path) -> list[Row]:
     ]
 
 
-def measure_all(config: Config, work: Path) -> list[Row]:
+def measure_all(config: Config, folder: Path) -> list[Row]:
     """Gate, then rounds."""
+    work = config.work or folder
+    work.mkdir(parents=True, exist_ok=True)
     check(work, config.tracks)
     rows = measure_speed(config, work)
     return rows + measure_memory(config, work) if config.memory_sessions else rows
@@ -225,12 +232,7 @@ def measure_all(config: Config, work: Path) -> list[Row]:
 
 def main(config: Config) -> list[Row]:
     """Measure, print and save."""
-    if config.quick:
-        config = replace(config, sessions=config.sessions // 10, rounds=2, memory_sessions=0)
-    with tempfile.TemporaryDirectory() as temporary:
-        work = config.work or Path(temporary)
-        work.mkdir(parents=True, exist_ok=True)
-        return publish(measure_all(config, work))
+    return publish(config, measure_all)
 
 
 if __name__ == "__main__":

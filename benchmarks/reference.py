@@ -7,6 +7,7 @@ Shapes: see the legend in `utils/batch.py`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
@@ -17,11 +18,13 @@ from torch.nn import functional
 
 from benchmarks.workload import Sizes
 from model import SeqTransformer, SkipTransformer
+from model.bert import BertForMaskedTracks
 from model.dropout import Dropout
 from utils import schema
 from utils.batch import History, SessionBatch
 from utils.dataloaders import SessionArrays, SessionLoader
-from utils.vocab import PAD
+from utils.masking import MaskingConfig, mask_tracks, whole_sessions
+from utils.vocab import N_SPECIAL, PAD
 
 
 def collate(
@@ -105,15 +108,54 @@ Learn = Callable[[SessionBatch], float]
 """Updates a model once; returns the mean loss of the batch."""
 
 
-def seq_learner(model: SeqTransformer, *, lr: float) -> Learn:
-    """Softmax over all tracks at once, dense gradients, Adam."""
+DenseLoss = Callable[[Tensor, Tensor], Tensor]
+"""Scores of all tracks (N, V), targets (N,) -> mean loss."""
+
+
+def softmax(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy over all tracks at once, in nats."""
+    return functional.cross_entropy(logits, targets, ignore_index=PAD)
+
+
+def gbce(logits: Tensor, targets: Tensor, *, n_negatives: int, calibration: float) -> Tensor:
+    """What gSASRec's binary cross-entropy is on average over all draws of negatives: each other track counts by their
+    share of the catalogue, a. Scores enter as s - log(number of tracks - 1). Targets are tracks.
+    """
+    scores, places = logits[:, N_SPECIAL:], (targets - N_SPECIAL)[:, None]
+    n_others = scores.shape[1] - 1
+    a = n_negatives / n_others
+    odds = scores - math.log(n_others)
+    yes, no = -functional.logsigmoid(odds), -functional.logsigmoid(-odds)  # (N, tracks): the cost of each label
+    others = no.sum(1) - no.gather(1, places)[:, 0]
+    beta = a * (calibration * (1 - 1 / a) + 1 / a)
+    return ((beta * yes.gather(1, places)[:, 0] + a * others) / (n_negatives + 1)).mean()
+
+
+def seq_learner(model: SeqTransformer, *, lr: float, loss_fn: DenseLoss = softmax) -> Learn:
+    """Scores of all tracks at once, dense gradients, Adam."""
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
 
     def learn(batch: SessionBatch) -> float:
         optimizer.zero_grad()
         targets = batch.target_tracks
         states = model(batch.history, model.previous_tracks(batch.history, targets))
-        loss = functional.cross_entropy(model.logits(states).flatten(0, 1), targets.flatten(), ignore_index=PAD)
+        loss = loss_fn(model.logits(states).flatten(0, 1), targets.flatten())
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return learn
+
+
+def masked_learner(model: BertForMaskedTracks, masking: MaskingConfig, *, lr: float) -> Learn:
+    """Softmax over all tracks at once at the positions to be found, dense gradients, Adam."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+
+    def learn(batch: SessionBatch) -> float:
+        optimizer.zero_grad()
+        inputs, labels = mask_tracks(whole_sessions(batch), len(model.head.bias), masking)
+        wanted = labels != PAD
+        loss = functional.cross_entropy(model.head(model(inputs)[wanted]), labels[wanted])
         loss.backward()
         optimizer.step()
         return loss.item()
@@ -151,10 +193,6 @@ def greedy(model: SeqTransformer, history: History, length: int) -> Tensor:
 
 
 @torch.no_grad()
-def top_next(model: SeqTransformer, batch: SessionBatch, k: int) -> Tensor:
-    """The k most probable next tracks after each history, best first: int64 (B, k).
-
-    The scores of all positions are computed, as a training step does, and those of the first one ranked.
-    """
-    states = model(batch.history, model.previous_tracks(batch.history, batch.target_tracks))
-    return model.logits(states)[:, 0].topk(k).indices
+def top_next(model: SeqTransformer, history: History, k: int) -> Tensor:
+    """The k most probable next tracks after each history, best first: int64 (B, k)."""
+    return model.logits(model(history, model.start(history)))[:, -1].topk(k).indices

@@ -3,20 +3,24 @@
     python -m benchmarks.rows                  print the latest measurements
     python -m benchmarks.rows --quick true
 
-Quick measurements go to `benchmarks/latest_quick.json`: they never replace the figures of a full run.
+Quick measurements go to `benchmarks/latest_quick.json`: they never replace the figures of a full run. Those of other
+sizes than the defaults go to neither.
 """
 
 from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import date
 from functools import cache
 from itertools import groupby
 from pathlib import Path
+from typing import Any, TypeVar
 
+from benchmarks.options import Options, has_usual_sizes, settings
 from utils.cli import cli
 from utils.files import read_json, write_json
 
@@ -56,24 +60,41 @@ class Row:
     number type got in the same run."""
     quick: bool = False
     """Measured with `--quick true`: fewer rounds and smaller."""
+    settings: dict[str, Any] | None = None
+    """How much was measured: the options of its part, see `benchmarks.options.settings`."""
 
 
-def save_rows(rows: Sequence[Row], *, keep_others: bool = True) -> None:
-    """Replace the rows of the same names in `LATEST` (quick ones in `LATEST_QUICK`), add what is new.
+def save_rows(rows: Sequence[Row], path: Path, *, keep_others: bool = True) -> None:
+    """Replace the rows of the same names in `path`, add what is new.
 
     Each says where it was measured. Rows of other names stay, unless `keep_others` is false.
     """
-    path = LATEST_QUICK if any(row.quick for row in rows) else LATEST
-    latest = {row["name"]: row for row in (read_json(path) if keep_others and path.exists() else [])}
-    latest.update((row.name, {**asdict(row), **machine()}) for row in rows)
-    write_json(path, list(latest.values()))
+    saved = {row["name"]: row for row in (read_json(path) if keep_others and path.exists() else [])}
+    saved.update((row.name, {**asdict(row), **machine()}) for row in rows)
+    write_json(path, list(saved.values()))
 
 
-def publish(rows: Sequence[Row]) -> list[Row]:
-    """Print a table of `rows` and save them."""
+def latest(*, quick: bool) -> Path:
+    """Where rows of the default sizes are saved."""
+    return LATEST_QUICK if quick else LATEST
+
+
+C = TypeVar("C", bound=Options)
+
+
+def publish(config: C, measure_all: Callable[[C, Path], list[Row]]) -> list[Row]:
+    """Measure in a temporary folder, print the table and save the rows.
+
+    They go to `config.out`; without it to `latest`, but there only if their sizes are the defaults.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [replace(row, settings=settings(config)) for row in measure_all(config, Path(folder))]
     print(heading(), table(rows), sep="\n\n")
-    save_rows(rows)
-    return list(rows)
+    if config.out or has_usual_sizes(config):
+        save_rows(rows, config.out or latest(quick=config.quick))
+    else:
+        print(f"\nNot saved in {latest(quick=config.quick).name}: sizes are not the defaults (--out FILE saves rows)")
+    return rows
 
 
 @cache
@@ -91,6 +112,7 @@ def machine() -> dict[str, str | int | None]:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "tunables": os.environ.get("GLIBC_TUNABLES"),
+        "spin_count": os.environ.get("GOMP_SPINCOUNT"),
     }
 
 
@@ -107,8 +129,9 @@ def heading(where: dict[str, str | int | None] | None = None) -> str:
     """The machine for people: this one, or another that `machine` described."""
     m = where or machine()
     tunables = f", {m['tunables']}" if m["tunables"] else ""
+    spin = f", GOMP_SPINCOUNT {m['spin_count']}" if m["spin_count"] else ""
     return (
-        f"{m['cores']} cores {m['processor']}, {m['threads']} threads, torch {m['torch']}{tunables}; "
+        f"{m['cores']} cores {m['processor']}, {m['threads']} threads, torch {m['torch']}{tunables}{spin}; "
         f"{m['date']}, commit {m['commit']}"
     )
 
@@ -157,9 +180,9 @@ def main(config: Config) -> None:
     """Print the rows that are saved, under each machine, date and commit on which some of them were measured."""
     names = [field.name for field in fields(Row)]
     for where, found in groupby(
-        read_json(LATEST_QUICK if config.quick else LATEST), key=lambda row: {key: row[key] for key in machine()}
+        read_json(latest(quick=config.quick)), key=lambda row: {key: row.get(key) for key in machine()}
     ):
-        print(heading(where), table([Row(**{name: row[name] for name in names}) for row in found]), sep="\n\n")
+        print(heading(where), table([Row(**{name: row.get(name) for name in names}) for row in found]), sep="\n\n")
 
 
 if __name__ == "__main__":

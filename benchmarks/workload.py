@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import chain, repeat
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.rounds import Step
 from model import SeqTransformer, SkipTransformer
+from model.bert import BertForMaskedTracks, BertTransformer
 from utils import schema
-from utils.batch import SessionBatch
+from utils.cli import UserError, blame, check_at_least
 from utils.dataloaders import SessionArrays, SessionLoader
 from utils.vocab import N_SPECIAL
 
-BATCHES = 4
-"""Batches of sessions that are predicted."""
 PLAYS_AT_ONCE = 10_000_000
 """Plays that are drawn at once: bounds the memory of the simulation."""
 
@@ -51,6 +47,15 @@ class Sizes:
     """S, plays of each history."""
     target_size: int = 10
     """T, plays after it."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, "sizes", tracks=2, features=0, d_model=1, n_heads=1, n_layers=1, d_ff=1)
+        check_at_least(self, "sizes", batch_size=1, history_size=1, target_size=1)
+        if self.history_size != self.target_size:
+            raise UserError(
+                f"sizes.history_size is {self.history_size} and sizes.target_size {self.target_size}; they must be "
+                "equal, as sessions are cut in the middle"
+            )
 
     @property
     def n_ids(self) -> int:
@@ -86,8 +91,6 @@ def write_sessions(folder: Path, lengths: NDArray[np.int64], *, tracks: int) -> 
 
 def full_sessions(folder: Path, n_sessions: int, sizes: Sizes) -> SessionArrays:
     """Sessions that fill a batch without padding when they are cut in the middle."""
-    if sizes.history_size != sizes.target_size:
-        raise ValueError("sessions are cut in the middle: history_size and target_size must be equal")
     lengths = np.full(n_sessions, sizes.history_size + sizes.target_size, np.int64)
     return write_sessions(folder, lengths, tracks=sizes.tracks)
 
@@ -103,33 +106,12 @@ def loader(arrays: SessionArrays, sizes: Sizes, *, shuffle: bool = True) -> Sess
     )
 
 
-def ordered_batches(folder: Path, sizes: Sizes) -> Iterator[SessionBatch]:
-    """Our batches of a folder in order, the same again and again."""
-    return chain.from_iterable(repeat(loader(SessionArrays.open(folder), sizes, shuffle=False)))
-
-
-Predict = Callable[[SessionBatch], Tensor]
-"""Makes something of each session of a batch: (B, ...)."""
-Predictor = Callable[[SeqTransformer], Predict]
-"""Prepares a model for many batches."""
-
-
-def setup_predictor(folder: Path, sizes: Sizes, predictor: Predictor) -> Step:
-    """Predictions for a batch; units are sessions."""
-    batches = ordered_batches(folder, sizes)
-    predict = predictor(seq_transformer(sizes).eval())
-
-    def step() -> float:
-        return len(predict(next(batches)))
-
-    return step
-
-
 def train_plays(arrays: SessionArrays, sizes: Sizes) -> Tensor:
     """int64 (V,): plays of each id."""
     return torch.from_numpy(np.bincount(arrays.tracks, minlength=sizes.n_ids))
 
 
+@blame("sizes")
 def seq_transformer(sizes: Sizes, *, sparse: bool = False, tie_weights: bool = False) -> SeqTransformer:
     """The seq model; the same weights each time."""
     torch.manual_seed(0)
@@ -138,10 +120,29 @@ def seq_transformer(sizes: Sizes, *, sparse: bool = False, tie_weights: bool = F
     )
 
 
+@blame("sizes")
 def skip_transformer(sizes: Sizes, *, sparse: bool = False) -> SkipTransformer:
     """The skip model; the same weights each time."""
     torch.manual_seed(0)
     return SkipTransformer(sizes.n_ids, _features(sizes), sparse=sparse, **_model_options(sizes))
+
+
+@blame("sizes")
+def bert(sizes: Sizes, *, sparse: bool = False) -> BertForMaskedTracks:
+    """The BERT that is pre-trained, with layers and heads of encoder and decoder together; the same weights again."""
+    torch.manual_seed(0)
+    reader = BertTransformer(
+        sizes.n_ids,
+        _features(sizes),
+        d_model=sizes.d_model,
+        n_heads=2 * sizes.n_heads,
+        n_layers=2 * sizes.n_layers,
+        d_ff=sizes.d_ff,
+        dropout=sizes.dropout,
+        max_length=sizes.history_size + sizes.target_size,
+        sparse=sparse,
+    )
+    return BertForMaskedTracks(reader, sparse=sparse)
 
 
 def _features(sizes: Sizes) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -33,6 +34,11 @@ UNDERFLOW = 2.0**-63
 """The square of a smaller number vanishes from a norm."""
 _PAIRS_AT_ONCE = 2**14
 """Pairs of a state and a track that are scored again together: 16 MiB of vectors at width 256."""
+
+
+def rows_at_once(n_tracks: int, most: int) -> int:
+    """How many rows of scores of so many tracks to hold at once: `most`, but no more than 256 MiB of float32."""
+    return max(1, min(most, 2**26 // n_tracks))
 
 
 class TopK(NamedTuple):
@@ -70,9 +76,13 @@ class Catalogue:
         self.places = torch.full((n_ids,), -1, device=device)
         """int64 (V,): where an id is in `ids`, -1 if it is not."""
         self.places[self.ids] = torch.arange(len(self.ids), device=device)
-        if screen is None:
-            screen = bfloat16_is_fast(device)
-        self.screen = Screen(self.weight, self.bias) if screen else None
+        self._screened = bfloat16_is_fast(device) if screen is None else screen
+
+    @cached_property
+    def screen(self) -> Screen | None:
+        """For searches, built by the first one; none if scores are not finite, for then its bound says nothing."""
+        screen = Screen(self.weight, self.bias) if self._screened else None
+        return screen if screen is not None and screen.bound.isfinite().all() else None
 
     def __len__(self) -> int:
         """How many tracks may be predicted."""
@@ -96,11 +106,14 @@ class Catalogue:
 
     @torch.no_grad()
     def top_k_log_p(self, states: Tensor, k: int, forbidden: Tensor | None = None) -> TopK:
-        """The same with log-probabilities for scores: of a softmax over the catalogue without the forbidden tracks."""
+        """The same with log-probabilities for scores: of a softmax over the catalogue without the forbidden tracks.
+
+        Where fewer than k tracks may come next, the list ends with others, whose log-probability is minus infinity.
+        """
         parts = []
-        for chunk in self._chunks(states, k, forbidden):
+        for chunk in self._chunks(states, 1, forbidden):
             scores = self._scores(*chunk)
-            best, places = best_of(scores, k)
+            best, places = best_of(scores, min(k, len(self)))
             highest = best[:, :1]
             parts.append((best - highest - scores.sub_(highest).exp_().sum(1, keepdim=True).log(), places))
         return self._gather(parts)
@@ -128,12 +141,15 @@ class Catalogue:
         """
         parts = []
         for chunk in self._chunks(states, 1, forbidden):
-            probability = self._scores(*chunk).div_(temperature).softmax(1)
+            scores = self._scores(*chunk)
+            probability = scores.sub_(scores.amax(1, keepdim=True)).div_(temperature).softmax(1)
             parts.append(draw_from_nucleus(probability, top_p, generator))
         return self.ids[torch.cat(parts)]
 
     def _chunks(self, states: Tensor, k: int, forbidden: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
         """States (N, D) with the places of their forbidden tracks (N, m), some of them at a time."""
+        if torch.is_autocast_enabled(states.device.type):
+            raise ValueError("scores in bfloat16 are not exact; search outside of autocast")
         if forbidden is None:
             forbidden = torch.zeros(len(states), 0, dtype=torch.int64, device=states.device)
         if not 1 <= k <= len(self) - forbidden.shape[1]:
@@ -207,15 +223,19 @@ def draw_from_nucleus(probability: Tensor, top_p: float, generator: torch.Genera
         raise ValueError("scores of tracks are not finite, so nothing can be drawn; has the training diverged?")
     drawn = torch.empty(len(probability), dtype=torch.int64, device=probability.device)
     left = torch.arange(len(probability), device=probability.device)
+    # In float32 a rare track would be drawn with a probability of 0 or 2^-24; but MPS has nothing else.
+    dtype = torch.float32 if probability.device.type == "mps" else torch.float64
     while len(left):
-        cumulative = probability.cumsum(1)
-        u = torch.rand(len(left), 1, generator=generator, device=generator.device).to(probability.device)
+        cumulative = probability.cumsum(1, dtype=dtype)
+        u = torch.rand(len(left), 1, generator=generator, device=generator.device, dtype=dtype).to(cumulative.device)
         place = torch.searchsorted(cumulative, u * cumulative[:, -1:], right=True)
         place = place.clamp_(max=probability.shape[1] - 1)
         threshold = probability.gather(1, place)
         above = probability.where(probability > threshold, 0.0)
-        # Rounding can make a draw end at a place without any probability, which is not in the nucleus.
-        accepted = ((above.sum(1, keepdim=True) < top_p) & (threshold > 0))[:, 0]
+        more = above.sum(1, keepdim=True)
+        # Rounding can make a draw end at a place without any probability, which is not in the nucleus, and a very small
+        # top_p zero, though the most probable place always is.
+        accepted = (((more < top_p) | (more == 0)) & (threshold > 0))[:, 0]
         drawn[left[accepted]] = place[accepted, 0]
         probability, left = above[~accepted], left[~accepted]
     return drawn

@@ -25,19 +25,29 @@ BEAMS_AT_ONCE = 2560
 """Beginnings of all sessions whose states are held at once."""
 
 
-class SeqModel(Protocol):
-    """What decoding, losses and evaluation need of a model."""
+class HasHead(Protocol):
+    """A model that scores tracks."""
 
-    head: TrackHead
+    @property
+    def head(self) -> TrackHead:
+        """What scores them."""
+
+
+class TargetModel(HasHead, Protocol):
+    """A model with a state for each target: what losses and evaluation need."""
 
     def eval(self) -> Any:
         """Switch to evaluation mode."""
 
     def __call__(self, history: History, previous: Tensor) -> Tensor:
-        """Teacher-forced states (B, T, D): the one at step t has seen the history and the targets before t."""
+        """States (B, T, D): the one at step t has seen the history and, of the targets, at most those before t."""
 
     def previous_tracks(self, history: History, targets: Tensor) -> Tensor:
-        """Targets (B, T) shifted right behind the start token: what a teacher-forced decoder is fed."""
+        """What the model is fed of the targets (B, T): (B, T), such as all of them shifted right by one step."""
+
+
+class SeqModel(TargetModel, Protocol):
+    """A model that continues sessions step by step: what decoding needs."""
 
     def start(self, history: History) -> Tensor:
         """The token (B, 1) that stands before the first prediction."""
@@ -133,13 +143,13 @@ def _one_by_one(
 class Beams(NamedTuple):
     """The most probable continuations that a beam search found, the best first.
 
-    W is the width, or less if there are not as many continuations.
+    W is the width, or less if there are not as many tracks.
     """
 
     tracks: Tensor
     """int64 (B, W, length)"""
     log_probability: Tensor
-    """float32 (B, W): of the whole continuation."""
+    """float32 (B, W): of the whole continuation; minus infinity behind the last one if a session has fewer."""
 
 
 @torch.no_grad()
@@ -180,7 +190,7 @@ def _beam_search(
     for _ in range(length):
         states, state = model.step(state, tracks)  # (B * W, D)
         forbidden = recent(session, no_repeat)
-        k = max(1, min(width, len(catalogue) - forbidden.shape[1]))
+        k = min(width, len(catalogue))
         log_p, ids = catalogue.top_k_log_p(states, k, forbidden)  # (B * W, k)
         longer = (total[:, :, None] + log_p.view(n, -1, k)).flatten(1)  # (B, W * k)
         rows_of_each = total.shape[1]

@@ -6,30 +6,43 @@ An encoder reads the history, a decoder reads the targets (Vaswani et al. 2017).
     4     padding is masked: sessions have any length
     5     the decoder's positions are its own (the seed uses one table for both halves)
     6     the output of SeqTransformer can be tied to the track table, and never scores the special ids
+With `d_bert`, each layer looks at BERT's states as well: `model/bert_augmented.py` says how, and gives them.
 Shapes: see the legend in `utils/batch.py`.
 """
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from model.dropnet import DropNet
 from model.dropout import Dropout
 from model.embeddings import HistoryEmbedding, SkipEncoding, TrackEmbedding, TrackHead
 from utils.batch import History
 from utils.vocab import BOS, PAD
 
 
+class Memory(NamedTuple):
+    """What attention looks at: M positions, and which of them are shown."""
+
+    states: Tensor
+    """(B, M, D')"""
+    mask: Tensor
+    """bool (B or 1, T or 1, M): true where a query may look."""
+
+
 class KeysValues(NamedTuple):
-    """What attention looks at: a memory of M positions, seen by each of H heads."""
+    """A memory as each of H heads sees it, computed once for any number of queries."""
 
     keys: Tensor
     """(B, H, M, D/H)"""
     values: Tensor
     """(B, H, M, D/H)"""
+    mask: Tensor
+    """As of the memory."""
 
 
 class Attention(nn.Module):
@@ -56,21 +69,22 @@ class Attention(nn.Module):
         for layer in (self.query, self.key, self.value):
             nn.init.xavier_uniform_(layer.weight)
 
-    def forward(self, x: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
-        """Attend from x (B, T, D) to memory (B, M, D') where `mask`, bool (B or 1, T or 1, M), is true: (B, T, D)."""
-        return self.attend(x, self.remember(memory), mask)
+    def forward(self, x: Tensor, memory: Memory) -> Tensor:
+        """Attend from x (B, T, D) to a memory: (B, T, D)."""
+        return self.attend(x, self.remember(memory))
 
-    def remember(self, memory: Tensor) -> KeysValues:
-        """Memory (B, M, D') -> its keys and values, which serve any number of queries."""
-        return KeysValues(self._heads(self.key(memory)), self._heads(self.value(memory)))
+    def remember(self, memory: Memory) -> KeysValues:
+        """The keys and values of a memory, which serve any number of queries."""
+        return KeysValues(self._heads(self.key(memory.states)), self._heads(self.value(memory.states)), memory.mask)
 
-    def attend(self, x: Tensor, memory: KeysValues, mask: Tensor | None) -> Tensor:
-        """Attend from x (B, T, D) to all of a memory, or to where `mask`, bool (B or 1, T or 1, M), is true."""
+    def attend(self, x: Tensor, memory: KeysValues) -> Tensor:
+        """Attend from x (B, T, D) to a memory: (B, T, D)."""
         q = self._heads(self.query(x))  # (B, H, T, D/H)
         y = scaled_dot_product_attention(
             q,
-            *memory,
-            attn_mask=None if mask is None else mask[:, None],
+            memory.keys,
+            memory.values,
+            attn_mask=memory.mask[:, None],
             dropout_p=self.dropout if self.training else 0.0,
         )  # (B, H, T, D/H)
         return self.output(y.transpose(1, 2).flatten(2))
@@ -87,47 +101,99 @@ class FeedForward(nn.Sequential):
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention and feed-forward, each with residual and norm after it (post-norm, as in the paper)."""
+    """Self-attention and feed-forward, each with residual and norm after it (post-norm, as in the paper).
 
-    def __init__(self, d_model: int, n_heads: int, d_ff: int, *, dropout: float) -> None:
+    Args:
+        d_model, n_heads, d_ff, dropout: sizes.
+        d_bert: width of BERT's states; what an attention to them sees is mixed with what the self-attention sees. None
+            for a layer without.
+        drop_net: p of the mix, see `DropNet`.
+    """
+
+    bert_attention: Attention  # only with `d_bert`
+    mix: DropNet
+
+    def __init__(
+        self,
+        d_model: int,
+        n_heads: int,
+        d_ff: int,
+        *,
+        dropout: float,
+        d_bert: int | None = None,
+        drop_net: float = 0.0,
+    ) -> None:
         super().__init__()
         self.attention = Attention(d_model, n_heads, dropout=dropout)
         self.feed_forward = FeedForward(d_model, d_ff, dropout=dropout)
         self.norms = nn.ModuleList(nn.LayerNorm(d_model) for _ in range(2))
         self.dropout = Dropout(dropout)
+        if d_bert is not None:
+            self.bert_attention = Attention(d_model, n_heads, d_memory=d_bert, dropout=dropout)
+            self.mix = DropNet(drop_net)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """x (B, S, D), mask bool (B, S or 1, S) -> (B, S, D)."""
-        x = self.norms[0](x + self.dropout(self.attention(x, x, mask)))
+    def forward(self, x: Tensor, mask: Tensor, bert: Memory | None = None) -> Tensor:
+        """x (B, S, D), mask bool (B, S or 1, S), BERT's states -> (B, S, D)."""
+        seen = self.attention(x, Memory(x, mask))
+        if bert is not None:
+            seen = self.mix(seen, self.bert_attention(x, bert))
+        x = self.norms[0](x + self.dropout(seen))
         return self.norms[1](x + self.dropout(self.feed_forward(x)))
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention, attention to the encoder, feed-forward, each with residual and norm after it."""
+    """Self-attention, attention to the encoder, feed-forward, each with residual and norm after it.
 
-    def __init__(self, d_model: int, n_heads: int, d_ff: int, *, dropout: float) -> None:
+    Args:
+        d_model, n_heads, d_ff, dropout, d_bert, drop_net: as of `EncoderLayer`, but that what the attention to BERT
+            sees is mixed with what the attention to the encoder sees.
+    """
+
+    bert_attention: Attention  # only with `d_bert`
+    mix: DropNet
+
+    def __init__(
+        self,
+        d_model: int,
+        n_heads: int,
+        d_ff: int,
+        *,
+        dropout: float,
+        d_bert: int | None = None,
+        drop_net: float = 0.0,
+    ) -> None:
         super().__init__()
         self.attention = Attention(d_model, n_heads, dropout=dropout)
         self.cross_attention = Attention(d_model, n_heads, dropout=dropout)
         self.feed_forward = FeedForward(d_model, d_ff, dropout=dropout)
         self.norms = nn.ModuleList(nn.LayerNorm(d_model) for _ in range(3))
         self.dropout = Dropout(dropout)
+        if d_bert is not None:
+            self.bert_attention = Attention(d_model, n_heads, d_memory=d_bert, dropout=dropout)
+            self.mix = DropNet(drop_net)
 
-    def forward(self, x: Tensor, mask: Tensor, memory: Tensor, memory_mask: Tensor) -> Tensor:
-        """x (B, T, D) with mask (B or 1, T, T), memory (B, S, D) with mask (B, 1, S) -> (B, T, D)."""
-        return self._attend(x, self.attention.remember(x), mask, self.cross_attention.remember(memory), memory_mask)
+    def forward(self, x: Tensor, mask: Tensor, memory: Memory, bert: Memory | None = None) -> Tensor:
+        """x (B, T, D) with mask (B or 1, T, T), the encoder's memory, BERT's states -> (B, T, D)."""
+        return self._attend(x, self.attention.remember(Memory(x, mask)), self.remember(memory, bert))
 
-    def step(self, x: Tensor, past: KeysValues, memory: KeysValues, memory_mask: Tensor) -> tuple[Tensor, KeysValues]:
+    def remember(self, memory: Memory, bert: Memory | None = None) -> tuple[KeysValues, ...]:
+        """The encoder's memory, and BERT's states if there are any, as this layer sees them at every step."""
+        own = self.cross_attention.remember(memory)
+        return (own,) if bert is None else (own, self.bert_attention.remember(bert))
+
+    def step(self, x: Tensor, past: KeysValues, memories: tuple[KeysValues, ...]) -> tuple[Tensor, KeysValues]:
         """One more position x (B, 1, D) behind the ones in `past` -> its output (B, 1, D), and the past with it."""
-        new = self.attention.remember(x)
+        new = self.attention.remember(Memory(x, x.new_ones(len(x), 1, 1, dtype=torch.bool)))
         past = KeysValues(*(torch.cat(both, dim=2) for both in zip(past, new, strict=True)))
-        return self._attend(x, past, None, memory, memory_mask), past
+        return self._attend(x, past, memories), past
 
-    def _attend(
-        self, x: Tensor, own: KeysValues, mask: Tensor | None, memory: KeysValues, memory_mask: Tensor
-    ) -> Tensor:
-        x = self.norms[0](x + self.dropout(self.attention.attend(x, own, mask)))
-        x = self.norms[1](x + self.dropout(self.cross_attention.attend(x, memory, memory_mask)))
+    def _attend(self, x: Tensor, own: KeysValues, memories: tuple[KeysValues, ...]) -> Tensor:
+        x = self.norms[0](x + self.dropout(self.attention.attend(x, own)))
+        encoder, *bert = memories
+        seen = self.cross_attention.attend(x, encoder)
+        if bert:
+            seen = self.mix(seen, self.bert_attention.attend(x, *bert))
+        x = self.norms[1](x + self.dropout(seen))
         return self.norms[2](x + self.dropout(self.feed_forward(x)))
 
 
@@ -135,21 +201,43 @@ class Encoder(nn.Module):
     """Embeds a history and reads it with a stack of encoder layers."""
 
     def __init__(
-        self, embed: HistoryEmbedding, d_model: int, *, n_heads: int, n_layers: int, d_ff: int, dropout: float
+        self,
+        embed: HistoryEmbedding,
+        d_model: int,
+        *,
+        n_heads: int,
+        n_layers: int,
+        d_ff: int,
+        dropout: float,
+        d_bert: int | None = None,
+        drop_net: float = 0.0,
     ) -> None:
         super().__init__()
+        if drop_net and d_bert is None:
+            raise ValueError(f"drop_net is {drop_net}, but without d_bert there is nothing to drop")
         self.embed = embed
-        self.layers = nn.ModuleList(EncoderLayer(d_model, n_heads, d_ff, dropout=dropout) for _ in range(n_layers))
+        self.d_bert = d_bert
+        self.layers = nn.ModuleList(
+            EncoderLayer(d_model, n_heads, d_ff, dropout=dropout, d_bert=d_bert, drop_net=drop_net)
+            for _ in range(n_layers)
+        )
         self.norm = nn.LayerNorm(d_model)
         self.dropout = Dropout(dropout)
 
-    def forward(self, history: History) -> Tensor:
-        """History -> memory (B, S, D)."""
+    def forward(self, history: History, bert: Memory | None = None) -> Memory:
+        """History and BERT's states -> states (B, S, D), shown where there are plays.
+
+        Raises:
+            ValueError: BERT's states are missing, or there is no attention to them.
+        """
+        if (bert is None) != (self.d_bert is None):
+            given = "no states of BERT are" if bert is None else "states of BERT are"
+            raise ValueError(f"{given} given to a Transformer built with d_bert {self.d_bert}")
         mask = real(history.tracks)
         x = self.dropout(self.embed(history))
         for layer in self.layers:
-            x = layer(x, mask)
-        return self.norm(x)
+            x = layer(x, mask, bert)
+        return Memory(self.norm(x), mask)
 
 
 class DecoderState(NamedTuple):
@@ -157,10 +245,8 @@ class DecoderState(NamedTuple):
 
     past: tuple[KeysValues, ...]
     """Of each layer's self-attention, for the steps so far."""
-    memory: tuple[KeysValues, ...]
-    """Of each layer's attention to the encoder, computed once."""
-    memory_mask: Tensor
-    """bool (B, 1, S)"""
+    memories: tuple[tuple[KeysValues, ...], ...]
+    """Of each layer's attention to the encoder, and to BERT if there is one; computed once."""
 
 
 class Decoder(nn.Module):
@@ -176,34 +262,45 @@ class Decoder(nn.Module):
         n_layers: int,
         d_ff: int,
         dropout: float,
+        d_bert: int | None = None,
+        drop_net: float = 0.0,
     ) -> None:
         super().__init__()
         self.tracks = tracks
         self.positions = nn.Parameter(torch.randn(target_size, d_model) * 0.02)
-        self.layers = nn.ModuleList(DecoderLayer(d_model, n_heads, d_ff, dropout=dropout) for _ in range(n_layers))
+        self.layers = nn.ModuleList(
+            DecoderLayer(d_model, n_heads, d_ff, dropout=dropout, d_bert=d_bert, drop_net=drop_net)
+            for _ in range(n_layers)
+        )
         self.norm = nn.LayerNorm(d_model)
         self.dropout = Dropout(dropout)
 
-    def forward(self, tracks: Tensor, mask: Tensor, memory: Tensor, memory_mask: Tensor) -> Tensor:
-        """Tracks (B, T), mask (B or 1, T, T), memory (B, S, D), its mask (B, 1, S) -> states (B, T, D)."""
+    def forward(self, tracks: Tensor, mask: Tensor, memory: Memory, bert: Memory | None = None) -> Tensor:
+        """Tracks (B, T), mask (B or 1, T, T), the encoder's memory, BERT's states -> states (B, T, D)."""
         x = self.dropout(self.tracks(tracks) + self.positions[: tracks.shape[1]])
         for layer in self.layers:
-            x = layer(x, mask, memory, memory_mask)
+            x = layer(x, mask, memory, bert)
         return self.norm(x)
 
-    def begin(self, memory: Tensor, memory_mask: Tensor) -> DecoderState:
-        """Memory (B, S, D) and its mask (B, 1, S) -> the state before the first step."""
-        memories = tuple(layer.cross_attention.remember(memory) for layer in self._layers())
-        past = tuple(KeysValues(*(tensor[:, :, :0] for tensor in pair)) for pair in memories)
-        return DecoderState(past, memories, memory_mask)
+    def begin(self, memory: Memory, bert: Memory | None = None) -> DecoderState:
+        """The encoder's memory and BERT's states -> the state before the first step."""
+        memories = tuple(layer.remember(memory, bert) for layer in self._layers())
+        past = tuple(KeysValues(*(tensor[:, :, :0] for tensor in encoder)) for encoder, *_ in memories)
+        return DecoderState(past, memories)
 
     def step(self, state: DecoderState, tracks: Tensor) -> tuple[Tensor, DecoderState]:
-        """One more track each (B,) -> states (B, D) as `forward` has them at this step, and the state behind it."""
+        """One more track each (B,) -> states (B, D) as `forward` has them at this step, and the state behind it.
+
+        Raises:
+            ValueError: there were `target_size` tracks before.
+        """
         n_past = state.past[0].keys.shape[2]
+        if n_past == len(self.positions):
+            raise ValueError(f"the model was built to continue sessions by {n_past} tracks (target_size)")
         x = self.dropout(self.tracks(tracks) + self.positions[n_past])[:, None]  # (B, 1, D)
         past = []
-        for layer, own, memory in zip(self._layers(), state.past, state.memory, strict=True):
-            x, own = layer.step(x, own, memory, state.memory_mask)
+        for layer, own, memories in zip(self._layers(), *state, strict=True):
+            x, own = layer.step(x, own, memories)
             past.append(own)
         return self.norm(x)[:, 0], state._replace(past=tuple(past))
 
@@ -232,6 +329,7 @@ class SkipTransformer(nn.Module):
         causal: whether step t sees only the target tracks up to t (the seed), or all of them.
         sparse: gradients of the track table hold only the rows of a batch, see `TrackEmbedding`.
         history_size, target_size: S and T.
+        d_bert, drop_net: for layers that look at BERT's states, too, see `EncoderLayer`.
     """
 
     def __init__(
@@ -250,6 +348,8 @@ class SkipTransformer(nn.Module):
         sparse: bool = False,
         history_size: int = 10,
         target_size: int = 10,
+        d_bert: int | None = None,
+        drop_net: float = 0.0,
     ) -> None:
         super().__init__()
         self.causal = causal
@@ -257,23 +357,17 @@ class SkipTransformer(nn.Module):
         embed = HistoryEmbedding(
             tracks, d_model, history_size=history_size, skip_encoding=skip_encoding, use_log=use_log
         )
-        self.encoder = Encoder(embed, d_model, n_heads=n_heads, n_layers=n_layers, d_ff=d_ff, dropout=dropout)
-        self.decoder = Decoder(
-            tracks,
-            d_model,
-            target_size=target_size,
-            n_heads=n_heads,
-            n_layers=n_layers,
-            d_ff=d_ff,
-            dropout=dropout,
-        )
+        sizes: dict[str, Any] = {"n_heads": n_heads, "n_layers": n_layers, "d_ff": d_ff, "dropout": dropout}
+        sizes |= {"d_bert": d_bert, "drop_net": drop_net}
+        self.encoder = Encoder(embed, d_model, **sizes)
+        self.decoder = Decoder(tracks, d_model, target_size=target_size, **sizes)
         self.output = nn.Linear(d_model, 1)
 
-    def forward(self, history: History, target_tracks: Tensor) -> Tensor:
-        """History and target tracks (B, T) -> logits (B, T) of a skip."""
+    def forward(self, history: History, target_tracks: Tensor, *, bert: Memory | None = None) -> Tensor:
+        """History, target tracks (B, T) and, with `d_bert`, BERT's states -> logits (B, T) of a skip."""
         # Targets are padded on the right, so the causal mask hides the padding from every real step.
         mask = causal(target_tracks.shape[1], target_tracks.device) if self.causal else real(target_tracks)
-        states = self.decoder(target_tracks, mask, self.encoder(history), real(history.tracks))  # (B, T, D)
+        states = self.decoder(target_tracks, mask, self.encoder(history, bert), bert)  # (B, T, D)
         return self.output(states)[..., 0]
 
 
@@ -289,6 +383,7 @@ class SeqTransformer(nn.Module):
         tie_weights: use the track table as output weights.
         sparse: gradients of the track tables hold only the rows of a batch: for losses that look at some tracks only.
         history_size, target_size: S and T.
+        d_bert, drop_net: for layers that look at BERT's states, too, see `EncoderLayer`.
     """
 
     def __init__(
@@ -308,6 +403,8 @@ class SeqTransformer(nn.Module):
         sparse: bool = False,
         history_size: int = 10,
         target_size: int = 10,
+        d_bert: int | None = None,
+        drop_net: float = 0.0,
     ) -> None:
         super().__init__()
         self.start_token = start
@@ -315,26 +412,23 @@ class SeqTransformer(nn.Module):
         embed = HistoryEmbedding(
             tracks, d_model, history_size=history_size, skip_encoding=skip_encoding, use_log=use_log
         )
-        self.encoder = Encoder(embed, d_model, n_heads=n_heads, n_layers=n_layers, d_ff=d_ff, dropout=dropout)
-        self.decoder = Decoder(
-            tracks,
-            d_model,
-            target_size=target_size,
-            n_heads=n_heads,
-            n_layers=n_layers,
-            d_ff=d_ff,
-            dropout=dropout,
-        )
+        sizes: dict[str, Any] = {"n_heads": n_heads, "n_layers": n_layers, "d_ff": d_ff, "dropout": dropout}
+        sizes |= {"d_bert": d_bert, "drop_net": drop_net}
+        self.encoder = Encoder(embed, d_model, **sizes)
+        self.decoder = Decoder(tracks, d_model, target_size=target_size, **sizes)
         self.head = TrackHead(n_ids, d_model, tie_to=tracks if tie_weights else None, sparse=sparse)
 
-    def forward(self, history: History, previous: Tensor) -> Tensor:
-        """History and previous tracks (B, T) -> states (B, T, D), each blind to the tracks after it."""
-        mask = causal(previous.shape[1], previous.device)
-        return self.decoder(previous, mask, self.encoder(history), real(history.tracks))
+    def forward(self, history: History, previous: Tensor, *, bert: Memory | None = None) -> Tensor:
+        """History, previous tracks (B, T) and, with `d_bert`, BERT's states of the history -> states (B, T, D).
 
-    def begin(self, history: History) -> DecoderState:
+        Each is blind to the tracks after it.
+        """
+        mask = causal(previous.shape[1], previous.device)
+        return self.decoder(previous, mask, self.encoder(history, bert), bert)
+
+    def begin(self, history: History, *, bert: Memory | None = None) -> DecoderState:
         """Read a history once, for any number of steps."""
-        return self.decoder.begin(self.encoder(history), real(history.tracks))
+        return self.decoder.begin(self.encoder(history, bert), bert)
 
     def step(self, state: DecoderState, tracks: Tensor) -> tuple[Tensor, DecoderState]:
         """The next tracks (B,), first the start token -> states (B, D) as `forward` has them, and the state after."""

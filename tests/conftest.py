@@ -72,6 +72,7 @@ def make_dataset(
         "name": folder.name,
         "protocol": "temporal",
         "vocabulary": {"tracks": N_TRACKS, "n_ids": N_IDS, "min_count": 1, "hash": vocabulary_hash(ids)},
+        "features": {"names": [f"feature_{i}" for i in range(n_features)]},
         "has_skips": has_skips,
         "has_log": has_skips,
     }

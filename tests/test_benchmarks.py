@@ -7,8 +7,10 @@ import multiprocessing
 import pickle
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import mssd_files
 import numpy as np
@@ -17,17 +19,30 @@ import torch
 import toy_contenders
 
 from benchmarks import __main__ as everything
-from benchmarks import decoding, evaluation, loading, preprocessing, reference, rows, training, workload
+from benchmarks import (
+    decoding,
+    evaluation,
+    loading,
+    predicting,
+    preprocessing,
+    pretraining,
+    reference,
+    rows,
+    training,
+    workload,
+)
 from benchmarks.rounds import Contender, Measured, gate, measure
 from benchmarks.rows import Row, save_rows, table
 from benchmarks.workload import Sizes
 from model.catalogue import Catalogue
 from model.dropout import Dropout
+from utils import objectives
 from utils.cli import UserError, cli
 from utils.dataloaders import SessionArrays
-from utils.files import read_json
+from utils.files import read_json, write_json
 
 TINY = Sizes(tracks=300, features=3, d_model=8, d_ff=16, batch_size=32)
+SMALL = [f"--sizes.{name}={getattr(TINY, name)}" for name in ("tracks", "features", "d_model", "d_ff", "batch_size")]
 
 
 # ---------------------------------------------------------------------------------------------------------- rows
@@ -39,19 +54,80 @@ def row(name: str, value: float, *, quick: bool = False) -> Row:
 
 def test_rows_replace_those_of_the_same_name(saved: Path) -> None:
     path = saved / "latest.json"
-    save_rows([row("a", 1), row("b", 2)])
-    save_rows([row("b", 3), row("c", 4)])
+    save_rows([row("a", 1), row("b", 2)], path)
+    save_rows([row("b", 3), row("c", 4)], path)
     assert [(r["name"], r["value"]) for r in read_json(path)] == [("a", 1), ("b", 3), ("c", 4)]
-    assert {"date", "commit", "processor", "cores", "torch"} <= set(read_json(path)[0])
-    save_rows([row("c", 5)], keep_others=False)
+    assert {"date", "commit", "processor", "cores", "torch", "threads", "spin_count"} <= set(read_json(path)[0])
+    save_rows([row("c", 5)], path, keep_others=False)
     assert [r["name"] for r in read_json(path)] == ["c"]
 
 
+def publish(config: loading.Config | training.Config, value: float) -> list[Row]:
+    """Publish one row as a part does."""
+    return rows.publish(config, lambda config, folder: [row("a", value, quick=config.quick)])
+
+
 def test_quick_rows_never_replace_full_ones(saved: Path) -> None:
-    save_rows([row("a", 1)])
-    save_rows([row("a", 2, quick=True)])
+    publish(training.Config(), 1)
+    publish(training.Config(quick=True), 2)
     assert [r["value"] for r in read_json(saved / "latest.json")] == [1]
     assert [r["value"] for r in read_json(saved / "latest_quick.json")] == [2]
+
+
+def test_rows_say_how_much_was_measured(saved: Path) -> None:
+    [found] = publish(training.Config(rounds=3), 1)
+    expected = {"sizes": asdict(Sizes()), "rounds": 3, "steps": 4, "matmul_size": 4096}
+    assert found.settings == expected == read_json(saved / "latest.json")[0]["settings"]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        training.Config(replace(Sizes(), tracks=10_000)),
+        training.Config(steps=2),
+        training.Config(steps=8, quick=True),
+        loading.Config(sessions=1_000_000),
+    ],
+)
+def test_rows_of_other_sizes_never_replace_those_of_the_default_sizes(
+    saved: Path, capsys: pytest.CaptureFixture[str], config: loading.Config | training.Config
+) -> None:
+    publish(config, 1)
+    assert list(saved.iterdir()) == []
+    assert "Not saved in latest" in capsys.readouterr().out
+    publish(replace(config, out=saved / "mine" / "rows.json"), 2)
+    assert [path.name for path in saved.iterdir()] == ["mine"]
+    assert [r["value"] for r in read_json(saved / "mine" / "rows.json")] == [2]
+    assert "Not saved" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("part", "full", "quick"),
+    [
+        (training, {"rounds": 7, "steps": 4}, {"rounds": 2, "steps": 2}),
+        (pretraining, {"rounds": 7, "steps": 4}, {"rounds": 2, "steps": 2}),
+        (decoding, {"rounds": 7}, {"rounds": 2}),
+        (evaluation, {"rounds": 7}, {"rounds": 2}),
+        (loading, {"rounds": 7, "sessions": 10_000_000}, {"rounds": 2, "sessions": 1_000_000}),
+        (
+            preprocessing,
+            {"rounds": 5, "sessions": 181_000, "memory_sessions": 18_100},
+            {"rounds": 2, "sessions": 18_100, "memory_sessions": 0},
+        ),
+    ],
+)
+def test_quick_changes_defaults_only(
+    part: ModuleType, full: dict, quick: dict, monkeypatch: pytest.MonkeyPatch, saved: Path
+) -> None:
+    def options_of(args: list[str]) -> dict:
+        asked: list = []
+        monkeypatch.setattr(part, "measure_all", lambda config, folder: asked.append(config) or [row("a", 1)])
+        cli(part.main, part.Config, description="", args=args)
+        return {name: getattr(asked[0], name) for name in full}
+
+    assert options_of([]) == full
+    assert options_of(["--quick", "true"]) == quick
+    assert options_of(["--quick", "true", *(f"--{name}={value}" for name, value in full.items())]) == full
 
 
 def test_table() -> None:
@@ -73,7 +149,11 @@ def test_table() -> None:
 
 def test_the_latest_rows_are_printed(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     some = [row("load/a", 10), row("train/b", 20)]
-    save_rows(some)
+    save_rows(some, rows.LATEST)
+    rows.main(rows.Config())
+    assert capsys.readouterr().out.endswith(table(some) + "\n")
+    older = [{key: r[key] for key in r if key not in ("settings", "spin_count")} for r in read_json(rows.LATEST)]
+    write_json(rows.LATEST, older)
     rows.main(rows.Config())
     assert capsys.readouterr().out.endswith(table(some) + "\n")
     with pytest.raises(UserError, match=r"latest_quick.json does not exist"):
@@ -156,8 +236,8 @@ def measure_here(contenders: Sequence[Contender], *, rounds: int, title: str) ->
 @pytest.fixture
 def here(saved: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Measure in this process, and save there."""
-    for part in (training, decoding, evaluation, loading, preprocessing):
-        monkeypatch.setattr(part, "measure", measure_here)
+    for module in (training, predicting, loading, preprocessing):  # which measure for the other parts, too
+        monkeypatch.setattr(module, "measure", measure_here)
     return saved
 
 
@@ -173,12 +253,13 @@ def check_rows(found: list[Row], names: list[str], path: Path) -> None:
 
 
 def test_training(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = training.main(training.Config(TINY, rounds=1, steps=1, matmul_size=16))
+    path = here / "rows.json"
+    found = training.main(training.Config(TINY, rounds=1, steps=1, matmul_size=16, out=path))
     seq = ["reference", *training.VARIANTS]
     names = [f"{training.SEQ}/{name}" for name in seq] + [
         f"{training.SKIP}/{name}" for name in ("reference", "ours", "ours-bf16")
     ]
-    check_rows(found, ["matmul/fp32", "matmul/bf16", *names], here / "latest.json")
+    check_rows(found, ["matmul/fp32", "matmul/bf16", *names], path)
     for row in found[2:]:
         assert row.targets_per_second == pytest.approx(10 * row.value)
         assert row.ceiling_share is not None
@@ -186,6 +267,19 @@ def test_training(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert {"sampled-2048", "sampled-8192", "full-fp32", "full-bf16"} <= set(training.VARIANTS)
     assert found[2].ratio == found[-3].ratio == 1.0
     assert "seq-transformer/sampled-2048" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_pretraining(here: Path, quick: bool) -> None:
+    path = here / "rows.json"
+    found = pretraining.main(pretraining.Config(TINY, rounds=1, steps=1, matmul_size=16, quick=quick, out=path))
+    names = ["reference", *(pretraining.QUICK_NAMES if quick else pretraining.NAMES)]
+    check_rows(found, [f"{pretraining.BERT}/{name}" for name in names], path)
+    for row in found:
+        assert row.targets_per_second == pytest.approx(4 * row.value)
+        assert row.ceiling_share is not None
+        assert row.ceiling_share > 0
+    assert found[0].ratio == 1.0
 
 
 def test_flops_are_those_of_the_matrices(tmp_path: Path) -> None:
@@ -210,52 +304,125 @@ def test_flops_are_those_of_the_matrices(tmp_path: Path) -> None:
 
 
 def test_decoding(here: Path) -> None:
-    found = decoding.main(decoding.Config(TINY, rounds=1))
+    found = decoding.main(decoding.Config(TINY, rounds=1, out=here / "rows.json"))
     names = ["decode/greedy/reference", "decode/greedy/ours", "decode/beam-5", "decode/sample"]
-    check_rows(found, names, here / "latest.json")
+    check_rows(found, names, here / "rows.json")
 
 
 def test_evaluation(here: Path) -> None:
-    found = evaluation.main(evaluation.Config(TINY, rounds=1))
-    check_rows(found, ["evaluate/top-10/reference", "evaluate/top-10/ours", "evaluate/ranks"], here / "latest.json")
+    found = evaluation.main(evaluation.Config(TINY, rounds=1, out=here / "rows.json"))
+    check_rows(found, ["evaluate/top-10/reference", "evaluate/top-10/ours", "evaluate/ranks"], here / "rows.json")
+
+
+@pytest.mark.parametrize(("part", "contenders"), [(decoding, 4), (evaluation, 3)])
+def test_contenders_of_prediction_have_one_allocator(
+    here: Path, monkeypatch: pytest.MonkeyPatch, part: ModuleType, contenders: int
+) -> None:
+    """As scoring has it, the reference too."""
+    calls = []
+    monkeypatch.setattr(predicting, "reuse_memory", lambda: calls.append(1))
+    part.main(part.Config(TINY, rounds=1))
+    assert len(calls) == contenders
 
 
 def test_loading_in_processes_of_their_own(saved: Path) -> None:
-    found = loading.main(loading.Config(sessions=100_000, quick=True))
-    check_rows(found, ["load/python", "load/shuffled-4096"], saved / "latest_quick.json")
+    found = loading.main(loading.Config(sessions=10_000, quick=True, out=saved / "rows.json"))
+    check_rows(found, ["load/python", "load/shuffled-4096"], saved / "rows.json")
     assert all(row.quick for row in found)
-    assert not (saved / "latest.json").exists()
     assert found[1].ratio is not None
     assert found[1].ratio > 3
 
 
 def test_preprocessing(here: Path) -> None:
-    config = preprocessing.Config(sessions=2000, tracks=1000, rounds=1, memory_sessions=20)
+    config = preprocessing.Config(sessions=2000, tracks=1000, rounds=1, memory_sessions=20, out=here / "rows.json")
     found = preprocessing.main(config)
     names = ["reference", "ours", "parse", "memory/10-files", "memory/60-files"]
-    check_rows(found, [f"preprocess/{name}" for name in names], here / "latest.json")
+    check_rows(found, [f"preprocess/{name}" for name in names], here / "rows.json")
+
+
+def test_simulated_files_are_used_again_for_the_same_sizes_only(tmp_path: Path) -> None:
+    few = preprocessing.simulate(tmp_path, sessions=20, tracks=1000, days=3)
+    written = [path.stat().st_mtime_ns for path in sorted(few.rglob("*.csv"))]
+    assert written
+    assert preprocessing.simulate(tmp_path, sessions=20, tracks=1000, days=3) == few
+    assert [path.stat().st_mtime_ns for path in sorted(few.rglob("*.csv"))] == written
+    assert preprocessing.simulate(tmp_path, sessions=30, tracks=1000, days=3) != few
+
+
+@pytest.fixture
+def parts(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
+    """The parts by the names of their rows, each of which only says that it was there."""
+    found = {"matmul": training, "pretrain": pretraining, "decode": decoding, "evaluate": evaluation}
+    found |= {"load": loading, "preprocess": preprocessing}
+    for name, part in found.items():
+        measured = partial(measured_at_once, name)
+        monkeypatch.setattr(part, "measure_all", measured)
+    return found
+
+
+def measured_at_once(name: str, config: loading.Config, folder: Path) -> list[Row]:
+    return [row(f"{name}/x", config.rounds, quick=config.quick)]
 
 
 def test_all_parts_are_run_and_printed(
-    saved: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    saved: Path, parts: dict[str, ModuleType], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    save_rows([row("preprocess/of old", 1)])
-    parts = {"matmul": training, "decode": decoding, "evaluate": evaluation, "load": loading}
-    parts |= {"preprocess": preprocessing}
-    asked = []
-    for name, part in parts.items():
-
-        def main(config: object, name: str = name) -> list[Row]:
-            asked.append((name, config.quick))
-            return rows.publish([row(f"{name}/x", 1)])
-
-        monkeypatch.setattr(part, "main", main)
+    save_rows([row("preprocess/of old", 1)], rows.LATEST_QUICK)
     names = [f"{name}/x" for name in parts]
     assert [found.name for found in everything.main(everything.Config(quick=True))] == names
-    assert asked == [(name, True) for name in parts]
     together = capsys.readouterr().out.partition("All together")[2].splitlines()
     assert [line.split()[0] for line in together if line.startswith(tuple(parts))] == list(parts)
-    assert [r["name"] for r in read_json(saved / "latest.json")] == names, "rows of old are gone"
+    assert [r["name"] for r in read_json(saved / "latest_quick.json")] == names, "rows of old are gone"
+    assert {r["value"] for r in read_json(saved / "latest_quick.json")} == {2}
+    assert read_json(saved / "latest_quick.json")[0]["settings"]["steps"] == 2
+    assert not (saved / "latest.json").exists()
+
+
+@pytest.mark.parametrize("error", [UserError("pretrain/bert died"), OSError("no space left")])
+def test_a_part_that_fails_costs_no_rows_of_others(
+    saved: Path,
+    parts: dict[str, ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+) -> None:
+    def fail(config: training.Config, folder: Path) -> list[Row]:
+        raise error
+
+    monkeypatch.setattr(parts.pop("pretrain"), "measure_all", fail)
+    save_rows([row("pretrain/x", 99)], rows.LATEST)
+    with pytest.raises(UserError, match=r"some parts failed.*: python -m benchmarks.pretraining$"):
+        everything.main(everything.Config())
+    printed = capsys.readouterr()
+    together = printed.out.partition("All together")[2].splitlines()
+    assert [line.split()[0] for line in together if line.startswith(tuple(parts))] == list(parts)
+    assert str(error) in printed.err
+    assert ("Traceback" in printed.err) == isinstance(error, OSError)
+    values = {r["name"]: r["value"] for r in read_json(saved / "latest.json")}
+    assert values == {f"{name}/x": 5 if name == "preprocess" else 7 for name in parts} | {"pretrain/x": 99}
+
+
+@pytest.mark.parametrize(
+    ("part", "options", "message"),
+    [
+        (training, ["--sizes.history_size=5"], "sizes.history_size is 5 and sizes.target_size 10; they must be equal"),
+        (training, ["--sizes.tracks=0"], "sizes.tracks is 0; it must be at least 2"),
+        (training, ["--sizes.batch_size=0"], "sizes.batch_size is 0; it must be at least 1"),
+        (training, ["--rounds=-1"], "benchmark.rounds is -1; it must be at least 1"),
+        (training, [*SMALL, "--sizes.n_heads=3"], "sizes: d_model 8 is no multiple of n_heads 3"),
+        (pretraining, [*SMALL, "--sizes.dropout=2"], "sizes: dropout is 2.0; it must be "),
+        (decoding, [*SMALL, "--sizes.n_heads=3"], "sizes: d_model 8 is no multiple of n_heads 3"),
+        (decoding, [*SMALL, "--sizes.tracks=4"], "sizes.tracks is 4; it must be at least 5"),
+        (evaluation, [*SMALL, "--sizes.tracks=8"], "sizes.tracks is 8; it must be at least 10"),
+    ],
+)
+def test_bad_sizes_are_a_line_and_exit_code_2(
+    here: Path, capsys: pytest.CaptureFixture[str], part: ModuleType, options: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli(part.main, part.Config, description="", args=options)
+    assert stopped.value.code == 2
+    assert f"error: {message}" in capsys.readouterr().err
 
 
 # --------------------------------------------------------------------------------------------------------- gates
@@ -272,12 +439,20 @@ def wrong(function: Callable, change: Callable) -> Callable:
     return lambda *args, **kwargs: change(function(*args, **kwargs))
 
 
+def in_bfloat16(factor: float) -> Callable:
+    """Changes the sum of a loss under autocast only."""
+    return lambda loss: (loss[0] * (factor if torch.is_autocast_enabled("cpu") else 1), loss[1])
+
+
 @pytest.mark.parametrize(
     ("part", "name", "change", "message"),
     [
         (training, "seq_loss", lambda loss: (loss[0] * 1.001, loss[1]), "losses of train/seq-transformer/full-fp32"),
-        (training, "skip_loss", lambda loss: (loss[0] * 1.001, loss[1]), "losses of train/skip-transformer/ours"),
+        (training, "skip_loss", lambda loss: (loss[0] * 1.001, loss[1]), "losses of train/skip-transformer/ours are"),
+        (training, "skip_loss", in_bfloat16(1.01), "losses of train/skip-transformer/ours-bf16 are"),
+        (objectives, "gbce", lambda loss: loss * 1.01, "losses of train/seq-transformer/gbce-2048 are"),
         (training, "make_optimizers", lambda optimizers: [], "losses of train/seq-transformer/full-fp32"),
+        (pretraining, "masked_loss", lambda loss: (loss[0] * 1.2, loss[1]), "losses of pretrain/bert/sampled-2048"),
         (decoding, "greedy", lambda tracks: tracks.flip(1), "tracks of decode/greedy are not the reference's"),
         (decoding, "sample", lambda tracks: tracks + 1, "decode/sample"),
         (decoding, "beam_search", lambda beams: beams._replace(tracks=beams.tracks.flip(2)), "decode/beam-5 claims"),
@@ -290,12 +465,16 @@ def test_no_row_is_written_for_other_work(
     here: Path, monkeypatch: pytest.MonkeyPatch, part: object, name: str, change: Callable, message: str
 ) -> None:
     monkeypatch.setattr(part, name, wrong(getattr(part, name), change))
+    common = {"rounds": 1, "out": here / "rows.json"}
+    steps = {"steps": 1, "matmul_size": 16, **common}
     runs = {
-        training: lambda: training.main(training.Config(TINY, rounds=1, steps=1, matmul_size=16, quick=True)),
-        decoding: lambda: decoding.main(decoding.Config(TINY, rounds=1)),
-        evaluation: lambda: evaluation.main(evaluation.Config(TINY, rounds=1)),
-        Catalogue: lambda: evaluation.main(evaluation.Config(TINY, rounds=1)),
-        reference: lambda: loading.main(loading.Config(sessions=5000, rounds=1)),
+        training: lambda: training.main(training.Config(TINY, quick=True, **steps)),
+        objectives: lambda: training.main(training.Config(TINY, **steps)),
+        pretraining: lambda: pretraining.main(pretraining.Config(TINY, quick=True, **steps)),
+        decoding: lambda: decoding.main(decoding.Config(TINY, **common)),
+        evaluation: lambda: evaluation.main(evaluation.Config(TINY, **common)),
+        Catalogue: lambda: evaluation.main(evaluation.Config(TINY, **common)),
+        reference: lambda: loading.main(loading.Config(sessions=5000, **common)),
     }
     with pytest.raises(UserError, match=message):
         runs[part]()
@@ -318,6 +497,26 @@ def test_the_reference_has_none_of_our_fast_paths() -> None:
     assert not [module for module in model.modules() if isinstance(module, Dropout)]
     rates = {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)}
     assert rates == {TINY.dropout}
+
+
+def test_the_reference_scores_what_it_ranks_and_nothing_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    workload.full_sessions(tmp_path / "test", 4, TINY)
+    history = next(predicting.ordered_batches(tmp_path / "test", TINY)).history
+    model = workload.seq_transformer(TINY).eval()
+    scored: list[torch.Tensor] = []
+    monkeypatch.setattr(model, "logits", lambda states: scored.append(model.head(states)) or scored[-1])
+    top = reference.top_next(model, history, 3)
+    assert [logits.shape for logits in scored] == [(4, 1, TINY.n_ids)]
+    assert torch.equal(top, scored[0][:, 0].argsort(-1, descending=True)[:, :3])
+
+
+def test_dense_gbce_by_hand() -> None:
+    """Four tracks and six negatives: a = 2, beta = 2 (0.75 (1 - 1/2) + 1/2) = 1.75; odds are exp(score) / 3."""
+    odds = torch.tensor([[0.5, 1.0, 2.0, 3.0]])
+    logits = torch.cat([torch.full((1, 5), -math.inf), (3 * odds).log()], 1)
+    ours = reference.gbce(logits, torch.tensor([7]), n_negatives=6, calibration=0.75)
+    by_hand = (1.75 * math.log(1 + 1 / 2) + 2 * math.log(1.5 * 2 * 4)) / 7
+    assert ours.item() == pytest.approx(by_hand, rel=1e-6)
 
 
 def test_sessions_of_the_benchmark(tmp_path: Path) -> None:

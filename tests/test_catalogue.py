@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from model.catalogue import OUTPUT_ROUNDING, Catalogue, Screen, best_of, draw_from_nucleus
+from model.catalogue import OUTPUT_ROUNDING, Catalogue, Screen, best_of, draw_from_nucleus, rows_at_once
 from model.embeddings import TrackHead
 from utils.vocab import N_SPECIAL, PAD
 
@@ -257,6 +257,54 @@ def test_scores_that_are_not_finite_do_not_hang_or_hide():
         Catalogue(head).draw(states, top_p=0.5, temperature=1.0, generator=torch.Generator())
 
 
+@pytest.mark.parametrize("bad", [-torch.inf, torch.nan])
+def test_one_score_that_is_not_finite_hides_no_other(bad):
+    """A track is masked by a bias of minus infinity: those beside it are found all the same."""
+    torch.manual_seed(0)
+    head, states = TrackHead(3000, 8), torch.randn(4, 8)
+    with torch.no_grad():
+        head.bias[100] = bad
+    before = Catalogue(head, screen=False).top_k(states, 5) if bad == -torch.inf else None
+    found = Catalogue(head, screen=True)
+    assert found.screen is None
+    if before is not None:
+        assert_close(found.top_k(states, 5).ids, before.ids)
+
+
+def test_the_screen_is_built_by_the_first_search_that_needs_it(monkeypatch):
+    built = []
+    monkeypatch.setattr("model.catalogue.Screen", lambda *weights: built.append(1) or Screen(*weights))
+    head, states = adversary("normal", 0)
+    catalogue = Catalogue(head, screen=True)
+    catalogue.top_k_log_p(states, 3)
+    catalogue.draw(states, top_p=0.5, temperature=1.0, generator=torch.Generator())
+    assert built == []
+    for _ in range(2):
+        catalogue.top_k(states, 1)
+    assert built == [1]
+
+
+def test_rows_at_once_by_hand():
+    assert [rows_at_once(n, 512) for n in (1, 103_000, 2**18, 2**26, 2**30)] == [512, 512, 256, 1, 1]
+    assert rows_at_once(3_700_000, 256) == 18
+
+
+def test_scores_are_not_searched_under_autocast():
+    head = TrackHead(30, 8)
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match="outside of autocast"):
+        Catalogue(head).top_k(torch.randn(2, 8), 1)
+
+
+@torch.no_grad()
+def test_log_probabilities_of_tracks_that_may_not_come_are_minus_infinity():
+    head, states = TrackHead(12, 4), torch.randn(3, 4)
+    forbidden = torch.tensor([[5, 6, 6], [0, 0, 0], [7, 8, 9]])
+    log_p, ids = Catalogue(head).top_k_log_p(states, 7, forbidden)
+    assert ids.sort().values.tolist() == [list(range(5, 12))] * 3
+    assert (log_p == -torch.inf).sum(1).tolist() == [2, 0, 3]
+    assert_close(log_p.exp().sum(1), torch.ones(3))
+
+
 @torch.no_grad()
 def test_log_probabilities_are_renormalised_over_what_may_come():
     head, states = adversary("normal", 1, n=50)
@@ -303,3 +351,24 @@ def test_a_place_without_probability_is_never_drawn(monkeypatch):
     monkeypatch.setattr(torch, "rand", lambda *size, **options: torch.full(size, next(random)))
     probability = torch.tensor([[0.5, 0.25, 0.2499, 0.0]])
     assert draw_from_nucleus(probability, 1.0, torch.Generator()).tolist() == [0]
+
+
+def test_a_rare_place_is_drawn_by_its_own_random_numbers(monkeypatch):
+    """In float32, 2^-26 adds nothing to a sum near 1, so that none of these 4,096 places but the last could be drawn."""
+    probability = torch.tensor([[1 - 2.0**-14, *[2.0**-26] * 4096]])
+    monkeypatch.setattr(torch, "rand", lambda *size, dtype, **options: torch.full(size, 1 - 2.0**-15, dtype=dtype))
+    assert draw_from_nucleus(probability, 1.0, torch.Generator()).tolist() == [2049]
+
+
+@pytest.mark.parametrize("top_p", [1e-50, 1e-6])
+def test_the_smallest_nucleus_is_the_best_track(top_p):
+    p = torch.tensor([[0.1, 0.6, 0.3], [0.5, 0.25, 0.25]])
+    assert draw_from_nucleus(p, top_p, torch.Generator().manual_seed(0)).tolist() == [1, 0]
+
+
+def test_the_lowest_temperature_draws_the_best_track():
+    torch.manual_seed(0)
+    head, states = TrackHead(30, 8), 1e4 * torch.randn(5, 8)
+    catalogue = Catalogue(head)
+    drawn = catalogue.draw(states, top_p=1.0, temperature=1e-3, generator=torch.Generator().manual_seed(0))
+    assert_close(drawn, catalogue.top_k(states, 1).ids[:, 0])

@@ -240,6 +240,30 @@ def test_a_beam_wider_than_there_are_continuations():
     assert_close(beams.log_probability.exp().sum(1), torch.ones(2))
 
 
+@pytest.mark.parametrize("no_repeat", [2, 4])
+def test_beams_are_not_lost_to_tracks_that_could_not_come_anyway(no_repeat):
+    """What is forbidden may be outside the allow-list, padding or double: five tracks are left after this history."""
+    model, n_tracks, length = lively_model(N_SPECIAL + 15, seed=1), 5, 3
+    allowed = torch.arange(N_SPECIAL, N_SPECIAL + n_tracks)
+    history = random_batch(n=2).history
+    history = history._replace(tracks=torch.full_like(history.tracks, N_SPECIAL + 12))
+    every = torch.tensor(list(product(allowed.tolist(), repeat=length)))  # (125, 3)
+    beams = beam_search(
+        model, history, length, width=200, catalogue=Catalogue(model.head, allowed), no_repeat=no_repeat
+    )
+    alike = History(*(tensor[:1].expand(len(every), *tensor.shape[1:]) for tensor in history))
+    total = log_p_of(model, alike, every, allowed, no_repeat).sum(1)
+    possible = torch.tensor([len(set(tracks)) == length for tracks in every.tolist()])
+    assert (beams.log_probability[0] > -torch.inf).sum() == possible.sum() == 60
+    assert_close(beams.log_probability[0, :60], total[possible].sort(descending=True).values, atol=1e-4, rtol=1e-4)
+
+
+def test_a_model_says_how_far_it_can_continue():
+    model, history = lively_model(), random_batch(n=2).history
+    with pytest.raises(ValueError, match=r"built to continue sessions by 10 tracks \(target_size\)"):
+        greedy(model, history, 11)
+
+
 # --- Nucleus sampling
 
 

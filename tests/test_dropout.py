@@ -52,7 +52,7 @@ def test_it_follows_the_seed():
     assert not torch.equal(runs[0], runs[2])
 
 
-@pytest.mark.parametrize("p", [-0.1, 1.0, float("nan")])
+@pytest.mark.parametrize("p", [-0.1, 1.0, 0.001, 1 / 512, float("nan")])
 def test_rates_that_make_no_sense(p):
-    with pytest.raises(ValueError, match="it must be at least 0 and below 1"):
+    with pytest.raises(ValueError, match="it must be 0, or above 1/512 and below 1"):
         Dropout(p)

@@ -14,6 +14,7 @@ import train_transformer_skip
 from utils.cli import UserError
 from utils.dataloaders import DataConfig, Dataset
 from utils.importers.plays import PlaysColumns
+from utils.model_configs import SeqTransformerConfig, SkipTransformerConfig
 from utils.run import RunConfig
 from utils.scoring import DecodingConfig
 from utils.training import TrainConfig
@@ -25,7 +26,7 @@ COLUMNS = PlaysColumns(session="session", position="n", track="track", skip="ski
 @pytest.fixture(scope="module")
 def skip_run(dataset_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished skip run that reads of the log what a table of plays has too: skipped or not."""
-    model = train_transformer_skip.ModelConfig(d_model=16, d_ff=16, n_layers=1, skip_encoding="token", use_log=False)
+    model = SkipTransformerConfig(d_model=16, d_ff=16, n_layers=1, skip_encoding="token", use_log=False)
     run = RunConfig(folder=str(tmp_path_factory.mktemp("runs")))
     config = train_transformer_skip.Config(DataConfig(str(dataset_folder)), model, TRAIN, run=run)
     train_transformer_skip.main(config)
@@ -73,7 +74,7 @@ def test_plays_score_as_the_same_sessions_in_the_dataset(skip_run, dataset_folde
 
 def test_seq_plays_score_exactly_as_the_dataset_and_unknown_tracks_are_reported(dataset_folder, tmp_path, capsys):
     run = RunConfig(folder=str(tmp_path / "runs"))
-    model = train_transformer_seq.ModelConfig(d_model=16, d_ff=16, n_layers=1)
+    model = SeqTransformerConfig(d_model=16, d_ff=16, n_layers=1)
     train_transformer_seq.main(
         train_transformer_seq.Config(DataConfig(str(dataset_folder)), model, TRAIN, run=run, monitor="mrr@20")
     )
@@ -97,7 +98,7 @@ def test_sessions_are_continued_as_in_the_run_or_as_asked(skip_run, dataset_fold
     allowed = tmp_path / "allowed.txt"
     allowed.write_text("t_3\nt_5\n", encoding="utf-8")
     run = RunConfig(folder=str(tmp_path / "runs"))
-    model = train_transformer_seq.ModelConfig(d_model=16, d_ff=16, n_layers=1)
+    model = SeqTransformerConfig(d_model=16, d_ff=16, n_layers=1)
     decoding = DecodingConfig(allow_list=str(allowed), no_repeat=1)
     train_transformer_seq.main(
         train_transformer_seq.Config(DataConfig(str(dataset_folder)), model, TRAIN, run=run, decoding=decoding)
@@ -113,7 +114,7 @@ def test_sessions_are_continued_as_in_the_run_or_as_asked(skip_run, dataset_fold
     continued = pd.read_csv(table).groupby("session_id")["predicted_track_id"]
     assert (continued.nunique() == continued.size()).all(), "no repeats"
     assert other["metrics"]["perplexity"] == summary["metrics"]["perplexity"]
-    with pytest.raises(UserError, match="predicts skips"):
+    with pytest.raises(UserError, match="continues no sessions, so there is nothing to decode; leave out --decoding"):
         evaluate.main(evaluate.Config(str(skip_run), decoding=DecodingConfig(), device="cpu"))
 
 

@@ -17,9 +17,13 @@ from utils import schema
 from utils.cli import UserError
 from utils.dataloaders import DataConfig, Dataset, SessionArrays, SessionLoader, Targets
 from utils.evaluation import (
+    MASKED_METRICS,
+    SEQ_METRICS,
+    MaskedPredictions,
     SeqPredictions,
     SkipPredictions,
     direction,
+    evaluate_masked,
     evaluate_seq,
     evaluate_skip,
     save_predictions,
@@ -185,7 +189,17 @@ def test_intervals_hold_the_mean(dataset_folder):
 
 
 def test_direction():
-    assert [direction(name) for name in ("maa", "mrr@20", "auc", "log_loss", "perplexity")] == ["max"] * 3 + ["min"] * 2
+    assert [direction(name, SEQ_METRICS) for name in ("maa", "mrr@20", "perplexity")] == ["max", "max", "min"]
+    with pytest.raises(UserError, match="monitor is maa, which is no metric of this task; choose one of mrr@20,"):
+        direction("maa", MASKED_METRICS)
+
+
+def test_what_can_be_monitored_is_what_is_measured():
+    zeros = np.zeros(SEQ_TARGETS.tracks.shape, np.float32)
+    seq = SeqPredictions(SEQ_TARGETS.tracks, zeros, zeros[:, 0])
+    assert set(evaluate_seq(seq, SEQ_TARGETS, n_ids=20).means()) == set(SEQ_METRICS)
+    masked = MaskedPredictions(SEQ_TARGETS.tracks, zeros, zeros)
+    assert set(evaluate_masked(masked, SEQ_TARGETS).means()) == set(MASKED_METRICS)
 
 
 # --- Slices

@@ -10,7 +10,7 @@ from conftest import N_IDS, random_batch
 from torch.nn.functional import cross_entropy, logsigmoid
 
 from model import SeqTransformer, TrackHead
-from utils import metrics
+from utils import metrics, objectives
 from utils.cli import UserError
 from utils.objectives import (
     LossConfig,
@@ -107,6 +107,32 @@ def test_full_softmax_is_cross_entropy_over_tracks(scored):
     assert (ours_grad[:N_SPECIAL] == 0).all(), "special ids get no gradient"
 
 
+def test_full_softmax_in_bfloat16_is_right_for_large_batches():
+    """Sums of bfloat16 numbers stand still from some hundreds on: here the most frequent track has 510 targets."""
+    torch.manual_seed(0)
+    n, v = 10_240, 1000
+    head = TrackHead(v, 16)
+    states = torch.randn(n, 16, requires_grad=True)
+    targets = N_SPECIAL + (torch.rand(n) ** 3 * (v - N_SPECIAL)).long()
+    assert targets.bincount().max() > 400
+    expected = cross_entropy(head(states), targets, reduction="sum")
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = full_softmax(states, head, targets)
+    assert ours.item() == pytest.approx(expected.item(), rel=0.005)
+    for mine, exact in zip(gradients(ours, states, head), gradients(expected, states, head), strict=True):
+        assert (mine - exact).norm() < 0.005 * exact.norm()
+
+
+def test_the_full_softmax_holds_few_scores_of_a_large_catalogue(monkeypatch, scored):
+    """Rows get fewer as tracks get more, and the loss stays."""
+    states, head, targets = scored
+    before = full_softmax(states, head, targets)
+    seen = []
+    monkeypatch.setattr(objectives, "rows_at_once", lambda *sizes: seen.append(sizes) or 7)
+    torch.testing.assert_close(full_softmax(states, head, targets), before)
+    assert seen == [(V - N_SPECIAL, objectives.CHUNK)]
+
+
 class Scripted(Negatives):
     """Negatives that are given instead of drawn."""
 
@@ -193,7 +219,7 @@ def test_a_negative_that_is_the_target_is_hidden(scored):
     assert loss.item() == pytest.approx(0, abs=1e-6)
     assert all(torch.isfinite(grad).all() for grad in gradients(loss, states, head))
     loss = gbce(states[:1], head, targets[:1], negatives=negatives, calibration=0)
-    assert loss.item() == pytest.approx(-logsigmoid(head(states[0])[targets[0]]).item() / 4, rel=1e-5)
+    assert loss.item() == pytest.approx(-logsigmoid(head(states[0])[targets[0]] - math.log(5)).item() / 4, rel=1e-5)
 
 
 @pytest.mark.parametrize("calibration", [0, 0.75, 1])
@@ -202,7 +228,7 @@ def test_gbce_by_hand(scored, calibration):
     states, head, targets = scored
     negatives = Scripted(plays(), n=2, power=0)
     negatives.given = torch.tensor([N_SPECIAL + (targets[0] - N_SPECIAL + i) % 6 for i in (1, 2)])
-    s = head(states[0])
+    s = head(states[0]) - math.log(5)  # scores of zero mean the odds 1 : 5
     beta = 2 / 5 * (calibration * (1 - 5 / 2) + 5 / 2)
     # Drawn from all six tracks instead of the five others, each negative counts by 6/5.
     by_hand = -(beta * logsigmoid(s[targets[0]]) + 6 / 5 * logsigmoid(-s[negatives.given]).sum()) / 3
@@ -216,7 +242,7 @@ def test_gbce_of_full_calibration_learns_probabilities(power):
     probabilities = torch.tensor([0.4, 0.3, 0.1, 0.1, 0.05, 0.05])
     head = TrackHead(V, D)
     with torch.no_grad():
-        head.bias[N_SPECIAL:] = probabilities.logit()
+        head.bias[N_SPECIAL:] = probabilities.logit() + math.log(5)
     states = torch.zeros(1, D)
     negatives = Scripted(plays(), n=2, power=power)
     for calibration, most in ((1, 1e-6), (0, None)):
@@ -230,10 +256,33 @@ def test_gbce_of_full_calibration_learns_probabilities(power):
         assert gradient.abs().max() < most if most else gradient.abs().max() > 0.01
 
 
+def test_gbce_of_a_catalogue_of_one_track():
+    head, states = TrackHead(N_SPECIAL + 1, D), torch.randn(3, D, requires_grad=True)
+    negatives = Negatives(torch.tensor([0] * N_SPECIAL + [7]), n=5, power=0.75)
+    loss = gbce(states, head, torch.full((3,), N_SPECIAL), negatives=negatives, calibration=0.75)
+    # k = a = 5, no other track: beta = 5 (0.75 (1 - 1/5) + 1/5) = 4
+    by_hand = -4 * logsigmoid(head(states)[:, N_SPECIAL]).sum() / 6
+    torch.testing.assert_close(loss, by_hand)
+
+
+def test_gbce_sums_in_float32_under_autocast():
+    """Thousands of negatives with a loss of one size each: a sum in bfloat16 would be off by up to 0.4 %."""
+    torch.manual_seed(0)
+    head, states, targets = TrackHead(1000, 16), torch.randn(200, 16), torch.randint(N_SPECIAL, 1000, (200,))
+    negatives = Negatives(torch.ones(1000).long(), n=2048, power=0.75)
+    losses = []
+    for enabled in (False, True):
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            losses.append(gbce(states, head, targets, negatives=negatives, calibration=0.75))
+    assert losses[1].dtype == torch.float32
+    torch.testing.assert_close(losses[1], losses[0], rtol=2e-4, atol=0)
+
+
 LOSSES = [
     LossConfig(name="full"),
     LossConfig(name="sampled", n_negatives=50),
-    LossConfig(name="sampled", n_negatives=50, in_batch=False, power=0),
+    LossConfig(name="sampled", n_negatives=50, power=0),
     LossConfig(name="gbce", n_negatives=50),
 ]
 
@@ -301,6 +350,12 @@ def test_negatives_follow_flattened_popularity(power, weights):
     np.testing.assert_allclose(negatives.popularity[N_SPECIAL:], np.array([64, 32, 16, 1, 4, 1]) / 118, rtol=1e-6)
 
 
+def test_a_large_power_draws_the_most_played_track():
+    negatives = Negatives(plays(), n=4, power=100)
+    assert negatives.draw().tolist() == [N_SPECIAL] * 4
+    torch.testing.assert_close(negatives.expected.sum(), torch.tensor(4.0))
+
+
 @pytest.mark.parametrize("uniform", [0.0, 1.0 - 2**-53])
 def test_extreme_draws_are_tracks(monkeypatch, uniform):
     negatives = Negatives(plays(), n=2, power=0.75)
@@ -313,7 +368,10 @@ def test_extreme_draws_are_tracks(monkeypatch, uniform):
     [
         ({"n_negatives": 0}, "loss.n_negatives is 0"),
         ({"calibration": 1.5}, "loss.calibration is 1.5; it must be at most 1"),
-        ({"name": "gbce", "in_batch": True}, "loss.in_batch has no meaning for the loss gbce"),
+        ({"name": "gbce", "in_batch": True}, "loss.in_batch has no meaning for loss.name gbce; use it with"),
+        ({"name": "full", "n_negatives": 7}, "loss.n_negatives has no meaning for loss.name full"),
+        ({"calibration": 0.5}, "loss.calibration has no meaning for loss.name sampled; use it with --loss.name gbce"),
+        ({"n_negatives": 10**7}, "loss.n_negatives is 10000000; it must be at most 1000000"),
     ],
 )
 def test_losses_that_make_no_sense(options, message):

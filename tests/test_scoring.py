@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,12 +13,14 @@ from torch.testing import assert_close
 
 from model import SeqTransformer, TrackHead
 from model.decoding import beam_search, greedy
+from utils import scoring
 from utils.cli import UserError
-from utils.dataloaders import Dataset, SessionLoader
-from utils.scoring import DecodingConfig, judge, predict_seq, read_allow_list, seq_predictor
+from utils.dataloaders import DataConfig, Dataset, SessionLoader
+from utils.scoring import DecodingConfig, judge, predict_seq, seq_predictor
 from utils.vocab import N_SPECIAL, PAD
 
 CPU = torch.device("cpu")
+DATA = DataConfig()
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +40,9 @@ def model() -> SeqTransformer:
 def decoded(model: SeqTransformer, dataset: Dataset, **options) -> torch.Tensor:
     decoding = DecodingConfig(**options)
     loader = SessionLoader(dataset.test, batch_size=5)
-    return torch.from_numpy(seq_predictor(model, CPU, decoding, decoding.allowed_tracks(dataset))(loader).tracks).long()
+    return torch.from_numpy(
+        seq_predictor(model, CPU, decoding, decoding.allowed_tracks(dataset, DATA))(loader).tracks
+    ).long()
 
 
 def test_every_method_reaches_its_function(model, dataset):
@@ -58,15 +63,15 @@ def test_every_method_reaches_its_function(model, dataset):
 def test_decoding_changes_continuations_and_nothing_else(model, dataset, tmp_path):
     path = tmp_path / "allowed.txt"
     path.write_text("t_3\n\n  t_7 \nt_3\nt_20\n", encoding="utf-8")
-    assert read_allow_list(path, dataset).tolist() == [N_SPECIAL + 3, N_SPECIAL + 7, N_SPECIAL + 20]
     decoding = DecodingConfig(allow_list=str(path), no_repeat=2)
+    assert decoding.allowed_tracks(dataset, DATA).tolist() == [N_SPECIAL + 3, N_SPECIAL + 7, N_SPECIAL + 20]
     loader = SessionLoader(dataset.test, batch_size=5)
     plain = predict_seq(model, CPU, loader)
-    constrained = predict_seq(model, CPU, loader, decoding=decoding, allowed=decoding.allowed_tracks(dataset))
+    constrained = predict_seq(model, CPU, loader, decoding=decoding, allowed=decoding.allowed_tracks(dataset, DATA))
     assert set(constrained.tracks.ravel()) == {N_SPECIAL + 3, N_SPECIAL + 7, N_SPECIAL + 20}
     assert_array_equal(constrained.rank, plain.rank)
     assert_array_equal(constrained.log_probability, plain.log_probability)
-    assert DecodingConfig().allowed_tracks(dataset) is None
+    assert DecodingConfig().allowed_tracks(dataset, DATA) is None
 
 
 @pytest.mark.parametrize(
@@ -76,7 +81,10 @@ def test_decoding_changes_continuations_and_nothing_else(model, dataset, tmp_pat
         ({"no_repeat": -1}, "decoding.no_repeat is -1; it must be at least 0"),
         ({"top_p": 0.0}, "decoding.top_p is 0.0; it must be above 0"),
         ({"top_p": 1.1}, "decoding.top_p is 1.1; it must be above 0 and at most 1"),
-        ({"temperature": 0.0}, "decoding.temperature is 0.0; it must be above 0"),
+        ({"temperature": 0.0}, "decoding.temperature is 0.0; it must be at least 0.001"),
+        ({"method": "beam", "beam_width": 1001}, "decoding.beam_width is 1001; it must be at most 1000"),
+        ({"beam_width": 7}, "decoding.beam_width has no meaning for decoding.method greedy; use it"),
+        ({"method": "beam", "top_p": 0.5}, "decoding.top_p has no meaning for decoding.method beam"),
     ],
 )
 def test_options_that_make_no_sense(options, message):
@@ -99,17 +107,19 @@ def test_bad_allow_lists(content, message, dataset, tmp_path):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError, match=message):
-        DecodingConfig(allow_list=str(path)).allowed_tracks(dataset)
+        DecodingConfig(allow_list=str(path)).allowed_tracks(dataset, DATA)
 
 
 def test_an_allow_list_must_be_longer_than_what_may_not_repeat(dataset, tmp_path):
     path = tmp_path / "allowed.txt"
     path.write_text("t_1\nt_2", encoding="utf-8")
-    assert len(DecodingConfig(allow_list=str(path), no_repeat=1).allowed_tracks(dataset)) == 2
+    assert len(DecodingConfig(allow_list=str(path), no_repeat=1).allowed_tracks(dataset, DATA)) == 2
     with pytest.raises(UserError, match=r"decoding.no_repeat is 2, but only 2 tracks may be predicted"):
-        DecodingConfig(allow_list=str(path), no_repeat=2).allowed_tracks(dataset)
+        DecodingConfig(allow_list=str(path), no_repeat=2).allowed_tracks(dataset, DATA)
+    # 4 plays and 36 targets: only 39 tracks are before the last target.
+    assert DecodingConfig(no_repeat=1000).allowed_tracks(dataset, DataConfig(history_size=4, target_size=36)) is None
     with pytest.raises(UserError, match="only 40 tracks"):
-        DecodingConfig(no_repeat=40).allowed_tracks(dataset)
+        DecodingConfig(no_repeat=40).allowed_tracks(dataset, DataConfig(history_size=5, target_size=36))
 
 
 @torch.no_grad()
@@ -134,3 +144,17 @@ def test_judge_is_brute_force():
     expected = (logits > true).sum(2) + ((logits == true).sum(2) - 1) / 2
     assert_close(rank, expected.masked_fill(~inside, torch.inf))
     assert rank[0, 1] % 1 == 0.5
+    with torch.autocast("cpu", torch.bfloat16):  # it is float32 all the same
+        assert all(torch.equal(*both) for both in zip(judge(model, states, targets), (log_p, rank), strict=True))
+
+
+@torch.no_grad()
+def test_judge_holds_few_scores_of_a_large_catalogue(monkeypatch):
+    torch.manual_seed(0)
+    model = SimpleNamespace(head=TrackHead(300, 8))
+    states, targets = torch.randn(3, 20, 8), torch.randint(N_SPECIAL, 300, (3, 20))
+    whole, seen = judge(model, states, targets), []
+    monkeypatch.setattr(scoring, "rows_at_once", lambda *sizes: seen.append(sizes) or 7)
+    for some, expected in zip(judge(model, states, targets), whole, strict=True):
+        assert_close(some, expected)
+    assert seen == [(300 - N_SPECIAL, scoring.LOGIT_ROWS)]

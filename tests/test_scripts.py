@@ -201,7 +201,9 @@ def test_an_unknown_monitor_names_the_metrics(dataset_folder, tmp_path, capsys):
     arguments = options(dataset_folder, tmp_path, "--monitor", "mma")
     with pytest.raises(SystemExit):
         cli(train_transformer_seq.main, train_transformer_seq.Config, description="", args=arguments)
-    assert "no validation metric mma; choose one of maa, first_accuracy" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "monitor is mma, which is no metric of this task; choose one of maa, first_accuracy" in error
+    assert not (tmp_path / "runs").exists()
 
 
 def test_from_the_shell(tmp_path):

@@ -86,16 +86,31 @@ def test_a_failed_run_does_not_stop_the_others(tmp_path, dataset_folder, monkeyp
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"script": "transformer_seq"}, "must be a mapping"),
+        ({"script": "transformer_seq"}, "has no run"),
+        ({"script": "transformer_seq", "common": None, "runs": {}}, "has no run"),
         ({"script": "transformer_seq", "runs": {"a": {}}, "run": {}}, "must be a mapping"),
+        ({"script": "transformer_seq", "runs": {"a": 5}}, "a must be a mapping of options, not 5"),
+        ({"script": "transformer_seq", "runs": [1]}, r"runs must be a mapping of options, not \[1\]"),
         ({"script": "nothing", "runs": {"a": {}}}, "there is no train_nothing.py for 'a'"),
-        ({"runs": {"a": {}}}, "there is no train_None.py for 'a'; name a `script`"),
+        ({"script": "baselines", "runs": {"a": {}}}, "there is no train_baselines.py for 'a' that can be resumed"),
+        ({"runs": {"a": {}}}, "there is no train_None.py for 'a'"),
+        (
+            {"script": "transformer_seq", "seeds": "two", "runs": {"a": {}}},
+            "seeds of 'a' is 'two'; it must be how many",
+        ),
+        ({"script": "transformer_seq", "runs": {"a": {"seeds": 0}}}, "seeds of 'a' is 0"),
+        ({"script": "transformer_seq", "seeds": True, "runs": {"a": {}}}, "seeds of 'a' is True"),
+        ({"script": "transformer_seq", "runs": {512: {"run.seed": 3}}}, "'512' gives run.seed, which is the sweep's"),
+        ({"script": "transformer_seq", "common": {"run.seeds": 2}, "runs": {"a": {}}}, "'a' gives run.seeds, which is"),
     ],
 )
 def test_sweeps_that_make_no_sense(tmp_path, ran, spec, message):
     with pytest.raises(UserError, match=message):
         sweep.main(sweep.Config(write(tmp_path / "s.yml", **spec)))
     assert ran == []
+    path = write(tmp_path / "s.yml", script="transformer_seq", runs={"a": {}})
+    with pytest.raises(UserError, match="has no run whose label contains 'zzz'"):
+        sweep.main(sweep.Config(path, only="zzz"))
     with pytest.raises(UserError, match=r"none\.yml cannot be read"):
         sweep.main(sweep.Config(tmp_path / "none.yml"))
 
@@ -111,7 +126,8 @@ def test_unknown_options_stop_the_sweep_before_the_first_run(tmp_path, ran, caps
 
 @pytest.mark.parametrize("path", sorted((sweep.ROOT / "sweeps").glob("*.yml")), ids=lambda path: path.name)
 def test_sweeps_of_the_project_parse(path):
-    first, others = sweep.runs_of(path, None, scripts=sweep.ROOT)
+    folder, (first, others) = sweep.read_sweep(path, only=None, scripts=sweep.ROOT)
+    assert folder.parts[0] == "runs"
     assert len(others) > 1
     for script, args in [*first, *others]:
         assert sweep.planned(script, args, Path("nowhere"))[0] == "new"
@@ -141,13 +157,14 @@ def test_a_failure_at_first_stops_the_sweep(tmp_path, dataset_folder, monkeypatc
     assert len(started) == 1
 
 
-def test_several_jobs_at_a_time(tmp_path, dataset_folder, capsys):
-    """In processes of their own; one of them fails."""
+def test_several_jobs_at_a_time(tmp_path, dataset_folder, capsys, monkeypatch):
+    """In processes of their own, in the folder of the caller; one of them fails."""
+    monkeypatch.chdir(tmp_path)
     runs = {"good/1": TINY | {"data.folder": str(dataset_folder)}, "bad": {"data.folder": "nowhere"}}
     path = write(tmp_path / "s.yml", script="transformer_seq", runs=runs)
     with pytest.raises(UserError, match=r"these runs failed:\n.*--run.label bad"):
-        sweep.main(sweep.Config(path, folder=tmp_path / "runs", jobs=2))
-    assert "nowhere is no dataset folder" in (tmp_path / "runs" / "bad, seed 1.log").read_text()
+        sweep.main(sweep.Config(path, folder=Path("runs"), jobs=2))
+    assert "nowhere is no dataset folder" in (tmp_path / "runs" / "transformer_seq, bad, seed 1.log").read_text()
     assert "Tiny" not in capsys.readouterr().err
     assert [json.loads(path.read_text())["label"] for path in (tmp_path / "runs").rglob("result.json")] == ["good/1"]
 
@@ -162,3 +179,22 @@ def test_a_run_from_before_an_option_existed_is_finished(tmp_path, dataset_folde
     saved.write_text(yaml.safe_dump(values))
     sweep.main(sweep.Config(path, folder=tmp_path / "runs"))
     assert len(ran) == 1
+
+
+def test_two_sweeps_share_what_is_first(tmp_path, dataset_folder, ran):
+    folder, here = str(tmp_path / "here"), {"data.folder": str(dataset_folder)}
+    first = {"Base": TINY | here | {"script": "transformer_seq"}}
+    paths = [
+        write(
+            tmp_path / f"{label}.yml", script="transformer_seq", folder=folder, first=first, runs={label: TINY | here}
+        )
+        for label in "AB"
+    ]
+    sweep.main(sweep.Config(paths))
+    assert [args[args.index("--run.label") + 1] for args in ran] == ["Base", "A", "B"]
+    assert all(args[args.index("--run.folder") + 1] == folder for args in ran)
+
+
+def test_the_command_line_takes_one_sweep_or_several(tmp_path):
+    assert parse_config(sweep.Config, ["--sweep", "a.yml"]).sweep == Path("a.yml")
+    assert parse_config(sweep.Config, ["--sweep", "[a.yml, b.yml]"]).sweep == [Path("a.yml"), Path("b.yml")]

@@ -179,6 +179,18 @@ def test_lines_after_the_last_save_are_forgotten(bench, monkeypatch):
     assert (bench.last_run.folder / "metrics.jsonl").read_text() == text
 
 
+def test_the_generator_of_mps_is_saved_and_restored(bench, monkeypatch):
+    restored = []
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: torch.tensor([7, 8], dtype=torch.uint8))
+    monkeypatch.setattr(torch.mps, "set_rng_state", lambda state: restored.append(state.tolist()))
+    config = TrainConfig(epochs=1, batch_size=32)
+    bench.fit(Weight(), constant_gradient, scripted([0.1]), config)
+    assert restored == []
+    bench.fit(Weight(), constant_gradient, scripted([]), config, resume=str(bench.last_run.folder))
+    assert restored == [[7, 8]]
+
+
 def test_more_epochs_can_be_added(bench):
     model = Weight()
     bench.fit(model, constant_gradient, scripted([0.1, 0.2]), TrainConfig(epochs=2, batch_size=32, lr=0.1))
@@ -292,11 +304,17 @@ def test_learning_rates(bench, schedule, warmup, factors):
     assert steps == pytest.approx([0.5 * factor for factor in factors], abs=1e-5)
 
 
-def test_weight_decay_is_decoupled(bench):
-    model = Weight(1.0)
+def test_weight_decay_is_decoupled_and_only_of_linear_weights(bench):
+    model = nn.ModuleList([nn.Linear(1, 1), nn.LayerNorm(1), nn.EmbeddingBag(1, 1), Weight()])
+    for parameter in model.parameters():
+        nn.init.ones_(parameter)
     config = TrainConfig(epochs=1, batch_size=32, lr=0.1, weight_decay=0.5)
-    bench.fit(model, lambda m, b: (0 * m.p, len(b.rows)), scripted([0.1]), config)
-    assert model.p.item() == pytest.approx((1 - 0.1 * 0.5) ** 2)
+    zero = lambda m, b: (0 * sum(p.sum() for p in m.parameters()), len(b.rows))  # noqa: E731
+    bench.fit(model, zero, scripted([0.1]), config)
+    decayed = pytest.approx((1 - 0.1 * 0.5) ** 2)
+    assert {name: p.item() for name, p in model.named_parameters()} == {
+        **{"0.weight": decayed, "0.bias": 1, "1.weight": 1, "1.bias": 1, "2.weight": 1, "3.p": 1},
+    }
 
 
 @pytest.mark.parametrize(("clip", "norm"), [(0.0, 30.0), (2.0, 2.0), (50.0, 30.0)])
@@ -427,6 +445,21 @@ def test_rows_that_no_batch_touches_stay():
                 optimizer.step()
         assert (model[0].weight[1, 0].item() == pytest.approx(2 - 0.1)) == sparse
         assert model[0].weight[3, 0].item() < 6 - 0.19
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("frozen", ["0.weight", "1.weight"])
+def test_what_is_frozen_stays(sparse, frozen):
+    """Not even decayed: of the embedding, with dense or sparse gradients, and of the linear layer."""
+    model = looked_up(sparse)
+    dict(model.named_parameters())[frozen].requires_grad_(False)  # has a gradient already
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    optimizers = make_optimizers(model, TrainConfig(lr=0.1, weight_decay=0.5))
+    assert len(optimizers) == 1 + (sparse and frozen != "0.weight")
+    for optimizer in optimizers:
+        optimizer.step()
+    changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert changed == {"0.weight", "1.weight", "1.bias"} - {frozen}
 
 
 @pytest.mark.parametrize("sparse", [False, True])

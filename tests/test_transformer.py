@@ -1,9 +1,24 @@
 """The Transformers: causality, inputs that count and inputs that cannot, sizes, torch's own layers as references."""
 
-import numpy as np
 import pytest
 import torch
-from conftest import N_IDS, make_dataset, random_batch
+from conftest import N_IDS, random_batch
+from model_checks import (
+    FEATURES,
+    SIZES,
+    changed_steps,
+    copy_attention,
+    copy_layer,
+    gradient_norms,
+    other_track,
+    overfit,
+    perturbations,
+    random_sessions,
+    randomise,
+    seq_output,
+    shapes,
+    skip_output,
+)
 from torch import nn
 from torch.nn.functional import pad
 from torch.testing import assert_close
@@ -11,16 +26,12 @@ from torch.testing import assert_close
 from model import SeqTransformer, SkipTransformer, TrackEmbedding, TrackHead
 from model.decoding import greedy
 from model.dropout import Dropout
-from model.transformer import Attention, DecoderLayer, EncoderLayer, causal
+from model.transformer import Attention, DecoderLayer, EncoderLayer, Memory, causal
 from utils import schema
-from utils.dataloaders import Dataset, SessionLoader
 from utils.evaluation import evaluate_seq, evaluate_skip
 from utils.objectives import LossConfig, full_softmax, seq_loss, skip_loss, track_loss
 from utils.scoring import predict_seq, predict_skip
 from utils.vocab import BOS, N_SPECIAL, PAD, SKIP, UNK
-
-SIZES = {"d_model": 16, "n_heads": 2, "n_layers": 2, "d_ff": 24}
-FEATURES = torch.cat([torch.zeros(N_SPECIAL, 3), torch.randn(N_IDS - N_SPECIAL, 3, generator=torch.manual_seed(7))])
 
 
 def skip_model(**options):
@@ -31,30 +42,6 @@ def skip_model(**options):
 def seq_model(**options):
     torch.manual_seed(0)
     return SeqTransformer(N_IDS, FEATURES, **SIZES | options).eval()
-
-
-def skip_output(model, batch):
-    """Logits (B, T), 0 at padding."""
-    return model(batch.history, batch.target_tracks) * (batch.target_tracks != PAD)
-
-
-def seq_output(model, batch):
-    """States (B, T, D), 0 at padding."""
-    states = model(batch.history, model.previous_tracks(batch.history, batch.target_tracks))
-    return states * (batch.target_tracks != PAD)[..., None]
-
-
-def other_track(tracks, place):
-    """The same tracks, with the next id at `place`."""
-    changed = tracks.clone()
-    changed[place] = N_SPECIAL + (changed[place] - N_SPECIAL + 1) % (N_IDS - N_SPECIAL)
-    return changed
-
-
-def changed_steps(before, after):
-    """At which steps of the first example an output differs."""
-    difference = (before - after)[0].abs()
-    return (difference if difference.dim() == 1 else difference.amax(-1)) > 1e-6
 
 
 # --- Causality
@@ -86,24 +73,6 @@ def test_seq_sees_tracks_before_its_own(step):
 
 
 # --- Every input counts, or is hidden
-
-
-def perturbations(batch):
-    """Name -> batch with one input of the first example changed at one play of its history."""
-    history = batch.history
-    skips, log = history.skips.clone(), history.log.clone()
-    # From one skipped state (4 or 5) or one that is not to one of the other kind.
-    skips[0, 3] = 2 if skips[0, 3] >= 4 else 5
-    perturbed = {
-        "tracks": batch._replace(history=history._replace(tracks=other_track(history.tracks, (0, 3)))),
-        "skips": batch._replace(history=history._replace(skips=skips)),
-        "order": batch._replace(history=history._replace(tracks=history.tracks.roll(1, 1))),
-    }
-    for column, (name, size) in enumerate(schema.LOG_COLUMNS.items()):
-        changed = log.clone()
-        changed[0, 3, column] = (changed[0, 3, column] + 1) % size
-        perturbed[name] = batch._replace(history=history._replace(log=changed))
-    return perturbed
 
 
 @pytest.mark.parametrize("build", [(skip_model, skip_output), (seq_model, seq_output)], ids=["skip", "seq"])
@@ -208,12 +177,6 @@ def test_seq_padding_does_not_matter():
 # --- Parameters and sizes
 
 
-def gradient_norms(model, loss):
-    model.zero_grad()
-    loss.backward()
-    return {name: float(p.grad.norm()) if p.grad is not None else 0.0 for name, p in model.named_parameters()}
-
-
 @pytest.mark.parametrize("skip_encoding", ["none", "token", "embedding"])
 @pytest.mark.parametrize("use_log", [False, True])
 def test_every_parameter_of_skip_gets_a_gradient(skip_encoding, use_log):
@@ -228,14 +191,10 @@ def test_every_parameter_of_skip_gets_a_gradient(skip_encoding, use_log):
 @pytest.mark.parametrize("loss", ["full", "sampled", "gbce"])
 def test_every_parameter_of_seq_gets_a_gradient(tie_weights, start, loss):
     model = seq_model(tie_weights=tie_weights, start=start, skip_encoding="embedding", use_log=True)
-    loss_of_tracks = track_loss(LossConfig(name=loss, n_negatives=12), torch.ones(N_IDS).long())
+    loss_of_tracks = track_loss(LossConfig(name=loss), torch.ones(N_IDS).long())
     norms = gradient_norms(model, seq_loss(model, random_batch(), loss_of_tracks)[0])
     assert [name for name, norm in norms.items() if not norm > 0] == []
     assert (model.decoder.tracks.table.weight.grad[BOS].abs().sum() > 0) == (start == "bos")
-
-
-def shapes(model):
-    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
 
 
 @pytest.mark.parametrize("make", [skip_model, seq_model])
@@ -293,30 +252,6 @@ def test_tied_weights_share_storage():
 # --- References
 
 
-def copy_attention(ours, reference):
-    """Our projections into torch's; ours has no bias of the keys."""
-    with torch.no_grad():
-        width = ours.query.weight.shape[0]
-        reference.in_proj_weight.copy_(torch.cat([ours.query.weight, ours.key.weight, ours.value.weight]))
-        reference.in_proj_bias.copy_(torch.cat([ours.query.bias, torch.zeros(width), ours.value.bias]))
-    reference.out_proj.load_state_dict(ours.output.state_dict())
-
-
-def randomise(module):
-    """Norms and biases away from their trivial start."""
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-
-
-def copy_layer(ours, reference):
-    copy_attention(ours.attention, reference.self_attn)
-    reference.linear1.load_state_dict(ours.feed_forward[0].state_dict())
-    reference.linear2.load_state_dict(ours.feed_forward[3].state_dict())
-    for i, norm in enumerate(ours.norms, start=1):
-        getattr(reference, f"norm{i}").load_state_dict(norm.state_dict())
-
-
 def test_encoder_layer_is_torchs():
     torch.manual_seed(0)
     ours = EncoderLayer(16, 4, 32, dropout=0.0)
@@ -340,21 +275,17 @@ def test_decoder_layer_is_torchs():
     hidden[1, :4] = True
     mask = causal(5, x.device)
     expected = reference(x, memory, tgt_mask=~mask[0], memory_key_padding_mask=hidden)
-    assert_close(ours(x, mask, memory, ~hidden[:, None]), expected, atol=1e-5, rtol=1e-5)
+    assert_close(ours(x, mask, Memory(memory, ~hidden[:, None])), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_attention_over_a_memory_of_another_width():
     torch.manual_seed(0)
     ours = Attention(8, 2, d_memory=12)
     reference = nn.MultiheadAttention(8, 2, kdim=12, vdim=12, batch_first=True)
-    with torch.no_grad():
-        for mine, theirs in (("query", "q"), ("key", "k"), ("value", "v")):
-            getattr(reference, f"{theirs}_proj_weight").copy_(getattr(ours, mine).weight)
-        reference.in_proj_bias.copy_(torch.cat([ours.query.bias, torch.zeros(8), ours.value.bias]))
-    reference.out_proj.load_state_dict(ours.output.state_dict())
+    copy_attention(ours, reference)
     x, memory = torch.randn(2, 3, 8), torch.randn(2, 5, 12)
     expected, _ = reference(x, memory, memory)
-    assert_close(ours(x, memory, torch.ones(1, 1, 5, dtype=torch.bool)), expected, atol=1e-6, rtol=1e-5)
+    assert_close(ours(x, Memory(memory, torch.ones(1, 1, 5, dtype=torch.bool))), expected, atol=1e-6, rtol=1e-5)
 
 
 def test_track_embedding_by_hand():
@@ -407,26 +338,7 @@ def test_start_tokens():
 
 @pytest.fixture(scope="module")
 def random_labels(tmp_path_factory):
-    """64 sessions of random tracks with random skips: nothing to learn but by heart."""
-    folder = make_dataset(tmp_path_factory.mktemp("random") / "data", n_sessions=64)
-    rng = np.random.default_rng(0)
-    n = len(np.load(folder / "train" / "tracks.npy"))
-    np.save(folder / "train" / "skips.npy", rng.choice([schema.SKIP_PLAYED, schema.SKIP_1], n).astype(np.uint8))
-    np.save(folder / "train" / "tracks.npy", rng.integers(N_SPECIAL, N_IDS, n).astype(np.int32))
-    return Dataset.open(folder)
-
-
-def overfit(model, loss_fn, dataset, steps):
-    model.train()
-    (batch,) = SessionLoader(dataset.train, batch_size=64)
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        loss, count = loss_fn(model, batch)
-        (loss / count).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-    return SessionLoader(dataset.train, batch_size=64)
+    return random_sessions(tmp_path_factory.mktemp("random") / "data")
 
 
 def test_skip_learns_64_sessions_by_heart(random_labels):

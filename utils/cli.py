@@ -37,6 +37,20 @@ def check_at_least(config: Any, section: str, **least: float) -> None:
             raise UserError(f"{section}.{name} is {value}; it must be at least {bound}")
 
 
+def check_used(config: Any, section: str, choice: str, **used_by: tuple[str, ...]) -> None:
+    """Check that options which have a meaning for some values of `choice` only are left alone for the others.
+
+    Raises:
+        UserError: names the option and the values that use it.
+    """
+    chosen = getattr(config, choice)
+    for name, users in used_by.items():
+        default = type(config).__dataclass_fields__[name].default
+        if chosen not in users and getattr(config, name) != default:
+            options = " or ".join(f"--{section}.{choice} {user}" for user in users)
+            raise UserError(f"{section}.{name} has no meaning for {section}.{choice} {chosen}; use it with {options}")
+
+
 @contextmanager
 def blame(section: str) -> Iterator[None]:
     """Report a ValueError of the block as bad input in `section` of the config."""

@@ -1,4 +1,4 @@
-"""One judge for everything that predicts: models, baselines and the oracle are scored by the same two functions.
+"""One judge for everything that predicts: models, baselines and the oracle are scored by the same functions.
 
 Predictions are arrays in the order of a loader's examples; scores are ratios of sums over sessions, so that every
 interval is a bootstrap over sessions, also where a session gives several examples.
@@ -14,6 +14,7 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from utils import metrics, schema
+from utils.cli import UserError
 from utils.dataloaders import SessionArrays, SessionLoader, Targets, pair_keys
 from utils.files import atomic_file
 from utils.vocab import N_SPECIAL, PAD
@@ -22,10 +23,23 @@ CUTOFFS = (1, 10, 20)
 """The k of HR@k and NDCG@k."""
 MRR_CUTOFF = 20
 LOWER_IS_BETTER = ("log_loss", "perplexity")
+MASKED_METRICS = ("mrr@20", "hr@1", "hr@10", "hr@20", "perplexity")
+"""What `evaluate_masked` measures."""
+SEQ_METRICS = (
+    *("maa", "first_accuracy", "accuracy", "overlap", "repetition", "coverage", "perplexity"),
+    *("hr@1", "hr@10", "hr@20", "ndcg@10", "ndcg@20", "mrr@20"),
+)
+"""What `evaluate_seq` measures."""
 
 
-def direction(metric: str) -> Literal["max", "min"]:
-    """Which way a metric gets better."""
+def direction(metric: str, known: tuple[str, ...]) -> Literal["max", "min"]:
+    """Which way a metric gets better.
+
+    Raises:
+        UserError: it is none of the `known` ones, which is better found before training than at the first validation.
+    """
+    if metric not in known:
+        raise UserError(f"monitor is {metric}, which is no metric of this task; choose one of {', '.join(known)}")
     return "min" if metric in LOWER_IS_BETTER else "max"
 
 
@@ -49,9 +63,21 @@ class SeqPredictions(NamedTuple):
     tracks: np.ndarray
     """int32 (N, T): the continuation, decoded without any look at the targets."""
     log_probability: np.ndarray | None
-    """float32 (N, T): of each true target given the true ones before it (teacher-forced); None if not modelled."""
+    """float32 (N, T): of each true target given the true ones before it (teacher-forced), or given the history only by
+    a model that fills in masks; None if not modelled."""
     rank: np.ndarray | None
     """float32 (N,): of the first true target over the full catalogue, from 0; ties count half, unknown tracks inf."""
+
+
+class MaskedPredictions(NamedTuple):
+    """What a model thinks of the tracks that were hidden from it, in loader order; M plays of a session."""
+
+    tracks: np.ndarray
+    """int32 (N, M): the hidden tracks, PAD elsewhere."""
+    log_probability: np.ndarray
+    """float32 (N, M): of each hidden track."""
+    rank: np.ndarray
+    """float32 (N, M): of each hidden track over the full catalogue, from 0; ties count half."""
 
 
 @dataclass
@@ -189,6 +215,32 @@ def evaluate_seq(
     return _scores(per_example, plain, correct, known, targets, slices)
 
 
+def evaluate_masked(predictions: MaskedPredictions, targets: Targets) -> Scores:
+    """Score guesses of hidden tracks, each hidden track alike; intervals are over sessions.
+
+    There are no slices, no accuracy by position and no histogram: which tracks are hidden is left to chance.
+
+    Args:
+        predictions: of all N examples.
+        targets: `loader.targets()` of the same loader; only tells which session an example is of.
+    """
+    hidden = predictions.tracks != PAD
+    _check_shape(predictions.log_probability, hidden)
+    _check_shape(predictions.rank, hidden)
+    if np.isnan(predictions.log_probability[hidden]).any():
+        raise ValueError("log-probabilities of tracks must be numbers")
+    rank = np.where(hidden, predictions.rank, np.inf).astype(np.float64)
+    of_each = {f"mrr@{MRR_CUTOFF}": metrics.reciprocal_rank(rank, MRR_CUTOFF)}
+    of_each |= {f"hr@{k}": metrics.hit_rate(rank, k) for k in CUTOFFS}
+    of_each["perplexity"] = -np.where(hidden, predictions.log_probability, 0.0)
+    n_hidden = hidden.sum(1)
+    first_row, numerators, denominators = _add_up(
+        {name: (values.sum(1), n_hidden) for name, values in of_each.items()}, targets
+    )
+    n = len(first_row)
+    return Scores(n, np.full(n, np.nan), numerators, denominators, {}, np.empty(0), np.empty(0))
+
+
 def _check_shape(predicted: np.ndarray, known: np.ndarray) -> None:
     if predicted.shape != known.shape:
         raise ValueError(f"predictions have shape {predicted.shape}, the targets {known.shape}")
@@ -202,15 +254,8 @@ def _scores(
     targets: Targets,
     slices: dict[str, np.ndarray] | None,
 ) -> Scores:
-    """Add up the examples of each session."""
-    session_ids, first_row, session = np.unique(targets.session, return_index=True, return_inverse=True)
-    n = len(session_ids)
-
-    def per_session(values: np.ndarray) -> np.ndarray:
-        return np.bincount(session, weights=np.nan_to_num(values.astype(np.float64)), minlength=n)
-
-    numerators = {name: per_session(numerator) for name, (numerator, _) in per_example.items()}
-    denominators = {name: per_session(denominator) for name, (_, denominator) in per_example.items()}
+    first_row, numerators, denominators = _add_up(per_example, targets)
+    n = len(first_row)
     counted = denominators["maa"] > 0
     average_accuracy = np.divide(numerators["maa"], denominators["maa"], out=np.full(n, np.nan), where=counted)
     return Scores(
@@ -223,6 +268,20 @@ def _scores(
         histogram=metrics.number_correct_histogram(correct, known),
         slices={name: labels[first_row] for name, labels in (slices or {}).items()},
     )
+
+
+def _add_up(
+    per_example: dict[str, tuple[np.ndarray, np.ndarray]], targets: Targets
+) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The first example of each session, and the sums of numerators and denominators over its examples."""
+    session_ids, first_row, session = np.unique(targets.session, return_index=True, return_inverse=True)
+
+    def per_session(values: np.ndarray) -> np.ndarray:
+        return np.bincount(session, weights=np.nan_to_num(values.astype(np.float64)), minlength=len(session_ids))
+
+    numerators = {name: per_session(numerator) for name, (numerator, _) in per_example.items()}
+    denominators = {name: per_session(denominator) for name, (_, denominator) in per_example.items()}
+    return first_row, numerators, denominators
 
 
 def session_slices(loader: SessionLoader, train: SessionArrays | None = None) -> dict[str, np.ndarray]:
@@ -270,7 +329,7 @@ def _skipper_type(arrays: SessionArrays, start: np.ndarray, cut: np.ndarray) -> 
 
 
 def save_predictions(
-    path: Path, predictions: SkipPredictions | SeqPredictions, scores: Scores, targets: Targets
+    path: Path, predictions: SkipPredictions | SeqPredictions | MaskedPredictions, scores: Scores, targets: Targets
 ) -> None:
     """Write predictions, with the average accuracy of each session, as one .npz that needs no pickle."""
     arrays = {name: value for name, value in predictions._asdict().items() if value is not None}

@@ -22,7 +22,11 @@ from utils.files import read_json
 from utils.metrics import bootstrap_intervals
 from utils.seed_figures import SeedFigure, seed_figure
 
-TASKS = {"skip": "Which tracks will be skipped?", "seq": "Which tracks come next?"}
+TASKS = {
+    "skip": "Which tracks will be skipped?",
+    "seq": "Which tracks come next?",
+    "pretrain": "Which tracks are hidden?",
+}
 KINDS = ("baseline", "model", "oracle")
 METRIC_NAMES = {
     "maa": "MAA",
@@ -46,6 +50,7 @@ HEADLINES = {
     "skip": ("maa", "first_accuracy"),
     "seq": ("maa", "hr@20", "mrr@20"),
     "prefixes": ("mrr@20", "hr@20", "hr@1"),
+    "pretrain": ("mrr@20", "hr@20", "hr@1", "perplexity"),
 }
 """Metrics of the terminal's table; the first one that every row has orders the rows."""
 
@@ -268,7 +273,7 @@ def check_result(result: Any) -> None:
 
 
 def build_tables(runs: Iterable[FinishedRun]) -> list[Table]:
-    """Put runs (latest first) together into leaderboards, ordered by dataset name, then skip before seq."""
+    """Put runs (latest first) together into leaderboards, ordered by dataset name, then by task as in `TASKS`."""
     groups: dict[tuple[str, ...], list[FinishedRun]] = defaultdict(list)
     for run in runs:
         groups[run.table_key].append(run)

@@ -135,7 +135,7 @@ class Run:
         """Write `result.json` and return its content.
 
         Args:
-            task: "skip" or "seq".
+            task: "skip", "seq" or "pretrain".
             scores: split -> `Scores.summary()`.
             kind: "model", "baseline" or "oracle".
             details: further keys, such as those of `training_details`.

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pandas as pd
@@ -17,15 +17,19 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from model.catalogue import Catalogue
-from model.decoding import SeqModel, beam_search, greedy, sample
+from model.catalogue import Catalogue, rows_at_once
+from model.decoding import HasHead, SeqModel, TargetModel, beam_search, greedy, sample
+from model.filling import Order, SlotModel, fill
+from utils.allocator import reuse_memory
 from utils.batch import History
-from utils.cli import UserError, check_at_least
+from utils.cli import UserError, check_at_least, check_used
 from utils.dataloaders import DataConfig, Dataset, SessionLoader
 from utils.evaluation import (
+    MaskedPredictions,
     Scores,
     SeqPredictions,
     SkipPredictions,
+    evaluate_masked,
     evaluate_seq,
     evaluate_skip,
     save_predictions,
@@ -35,18 +39,30 @@ from utils.files import atomic_file
 from utils.vocab import N_SPECIAL, PAD
 
 LOGIT_ROWS = 256
-"""Rows of the (rows, V) score matrix that are held at once: 105 MB at 103,000 tracks."""
+"""Rows of the (rows, V) score matrix that are held at once, at most: 105 MB at 103,000 tracks."""
 _ROWS_IN_CACHE = 16
 """Rows of it that are looked at together, once they are computed."""
 
-Predictions = SkipPredictions | SeqPredictions
+Predictions = SkipPredictions | SeqPredictions | MaskedPredictions
 Predict = Callable[[SessionLoader], Predictions]
 """Predicts all examples of a loader, in order; the kind of what it returns says which task it is."""
+Continue = Callable[[History, int], Tensor]
+"""Continues sessions by so many tracks: int64 (B, length)."""
+
+
+class Decoding(Protocol):
+    """A config that chooses how sessions are continued."""
+
+    def allowed_tracks(self, dataset: Dataset, data: DataConfig) -> Tensor | None:
+        """The ids (A,) of the only tracks that may be predicted in sessions cut by `data`; nothing if all may be."""
+
+    def continuation(self, model: Any, catalogue: Catalogue) -> Continue:
+        """The function that it means, for a model that can be decoded so."""
 
 
 @dataclass
 class DecodingConfig:
-    """How a seq model continues sessions, on all splits alike."""
+    """How a seq model continues sessions track by track, on all splits alike."""
 
     method: Literal["greedy", "beam", "sample"] = "greedy"
     """greedy: the most probable track, again and again. beam: the most probable continuation that a beam search finds.
@@ -66,42 +82,97 @@ class DecodingConfig:
     """sample: of the random numbers."""
 
     def __post_init__(self) -> None:
-        check_at_least(self, "decoding", beam_width=1, no_repeat=0)
+        check_at_least(self, "decoding", beam_width=1, no_repeat=0, temperature=0.001)
         if not 0 < self.top_p <= 1:
             raise UserError(f"decoding.top_p is {self.top_p}; it must be above 0 and at most 1")
-        if not self.temperature > 0:
-            raise UserError(f"decoding.temperature is {self.temperature}; it must be above 0")
+        if self.beam_width > 1000:
+            raise UserError(f"decoding.beam_width is {self.beam_width}; it must be at most 1000")
+        drawn = ("sample",)
+        check_used(self, "decoding", "method", beam_width=("beam",), top_p=drawn, temperature=drawn, seed=drawn)
 
-    def allowed_tracks(self, dataset: Dataset) -> Tensor | None:
+    def allowed_tracks(self, dataset: Dataset, data: DataConfig) -> Tensor | None:
         """The ids (A,) of the allow-list; without one, nothing.
 
         Raises:
-            UserError: see `read_allow_list`; or the rule against repeats may leave no track.
+            UserError: see `read_allow_list`; or the rule against repeats may leave no track for the last target.
         """
-        allowed = None if self.allow_list is None else read_allow_list(Path(self.allow_list), dataset)
+        allowed = read_allow_list(self.allow_list, dataset, option="decoding.allow_list")
         n_tracks = dataset.n_ids - N_SPECIAL if allowed is None else len(allowed)
-        if n_tracks <= self.no_repeat:
+        if n_tracks <= min(self.no_repeat, data.history_size + data.target_size - 1):
             raise UserError(
                 f"decoding.no_repeat is {self.no_repeat}, but only {n_tracks} tracks may be predicted; make it smaller"
             )
         return allowed
 
+    def continuation(self, model: SeqModel, catalogue: Catalogue) -> Continue:
+        """See `model/decoding.py`."""
+        common: dict[str, Any] = {"catalogue": catalogue, "no_repeat": self.no_repeat}
+        if self.method == "beam":
 
-def read_allow_list(path: Path, dataset: Dataset) -> Tensor:
-    """The ids of the tracks in a text file, one track id of the source a line; empty lines are passed over.
+            def best_beam(history: History, length: int) -> Tensor:
+                return beam_search(model, history, length, width=self.beam_width, **common).tracks[:, 0]
+
+            return best_beam
+        if self.method == "sample":
+            generator = torch.Generator().manual_seed(self.seed)
+            common |= {"top_p": self.top_p, "temperature": self.temperature, "generator": generator}
+            return partial(sample, model, **common)
+        return partial(greedy, model, **common)
+
+
+@dataclass
+class FillingConfig:
+    """How BERT continues sessions: it fills in masks behind the history, on all splits alike."""
+
+    order: Order = "parallel"
+    """parallel: all in one pass (the seed). confident: in each pass those that the model is most sure of.
+    left_to_right: in each pass the next ones."""
+    passes: int = 10
+    """confident, left_to_right: equal shares in which the masks are filled. Time grows with it."""
+    allow_list: str | None = None
+    """Text file of the only tracks that may be predicted: one track id of the source a line. Ranks and perplexity are
+    over all tracks all the same."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, "filling", passes=1)
+        check_used(self, "filling", "order", passes=("confident", "left_to_right"))
+
+    def allowed_tracks(self, dataset: Dataset, data: DataConfig) -> Tensor | None:
+        """The ids (A,) of the allow-list; without one, nothing. How sessions are cut is of no matter here.
+
+        Raises:
+            UserError: see `read_allow_list`.
+        """
+        return read_allow_list(self.allow_list, dataset, option="filling.allow_list")
+
+    def continuation(self, model: SlotModel, catalogue: Catalogue) -> Continue:
+        """See `model/filling.py`."""
+        return partial(fill, model, order=self.order, passes=self.passes, catalogue=catalogue)
+
+
+def read_allow_list(file: str | None, dataset: Dataset, *, option: str) -> Tensor | None:
+    """The ids (A,) of the tracks in a text file, one track id of the source a line; empty lines are passed over.
+
+    Args:
+        file: where the list is; nothing if there is none.
+        dataset: knows the track ids.
+        option: which option named the file.
 
     Raises:
         UserError: there is no such file, no track in it, or one that the dataset does not know.
     """
+    if file is None:
+        return None
+    path = Path(file)
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"decoding.allow_list: cannot read {path} as text: {error}") from error
+        raise UserError(f"{option}: cannot read {path} as text: {error}") from error
     names = pd.Index(dataset.track_names[N_SPECIAL:])
     tracks = pd.Series(lines, index=range(1, len(lines) + 1), dtype=object).str.strip()
     tracks = tracks[tracks != ""]
     if tracks.empty:
-        raise UserError(f"{path} holds no track; write one track id a line, or leave out decoding.allow_list")
+        raise UserError(f"{path} holds no track; write one track id a line, or leave out {option}")
     places = names.get_indexer(tracks)
     if (places < 0).any():
         unknown = tracks[places < 0]
@@ -140,6 +211,7 @@ def score_split(
     prefixes: bool = False,
 ) -> tuple[SessionLoader, Predictions, Scores]:
     """Predict and score one split, at the half of each session or after every prefix."""
+    reuse_memory()
     loader = scoring_loader(dataset, data, split, prefixes=prefixes)
     predictions = predict(loader)
     slices = None if prefixes else session_slices(loader, dataset.train)
@@ -149,7 +221,9 @@ def score_split(
 def scores_of(
     predictions: Predictions, loader: SessionLoader, dataset: Dataset, slices: dict[str, np.ndarray] | None = None
 ) -> Scores:
-    """Scores of the predictions of a loader's examples."""
+    """Scores of the predictions of a loader's examples; those of hidden tracks have no slices."""
+    if isinstance(predictions, MaskedPredictions):
+        return evaluate_masked(predictions, loader.targets())
     if isinstance(predictions, SkipPredictions):
         return evaluate_skip(predictions, loader.targets(), slices=slices)
     return evaluate_seq(predictions, loader.targets(), n_ids=dataset.n_ids, slices=slices)
@@ -189,7 +263,7 @@ def skip_predictor(model: nn.Module, device: torch.device) -> Predict:
 
 
 def seq_predictor(
-    model: SeqModel, device: torch.device, decoding: DecodingConfig | None = None, allowed: Tensor | None = None
+    model: TargetModel, device: torch.device, decoding: Decoding | None = None, allowed: Tensor | None = None
 ) -> Predict:
     """`predict_seq` of this model."""
     return partial(predict_seq, model, device, decoding=decoding, allowed=allowed)
@@ -200,7 +274,7 @@ def predict_skip(model: nn.Module, device: torch.device, loader: SessionLoader) 
     """Skip probabilities of all examples of `loader`, in order."""
     model.eval()
     probability = np.zeros((loader.n_examples, loader.target_size), np.float32)
-    for batch in _progress(loader):
+    for batch in progress(loader):
         on_device = batch.to(device)
         logits = model(on_device.history, on_device.target_tracks)
         probability[batch.rows.numpy()] = logits.float().sigmoid().cpu().numpy()
@@ -209,27 +283,32 @@ def predict_skip(model: nn.Module, device: torch.device, loader: SessionLoader) 
 
 @torch.inference_mode()
 def predict_seq(
-    model: SeqModel,
+    model: TargetModel,
     device: torch.device,
     loader: SessionLoader,
     *,
-    decoding: DecodingConfig | None = None,
+    decoding: Decoding | None = None,
     allowed: Tensor | None = None,
 ) -> SeqPredictions:
-    """Continuations, teacher-forced log-probabilities and full-catalogue ranks, in order.
+    """Continuations, log-probabilities of the true tracks and full-catalogue ranks, in order.
+
+    A step-by-step model judges each true track in the light of the true ones before it (teacher-forced). BERT is given
+    the history only and judges all in one pass, whatever order its masks are filled in: its perplexity is that of
+    independent guesses, not of a sequence.
 
     Args:
         model, device, loader: what predicts what, where.
-        decoding: how sessions are continued; greedily if not given.
+        decoding: how sessions are continued, in a way that the model can; greedily if not given.
         allowed: int64 (A,), the tracks that may continue a session; all of them if not given.
     """
     model.eval()
-    continue_sessions = continuation(model, decoding or DecodingConfig(), Catalogue(model.head, allowed))
+    chosen: Decoding = decoding or DecodingConfig()
+    continue_sessions = chosen.continuation(model, Catalogue(model.head, allowed))
     n, t = loader.n_examples, loader.target_size
     tracks = np.full((n, t), PAD, np.int32)
     log_probability = np.zeros((n, t), np.float32)
     rank = np.full(n, np.inf, np.float32)
-    for batch in _progress(loader):
+    for batch in progress(loader):
         rows = batch.rows.numpy()
         history, targets = batch.to(device)[:2]
         states = model(history, model.previous_tracks(history, targets))  # (B, T, D)
@@ -239,27 +318,12 @@ def predict_seq(
     return SeqPredictions(tracks, log_probability, rank)
 
 
-def continuation(model: SeqModel, decoding: DecodingConfig, catalogue: Catalogue) -> Callable[[History, int], Tensor]:
-    """The function (history, length) -> tracks (B, length) that `decoding` means."""
-    common: dict[str, Any] = {"catalogue": catalogue, "no_repeat": decoding.no_repeat}
-    if decoding.method == "beam":
-
-        def best_beam(history: History, length: int) -> Tensor:
-            return beam_search(model, history, length, width=decoding.beam_width, **common).tracks[:, 0]
-
-        return best_beam
-    if decoding.method == "sample":
-        generator = torch.Generator().manual_seed(decoding.seed)
-        common |= {"top_p": decoding.top_p, "temperature": decoding.temperature, "generator": generator}
-        return partial(sample, model, **common)
-    return partial(greedy, model, **common)
-
-
-def _progress(loader: SessionLoader) -> tqdm:
+def progress(loader: SessionLoader) -> tqdm:
+    """The batches of a loader, with a bar from two seconds on."""
     return tqdm(loader, desc=f"predict {loader.arrays.folder.name}", leave=False, delay=2, unit="batch")
 
 
-def judge(model: SeqModel, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def judge(model: HasHead, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """What states think of the true tracks.
 
     Args:
@@ -275,9 +339,10 @@ def judge(model: SeqModel, states: Tensor, targets: Tensor) -> tuple[Tensor, Ten
     weight, bias = model.head.weight[N_SPECIAL:].float(), model.head.bias[N_SPECIAL:].float()
     n = len(bias)
     log_p, ranks = torch.empty(2, len(labels), device=states.device)
-    scores = torch.empty(min(LOGIT_ROWS, len(labels)), n, device=states.device)  # one for all, and so is `lower`
+    n_rows = rows_at_once(n, LOGIT_ROWS)
+    scores = torch.empty(min(n_rows, len(labels)), n, device=states.device)  # one for all, and so is `lower`
     lower = torch.empty(min(_ROWS_IN_CACHE, len(scores)), n, device=states.device)
-    for rows in torch.arange(len(labels), device=states.device).split(LOGIT_ROWS):
+    for rows in torch.arange(len(labels), device=states.device).split(n_rows):
         torch.addmm(bias, flat[rows], weight.T, out=scores[: len(rows)])
         for few, of_few in zip(rows.split(_ROWS_IN_CACHE), scores[: len(rows)].split(_ROWS_IN_CACHE), strict=True):
             true = of_few.gather(1, labels[few, None])
@@ -294,15 +359,20 @@ def predictions_table(predictions: Predictions, loader: SessionLoader, dataset: 
     """Predictions for people, one row a target: session, position in it, track, and what was predicted of it.
 
     Skip: `skip_probability`, `skip_predicted` and `skipped` (the truth, empty if unknown). Seq: `predicted_track_id`.
+    Hidden tracks: `probability` and `rank` (1 for the most probable track).
     """
     targets = loader.targets()
-    example, step = np.nonzero(targets.tracks != PAD)
+    if isinstance(predictions, MaskedPredictions):  # anywhere in a session, not only behind its cut
+        tracks, first = predictions.tracks, -loader.history_size
+    else:
+        tracks, first = targets.tracks, 0
+    example, step = np.nonzero(tracks != PAD)
     session = targets.session[example]
     table = pd.DataFrame(
         {
             "session_id": loader.arrays.sessions["session_id"].to_numpy()[session],
-            "position": loader.cuts[example] + step + 1,
-            "track_id": dataset.track_names[targets.tracks[example, step]],
+            "position": loader.cuts[example] + first + step + 1,
+            "track_id": dataset.track_names[tracks[example, step]],
         }
     )
     if isinstance(predictions, SkipPredictions):
@@ -311,6 +381,9 @@ def predictions_table(predictions: Predictions, loader: SessionLoader, dataset: 
         table["skip_predicted"] = predictions.decision[example, step]
         table["skipped"] = pd.array(truth == 1, dtype="boolean")
         table.loc[truth < 0, "skipped"] = pd.NA
+    elif isinstance(predictions, MaskedPredictions):
+        table["probability"] = np.exp(predictions.log_probability[example, step])
+        table["rank"] = predictions.rank[example, step] + 1
     else:
         table["predicted_track_id"] = dataset.track_names[predictions.tracks[example, step]]
     return table

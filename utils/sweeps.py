@@ -7,57 +7,82 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import yaml
 
 from utils.cli import UserError
 
-KEYS = {"script", "config", "seeds", "common", "first", "runs"}
+KEYS = {"script", "config", "seeds", "folder", "common", "first", "runs"}
+NOT_RESUMABLE = {"baselines"}
+"""Scripts whose runs leave no `last.pt`: nothing would tell that they are finished."""
 
 PlannedRun = tuple[str, list[str]]
 """Script and arguments."""
 
 
-def runs_of(sweep: Path, only: str | None, *, scripts: Path) -> tuple[list[PlannedRun], list[PlannedRun]]:
-    """The runs of a sweep, those of `first` and the others.
+class Sweep(NamedTuple):
+    """What a file asks for."""
+
+    folder: Path
+    """Of the runs."""
+    waves: tuple[list[PlannedRun], list[PlannedRun]]
+    """The runs of `first`, and the others."""
+
+
+def read_sweep(path: Path, *, only: str | None, scripts: Path) -> Sweep:
+    """Read the runs of a sweep.
 
     Args:
-        sweep: the file.
+        path: the file.
         only: keep runs whose label contains this.
         scripts: the folder of the scripts.
 
     Raises:
-        UserError: the file cannot be read or has other keys, or a run names no script.
+        UserError: the file cannot be read or has other keys, or a run names no script, no seed, or a label or a seed of
+            its own; or no label contains `only`.
     """
     try:
-        spec = yaml.safe_load(sweep.read_text(encoding="utf-8"))
+        spec = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{sweep} cannot be read: {error}") from None
-    if not isinstance(spec, dict) or not isinstance(spec.get("runs"), dict) or set(spec) - KEYS:
-        raise UserError(f"{sweep} must be a mapping of runs, and some of {', '.join(sorted(KEYS))}")
+        raise UserError(f"{path} cannot be read: {error}") from None
+    if not isinstance(spec, dict) or set(spec) - KEYS:
+        raise UserError(f"{path} must be a mapping of runs, and some of {', '.join(sorted(KEYS))}")
+    parts = {part: _mapping(path, part, spec.get(part)) for part in ("common", "first", "runs")}
     top = {"script": None, "config": None, "seeds": 1} | {key: spec[key] for key in spec.keys() & {"script", "config"}}
-    waves = ((spec.get("first") or {}, top), (spec["runs"], top | spec | (spec.get("common") or {})))
+    shared = {"first": top, "runs": top | {key: spec[key] for key in spec.keys() & {"seeds"}} | parts["common"]}
     first, others = (
         [
             planned
-            for label, options in runs.items()
-            for planned in _seeds_of(label, shared | (options or {}), sweep, scripts)
-            if only is None or only in label
+            for label, options in parts[part].items()
+            for planned in _seeds_of(path, str(label), shared[part] | _mapping(path, label, options), scripts)
+            if only is None or only in str(label)
         ]
-        for runs, shared in waves
+        for part in ("first", "runs")
     )
-    return first, others
+    if not first and not others:
+        raise UserError(f"{path} has no run" + ("" if only is None else f" whose label contains {only!r}"))
+    return Sweep(Path(spec.get("folder") or Path("runs") / path.stem), (first, others))
 
 
-def _seeds_of(label: str, options: dict[str, Any], sweep: Path, scripts: Path) -> list[PlannedRun]:
+def _mapping(path: Path, name: Any, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict | None):
+        raise UserError(f"{path}: {name} must be a mapping of options, not {value!r}")
+    return value or {}
+
+
+def _seeds_of(path: Path, label: str, options: dict[str, Any], scripts: Path) -> list[PlannedRun]:
     """Script and arguments for each seed of one experiment."""
     script, config, seeds = (options[key] for key in ("script", "config", "seeds"))
-    if not (scripts / f"train_{script}.py").exists():
-        raise UserError(f"{sweep}: there is no train_{script}.py for {label!r}; name a `script`")
+    if not (scripts / f"train_{script}.py").exists() or script in NOT_RESUMABLE:
+        raise UserError(f"{path}: there is no train_{script}.py for {label!r} that can be resumed; name a `script`")
+    if type(seeds) is not int or seeds < 1:  # true is an int for isinstance
+        raise UserError(f"{path}: seeds of {label!r} is {seeds!r}; it must be how many seeds to run, from 1")
     args = ["--config", str(config)] if config else []
     for key in [key for key in options if key not in KEYS]:
+        if str(key).startswith("run.") and key != "run.name":
+            raise UserError(f"{path}: {label!r} gives {key}, which is the sweep's affair; leave it out")
         args += [f"--{key}", options[key] if isinstance(options[key], str) else json.dumps(options[key])]
     return [(script, [*args, "--run.label", label, "--run.seed", str(seed)]) for seed in range(1, seeds + 1)]
 
@@ -67,15 +92,15 @@ def run(command: list[str], *, scripts: Path, folder: Path, jobs: int) -> bool:
 
     If it is one of several `jobs`, it has its share of the threads, and a log file in `folder` for its output.
     """
+    call = [sys.executable, str(scripts / command[0]), *command[1:]]  # not in `scripts`: paths are the caller's
     if jobs == 1:
-        return subprocess.run([sys.executable, *command], cwd=scripts).returncode == 0
+        return subprocess.run(call).returncode == 0
     label, seed = (command[command.index(f"--run.{name}") + 1] for name in ("label", "seed"))
-    path = folder / f"{label.replace('/', '_')}, seed {seed}.log"
+    script = command[0].removeprefix("train_").removesuffix(".py")
+    path = folder / f"{script}, {label.replace('/', '_')}, seed {seed}.log"
     path.parent.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // jobs))}
     with path.open("ab") as log:
-        code = subprocess.run(
-            [sys.executable, *command], cwd=scripts, env=environment, stdout=log, stderr=log
-        ).returncode
+        code = subprocess.run(call, env=environment, stdout=log, stderr=log).returncode
     print(f"{'FAILED' if code else 'done':11}{path}", flush=True)
     return code == 0

@@ -43,7 +43,7 @@ class TrainConfig:
     lr: float = 1e-4
     """Peak learning rate of Adam."""
     weight_decay: float = 0.0
-    """Decoupled weight decay (AdamW); not of embeddings."""
+    """Decoupled weight decay (AdamW) of the weights of linear layers."""
     clip: float = 0.0
     """Largest norm of the gradient; 0 for no clipping."""
     warmup_steps: int = 0
@@ -189,16 +189,19 @@ def training_details(model: nn.Module, progress: Progress) -> dict[str, Any]:
 
 
 def make_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
-    """Adam for all parameters: of embeddings with sparse gradients only the rows that a batch touched.
+    """Adam for all parameters but frozen ones: of embeddings with sparse gradients only the rows that a batch touched.
 
     A row that no batch touches keeps its moments as they are, where the dense algorithm would let them fade and the
-    row drift ("lazy" Adam). Embeddings are not decayed.
+    row drift ("lazy" Adam). Only the weights of linear layers are decayed: no embeddings, positions, biases or norms.
     """
-    embeddings = {module.weight: module.sparse for module in model.modules() if isinstance(module, nn.Embedding)}
-    rest = [parameter for parameter in model.parameters() if parameter not in embeddings]
-    dense = [weight for weight, sparse in embeddings.items() if not sparse]
-    sparse = [weight for weight, sparse in embeddings.items() if sparse]
-    groups = [{"params": rest, "weight_decay": config.weight_decay}, {"params": dense, "weight_decay": 0.0}]
+    modules = list(model.modules())
+    sparse_tables = {module.weight for module in modules if isinstance(module, nn.Embedding) and module.sparse}
+    linear_weights = {module.weight for module in modules if isinstance(module, nn.Linear)}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    sparse = [parameter for parameter in trained if parameter in sparse_tables]
+    decayed = [parameter for parameter in trained if parameter in linear_weights]
+    rest = [parameter for parameter in trained if parameter not in sparse_tables | linear_weights]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
     optimizers: list[Optimizer] = [torch.optim.AdamW(groups, lr=config.lr, fused=True)]
     if sparse:
         optimizers.append(torch.optim.SparseAdam(sparse, lr=config.lr))
@@ -275,6 +278,7 @@ def _save(
         "progress": vars(progress),
         "rng": torch.get_rng_state(),
         "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "mps_rng": [torch.mps.get_rng_state()] if torch.backends.mps.is_available() else [],
         "vocabulary_hash": vocabulary_hash,
     }
     save_checkpoint(run.folder / "last.pt", state)
@@ -297,4 +301,6 @@ def _restore(
     torch.set_rng_state(state["rng"])
     if state["cuda_rng"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda_rng"])
+    if state["mps_rng"] and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(*state["mps_rng"])
     return Progress(**state["progress"])

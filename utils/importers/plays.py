@@ -23,8 +23,9 @@ import pyarrow.parquet as pq
 
 from utils import schema, vocab
 from utils.cli import UserError
+from utils.dataloaders import Dataset, SessionArrays
 from utils.importers.csv_files import open_text, read_header
-from utils.preparing import Chunk, Funnel
+from utils.preparing import Chunk, Funnel, SplitWriter
 
 
 @dataclass
@@ -372,6 +373,21 @@ def read_plays(
         chunk = concatenate(list(chunks(batches, arranged.sessions, path.name)))
         connection.disconnect()
     return chunk, float((chunk.tracks == vocab.UNK).mean())
+
+
+def plays_as_split(path: Path, columns: PlaysColumns, dataset: Dataset, folder: Path) -> SessionArrays:
+    """Write the sessions of a table of plays as a split to `folder`, and print how many of their plays are unknown.
+
+    Raises:
+        UserError: as `read_plays`.
+    """
+    tracks = pq.read_table(dataset.folder / "tracks.parquet", columns=["track_id", "index"])
+    chunk, unknown = read_plays(path, columns, tracks)
+    writer = SplitWriter(folder)
+    writer.add(chunk)
+    writer.close()
+    print(f"{unknown:.2%} of the plays are of tracks that {dataset.folder} does not know")
+    return SessionArrays.open(folder)
 
 
 def concatenate(parts: list[Chunk]) -> Chunk:

@@ -1,0 +1,87 @@
+"""Continuation with a pre-trained BERT: masks stand behind the history, and it fills them in.
+
+    python train_bert_finetune_seq.py --config configs/bert_finetune_seq/demo.yml --pretrained runs/bert_pretrain/STAMP
+    python train_bert_finetune_seq.py --data.folder data/mssd --pretrained RUN --masks random --filling.order confident
+    python train_bert_finetune_seq.py --data.folder data/mssd --pretrained random
+    python train_bert_finetune_seq.py --config RUN/config.yml --run.resume RUN
+
+The defaults are the seed's, but for the loss (--loss.name full); so is filling in all masks at once. Make a
+pre-training run with train_bert_pretrain.py; "random" is the control without one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+from model.bert import BertForContinuation
+from utils.cli import cli
+from utils.dataloaders import DataConfig, Dataset, training_loader
+from utils.evaluation import SEQ_METRICS, direction
+from utils.masking import hidden_targets_loss
+from utils.objectives import LossConfig, seq_loss, track_loss
+from utils.pretrained import BertConfig, build_bert, check_pretrained, load_pretrained
+from utils.run import Run, RunConfig, each_seed, pick_device, seed_everything
+from utils.scoring import FillingConfig, score, seq_predictor, validate
+from utils.training import TrainConfig, fit, training_details
+
+
+@dataclass
+class Config:
+    """Experiment."""
+
+    pretrained: str = ""
+    """Folder of a run of train_bert_pretrain.py, or "random" for a BERT that has not been trained."""
+    data: DataConfig = field(default_factory=DataConfig)
+    bert: BertConfig = field(default_factory=BertConfig)
+    tie_weights: bool = True
+    """Use BERT's track table as output weights; as in pre-training."""
+    masks: Literal["all", "random"] = "all"
+    """What is hidden in training: all targets (the seed), or a random number of them (Ghazvininejad et al. 2019), for
+    filling in the masks in more than one pass."""
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(batch_size=128, clip=1.0))
+    run: RunConfig = field(default_factory=lambda: RunConfig(label="BERT, fine-tuned"))
+    loss: LossConfig = field(default_factory=LossConfig)
+    filling: FillingConfig = field(default_factory=FillingConfig)
+    monitor: str = "maa"
+    """Validation metric that chooses the best weights; with data.every_prefix, of the next track (such as mrr@20)."""
+
+
+def build(config: Config, dataset: Dataset) -> BertForContinuation:
+    """The model of this script for `dataset`."""
+    sparse = config.loss.is_sparse
+    bert = build_bert(config.bert, dataset, config.data, sparse=sparse)
+    return BertForContinuation(bert, target_size=config.data.target_size, tie_weights=config.tie_weights, sparse=sparse)
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Train, choose the best weights by one validation metric, score once on test; returns result.json's content."""
+    check_pretrained(config)
+    dataset = Dataset.open(config.data.folder)
+    device = pick_device(config.train.device)
+    seed_everything(config.run.seed)
+    model = build(config, dataset).to(device)
+    load_pretrained(model, config, dataset)
+    predict = seq_predictor(model, device, config.filling, config.filling.allowed_tracks(dataset, config.data))
+    train = training_loader(dataset, config.data, batch_size=config.train.batch_size, seed=config.run.seed)
+    hidden_loss = seq_loss if config.masks == "all" else hidden_targets_loss
+    loss_fn = partial(hidden_loss, loss=track_loss(config.loss, dataset.train_plays))
+
+    better, run = direction(config.monitor, SEQ_METRICS), Run("bert_finetune_seq", config, dataset)
+    progress = fit(
+        model,
+        loss_fn,
+        lambda _: validate(predict, dataset, config.data),
+        train,
+        config=config.train,
+        run=run,
+        monitor=config.monitor,
+        direction=better,
+    )
+    scores = score(predict, dataset, config.data, folder=run.folder)
+    return run.finish(task="seq", scores=scores, **training_details(model, progress))
+
+
+if __name__ == "__main__":
+    cli(each_seed(main), Config, description=__doc__)

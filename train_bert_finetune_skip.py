@@ -1,0 +1,76 @@
+"""Skip prediction with a pre-trained BERT: it reads all tracks, and of the history what was skipped.
+
+    python train_bert_finetune_skip.py --config configs/bert_finetune_skip/demo.yml --pretrained runs/bert_pretrain/RUN
+    python train_bert_finetune_skip.py --data.folder data/mssd --pretrained runs/bert_pretrain/STAMP --weighting maa
+    python train_bert_finetune_skip.py --data.folder data/mssd --pretrained random --use_log false
+    python train_bert_finetune_skip.py --config RUN/config.yml --run.resume RUN
+
+The defaults are the seed's, but that its BERT is told no skips and is trained on those of the history as well. Make a
+pre-training run with train_bert_pretrain.py; "random" is the control without one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from model.bert import BertForSkips
+from utils.cli import cli
+from utils.dataloaders import DataConfig, Dataset, training_loader
+from utils.objectives import Weighting, skip_loss
+from utils.pretrained import BertConfig, build_bert, check_pretrained, load_pretrained
+from utils.run import Run, RunConfig, each_seed, pick_device, seed_everything
+from utils.scoring import score, skip_predictor, validate
+from utils.training import TrainConfig, fit, training_details
+
+
+@dataclass
+class Config:
+    """Experiment."""
+
+    pretrained: str = ""
+    """Folder of a run of train_bert_pretrain.py, or "random" for a BERT that has not been trained."""
+    data: DataConfig = field(default_factory=DataConfig)
+    bert: BertConfig = field(default_factory=BertConfig)
+    use_log: bool = True
+    """Give the model the history's log columns (pauses, seeks, context, reasons of start and end, hour, premium)."""
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(batch_size=128, clip=1.0))
+    weighting: Weighting = "uniform"
+    """Loss weight of each position: uniform, or maa (what a mistake there costs)."""
+    run: RunConfig = field(default_factory=lambda: RunConfig(label="BERT, fine-tuned"))
+
+
+def build(config: Config, dataset: Dataset) -> BertForSkips:
+    """The model of this script for `dataset`."""
+    return BertForSkips(build_bert(config.bert, dataset, config.data, sparse=True), use_log=config.use_log)
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Train, choose the best weights by validation MAA, score once on test; returns the content of result.json."""
+    check_pretrained(config)
+    dataset = Dataset.open(config.data.folder, needs_skips=True)
+    device = pick_device(config.train.device)
+    seed_everything(config.run.seed)
+    model = build(config, dataset).to(device)
+    load_pretrained(model, config, dataset)
+    predict = skip_predictor(model, device)
+    train = training_loader(dataset, config.data, batch_size=config.train.batch_size, seed=config.run.seed)
+    loss_fn = partial(skip_loss, weighting=config.weighting)
+
+    run = Run("bert_finetune_skip", config, dataset)
+    progress = fit(
+        model,
+        loss_fn,
+        lambda _: validate(predict, dataset, config.data),
+        train,
+        config=config.train,
+        run=run,
+        monitor="maa",
+    )
+    scores = score(predict, dataset, config.data, folder=run.folder)
+    return run.finish(task="skip", scores=scores, **training_details(model, progress))
+
+
+if __name__ == "__main__":
+    cli(each_seed(main), Config, description=__doc__)

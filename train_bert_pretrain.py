@@ -1,0 +1,87 @@
+"""Pre-training of BERT: which tracks of a session are behind the masks?
+
+    python train_bert_pretrain.py --config configs/bert_pretrain/demo.yml
+    python train_bert_pretrain.py --data.folder data/mssd --loss.name full --masking.last_item 0.1
+    python train_bert_pretrain.py --config RUN/config.yml --run.resume RUN
+    python -m utils.track_vectors --vectors RUN/track_embeddings.safetensors --track TRACK_ID
+
+The sizes are the seed's; its loss is --loss.name full, with an output table of its own (--tie_weights false). The run
+also leaves the track vectors as BERT sees them, and a picture of them. The fine-tuning scripts take it as --pretrained.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+
+from model.bert import BertForMaskedTracks
+from utils.cli import cli
+from utils.dataloaders import DataConfig, Dataset, training_loader
+from utils.evaluation import MASKED_METRICS, direction
+from utils.masking import MaskingConfig, check_whole, masked_loss, masked_predictor
+from utils.objectives import LossConfig, track_loss
+from utils.pretrained import BertConfig, build_bert
+from utils.run import Run, RunConfig, each_seed, pick_device, seed_everything
+from utils.scoring import score, validate
+from utils.track_vectors import PICTURE, plot_vectors, save_vectors
+from utils.training import TrainConfig, fit, training_details
+
+
+@dataclass
+class Config:
+    """Experiment."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    bert: BertConfig = field(default_factory=BertConfig)
+    tie_weights: bool = True
+    """Use BERT's track table as output weights."""
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=7, clip=1.0))
+    run: RunConfig = field(default_factory=lambda: RunConfig(label="BERT, pre-training"))
+    loss: LossConfig = field(default_factory=LossConfig)
+    monitor: str = "mrr@20"
+    """Validation metric, of the hidden tracks, that chooses the best weights."""
+
+
+def build(config: Config, dataset: Dataset) -> BertForMaskedTracks:
+    """The model of this script for `dataset`."""
+    sparse = config.loss.is_sparse
+    bert = build_bert(config.bert, dataset, config.data, sparse=sparse)
+    return BertForMaskedTracks(bert, tie_weights=config.tie_weights, sparse=sparse)
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Train, choose the best weights by one validation metric, score once on test; returns result.json's content."""
+    dataset = Dataset.open(config.data.folder)
+    check_whole(dataset, config.data)
+    device = pick_device(config.train.device)
+    seed_everything(config.run.seed)
+    model = build(config, dataset).to(device)
+    predict = masked_predictor(model, device, config.masking)
+    train = training_loader(dataset, config.data, batch_size=config.train.batch_size, seed=config.run.seed)
+    loss_fn = partial(masked_loss, loss=track_loss(config.loss, dataset.train_plays), masking=config.masking)
+
+    better, run = direction(config.monitor, MASKED_METRICS), Run("bert_pretrain", config, dataset)
+    progress = fit(
+        model,
+        loss_fn,
+        lambda _: validate(predict, dataset, config.data),
+        train,
+        config=config.train,
+        run=run,
+        monitor=config.monitor,
+        direction=better,
+    )
+    with torch.no_grad():
+        vectors = model.bert.tracks(torch.arange(dataset.n_ids, device=device))  # (V, D)
+    save_vectors(run.folder, vectors, dataset)
+    plot_vectors(run.folder / PICTURE, vectors, dataset)
+    scores = score(predict, dataset, config.data)
+    return run.finish(task="pretrain", scores=scores, **training_details(model, progress))
+
+
+if __name__ == "__main__":
+    cli(each_seed(main), Config, description=__doc__)

@@ -1,0 +1,100 @@
+"""Continuation with the BERT-augmented Transformer: its layers also look at a pre-trained BERT's states.
+
+    python train_seq_bert_augmented.py --config configs/seq_bert_augmented/demo.yml --pretrained runs/bert_pretrain/RUN
+    python train_seq_bert_augmented.py --pretrained RUN --warm_start runs/transformer_seq/STAMP --finetune_bert true
+    python train_seq_bert_augmented.py --data.folder data/mssd --pretrained random --drop_net 0.8
+    python train_seq_bert_augmented.py --config RUN/config.yml --run.resume RUN
+
+The defaults are the seed's, but for the loss (--loss.name full). Make a pre-training run with train_bert_pretrain.py;
+"random" is the control without one. A warm start copies a run of train_transformer_seq.py of the same sizes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+from model import BertAugmentedSeqTransformer, SeqTransformer
+from utils.cli import blame, cli
+from utils.dataloaders import DataConfig, Dataset, training_loader
+from utils.evaluation import SEQ_METRICS, direction
+from utils.model_configs import SeqTransformerConfig
+from utils.objectives import LossConfig, seq_loss, track_loss
+from utils.pretrained import BertConfig, build_bert, check_pretrained, load_pretrained, warm_start
+from utils.run import Run, RunConfig, each_seed, pick_device, seed_everything
+from utils.scoring import DecodingConfig, score, seq_predictor, validate
+from utils.training import TrainConfig, fit, training_details
+
+
+@dataclass
+class Config:
+    """Experiment."""
+
+    pretrained: str = ""
+    """Folder of a run of train_bert_pretrain.py, or "random" for a BERT that has not been trained."""
+    warm_start: str = ""
+    """Folder of a run of train_transformer_seq.py whose weights the Transformer starts with; empty for none."""
+    finetune_bert: bool = False
+    """Train BERT, too; else it stays as it is."""
+    drop_net: float = 0.0
+    """DropNet: probability that in a training step a layer looks only at its own states, or only at BERT's."""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: SeqTransformerConfig = field(default_factory=SeqTransformerConfig)
+    bert: BertConfig = field(default_factory=BertConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    run: RunConfig = field(default_factory=lambda: RunConfig(label="BERT-augmented Transformer"))
+    loss: LossConfig = field(default_factory=LossConfig)
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
+    monitor: str = "maa"
+    """Validation metric that chooses the best weights; with data.every_prefix, of the next track (such as mrr@20)."""
+
+
+def build(config: Config, dataset: Dataset) -> BertAugmentedSeqTransformer:
+    """The model of this script for `dataset`."""
+    sparse = config.loss.is_sparse
+    with blame("model"):
+        transformer = SeqTransformer(
+            dataset.n_ids,
+            dataset.features,
+            history_size=config.data.history_size,
+            target_size=config.data.target_size,
+            d_bert=config.bert.d_model,
+            drop_net=config.drop_net,
+            sparse=sparse,
+            **asdict(config.model),
+        )
+    bert = build_bert(config.bert, dataset, config.data, sparse=sparse)
+    return BertAugmentedSeqTransformer(transformer, bert, finetune_bert=config.finetune_bert)
+
+
+def main(config: Config, experiment: str = "seq_bert_augmented") -> dict[str, Any]:
+    """Train, choose the best weights by one validation metric, score once on test; returns result.json's content."""
+    check_pretrained(config)
+    dataset = Dataset.open(config.data.folder)
+    device = pick_device(config.train.device)
+    seed_everything(config.run.seed)
+    model = build(config, dataset).to(device)
+    load_pretrained(model, config, dataset)
+    warm_start(model, config, dataset, experiment="transformer_seq")
+    predict = seq_predictor(model, device, config.decoding, config.decoding.allowed_tracks(dataset, config.data))
+    train = training_loader(dataset, config.data, batch_size=config.train.batch_size, seed=config.run.seed)
+    loss_fn = partial(seq_loss, loss=track_loss(config.loss, dataset.train_plays))
+
+    better, run = direction(config.monitor, SEQ_METRICS), Run(experiment, config, dataset)
+    progress = fit(
+        model,
+        loss_fn,
+        lambda _: validate(predict, dataset, config.data),
+        train,
+        config=config.train,
+        run=run,
+        monitor=config.monitor,
+        direction=better,
+    )
+    scores = score(predict, dataset, config.data, folder=run.folder)
+    return run.finish(task="seq", scores=scores, **training_details(model, progress))
+
+
+if __name__ == "__main__":
+    cli(each_seed(main), Config, description=__doc__)

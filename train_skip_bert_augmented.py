@@ -1,0 +1,97 @@
+"""Skip prediction with the BERT-augmented Transformer: its layers also look at a pre-trained BERT's states.
+
+    python train_skip_bert_augmented.py --config configs/skip_bert_augmented/demo.yml --pretrained RUN
+    python train_skip_bert_augmented.py --pretrained RUN --warm_start runs/transformer_skip/STAMP --finetune_bert true
+    python train_skip_bert_augmented.py --data.folder data/mssd --pretrained random --drop_net 0.8
+    python train_skip_bert_augmented.py --config RUN/config.yml --run.resume RUN
+
+The sizes are the seed's; its learning rate is --train.lr 1e-5, its Transformer is told no skips, and its BERT no target
+tracks. Make a pre-training run with train_bert_pretrain.py; "random" is the control without one. A warm start copies a
+run of train_transformer_skip.py of the same sizes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+from model import BertAugmentedSkipTransformer, SkipTransformer
+from utils.cli import blame, cli
+from utils.dataloaders import DataConfig, Dataset, training_loader
+from utils.model_configs import SkipTransformerConfig
+from utils.objectives import Weighting, skip_loss
+from utils.pretrained import BertConfig, build_bert, check_pretrained, load_pretrained, warm_start
+from utils.run import Run, RunConfig, each_seed, pick_device, seed_everything
+from utils.scoring import score, skip_predictor, validate
+from utils.training import TrainConfig, fit, training_details
+
+
+@dataclass
+class Config:
+    """Experiment."""
+
+    pretrained: str = ""
+    """Folder of a run of train_bert_pretrain.py, or "random" for a BERT that has not been trained."""
+    warm_start: str = ""
+    """Folder of a run of train_transformer_skip.py whose weights the Transformer starts with; empty for none."""
+    finetune_bert: bool = False
+    """Train BERT, too; else it stays as it is."""
+    drop_net: float = 0.0
+    """DropNet: probability that in a training step a layer looks only at its own states, or only at BERT's."""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: SkipTransformerConfig = field(
+        default_factory=lambda: SkipTransformerConfig(d_model=256, n_heads=2, n_layers=2, dropout=0.2)
+    )
+    bert: BertConfig = field(default_factory=BertConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    weighting: Weighting = "uniform"
+    """Loss weight of each position: uniform, or maa (what a mistake there costs)."""
+    run: RunConfig = field(default_factory=lambda: RunConfig(label="BERT-augmented Transformer"))
+
+
+def build(config: Config, dataset: Dataset) -> BertAugmentedSkipTransformer:
+    """The model of this script for `dataset`."""
+    with blame("model"):
+        transformer = SkipTransformer(
+            dataset.n_ids,
+            dataset.features,
+            history_size=config.data.history_size,
+            target_size=config.data.target_size,
+            d_bert=config.bert.d_model,
+            drop_net=config.drop_net,
+            sparse=True,
+            **asdict(config.model),
+        )
+    bert = build_bert(config.bert, dataset, config.data, sparse=True)
+    return BertAugmentedSkipTransformer(transformer, bert, finetune_bert=config.finetune_bert)
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Train, choose the best weights by validation MAA, score once on test; returns the content of result.json."""
+    check_pretrained(config)
+    dataset = Dataset.open(config.data.folder, needs_skips=True)
+    device = pick_device(config.train.device)
+    seed_everything(config.run.seed)
+    model = build(config, dataset).to(device)
+    load_pretrained(model, config, dataset)
+    warm_start(model, config, dataset, experiment="transformer_skip")
+    predict = skip_predictor(model, device)
+    train = training_loader(dataset, config.data, batch_size=config.train.batch_size, seed=config.run.seed)
+
+    run = Run("skip_bert_augmented", config, dataset)
+    progress = fit(
+        model,
+        partial(skip_loss, weighting=config.weighting),
+        lambda _: validate(predict, dataset, config.data),
+        train,
+        config=config.train,
+        run=run,
+        monitor="maa",
+    )
+    scores = score(predict, dataset, config.data, folder=run.folder)
+    return run.finish(task="skip", scores=scores, **training_details(model, progress))
+
+
+if __name__ == "__main__":
+    cli(each_seed(main), Config, description=__doc__)

@@ -1,0 +1,170 @@
+"""Hidden tracks: what BERT is pre-trained on (Devlin et al. 2019, section 3.1; Sun et al. 2019, "BERT4Rec").
+
+A session is read whole: history and targets of a loader that cuts at half, side by side, with padding on both sides.
+Shapes: see the legend in `utils/batch.py`; M plays of a session, history and targets together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from model.bert import BertForContinuation, BertForMaskedTracks
+from utils.batch import SessionBatch
+from utils.cli import UserError
+from utils.dataloaders import DataConfig, Dataset, SessionLoader
+from utils.evaluation import MaskedPredictions
+from utils.objectives import TrackLoss, loss_inside
+from utils.schema import SPLITS
+from utils.scoring import Predict, judge, progress
+from utils.vocab import MASK, N_SPECIAL, PAD
+
+SHARE_MASKED = 0.8
+"""Of the selected plays, those that become MASK."""
+SHARE_RANDOM = 0.1
+"""Those that become any track; the rest stay as they are."""
+EVALUATION_SEED = 0
+
+
+@dataclass
+class MaskingConfig:
+    """Which plays of a session have to be found."""
+
+    rate: float = 0.2
+    """Probability of each play; of those, 80 % are masked, 10 % become a random track, 10 % stay."""
+    last_item: float = 0.0
+    """Share of the sessions of which only the last play is masked, as when a session is continued (BERT4Rec)."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate <= 1:
+            raise UserError(f"masking.rate is {self.rate}; it must be above 0 and at most 1")
+        if not 0 <= self.last_item <= 1:
+            raise UserError(f"masking.last_item is {self.last_item}; it must be from 0 to 1")
+
+
+class Masked(NamedTuple):
+    """Sessions of which some tracks have to be found."""
+
+    inputs: Tensor
+    """int64 (B, M): what the model reads."""
+    labels: Tensor
+    """int64 (B, M): the tracks to be found, PAD elsewhere."""
+
+
+def mask_tracks(
+    tracks: Tensor, n_ids: int, config: MaskingConfig, *, generator: torch.Generator | None = None
+) -> Masked:
+    """Select plays and hide most of them.
+
+    Padding and unknown tracks are never selected. In every session with a known track at least one is: where chance
+    selects none, the one that came closest, so that short sessions are learnt from as often as long ones.
+
+    Args:
+        tracks: int64 (B, M), padded on any side.
+        n_ids: V.
+        config: how many plays.
+        generator: of the CPU; torch's global one if not given. Sessions take equally many numbers each, in order: the
+            same sessions get the same masks in batches of any size.
+    """
+    draws = torch.rand(tracks.shape[0], tracks.shape[1] + 1, 3, dtype=torch.float64, generator=generator)
+    other = N_SPECIAL + (draws[:, :-1, 2] * (n_ids - N_SPECIAL)).long().to(tracks.device)  # (B, M), any track
+    draws = draws.to(tracks.device, torch.float32)
+    only_last = draws[:, -1:, 0] < config.last_item  # (B, 1)
+    known = tracks >= N_SPECIAL
+    chance = draws[:, :-1, 0].masked_fill(~known, torch.inf)
+    selected = known & (chance <= chance.amin(1, keepdim=True).clamp(min=config.rate))
+    selected = torch.where(only_last, last(known), selected)
+    action = draws[:, :-1, 1].masked_fill(only_last, 0.0)
+    masked, random = action < SHARE_MASKED, action >= 1 - SHARE_RANDOM
+    inputs = tracks.where(~(selected & masked), MASK).where(~(selected & random), other)
+    return Masked(inputs, tracks.where(selected, PAD))
+
+
+def last(known: Tensor) -> Tensor:
+    """The last true position of each row, bool (B, M) -> bool (B, M)."""
+    return known & (known.flip(1).cumsum(1).flip(1) == 1)
+
+
+def whole_sessions(batch: SessionBatch) -> Tensor:
+    """All plays of each session of a batch: int64 (B, S + T)."""
+    return torch.cat([batch.history.tracks, batch.target_tracks], dim=1)
+
+
+def masked_loss(
+    model: BertForMaskedTracks, batch: SessionBatch, *, loss: TrackLoss, masking: MaskingConfig
+) -> tuple[Tensor, int]:
+    """Loss in nats of the tracks to be found, newly drawn for each batch: (sum, number of them)."""
+    inputs, labels = mask_tracks(whole_sessions(batch), len(model.head.bias), masking)
+    return loss_inside(model(inputs), labels, model.head, loss)
+
+
+def hide_targets(targets: Tensor) -> Tensor:
+    """Targets (B, T) as slots (B, T): one to all of a session's tracks become MASK, and what is no track always is.
+
+    How many is drawn uniformly (Ghazvininejad et al. 2019, section 3.2), and then which ones; by torch's global
+    generator.
+    """
+    known = targets >= N_SPECIAL
+    n_shown = torch.rand(len(targets), 1).to(targets.device) * known.sum(1, keepdim=True)  # (B, 1), below all of them
+    place = torch.rand(targets.shape).to(targets.device).masked_fill(~known, torch.inf).argsort(1).argsort(1)
+    return targets.where(place < n_shown.floor(), MASK)
+
+
+def hidden_targets_loss(model: BertForContinuation, batch: SessionBatch, loss: TrackLoss) -> tuple[Tensor, int]:
+    """Loss in nats of the targets that are hidden, newly drawn for each batch: (sum, number of them)."""
+    targets = batch.target_tracks
+    slots = hide_targets(targets)
+    states = model(batch.history, slots)  # (B, T, D)
+    return loss_inside(states, targets.where(slots == MASK, PAD), model.head, loss)
+
+
+def masked_predictor(model: BertForMaskedTracks, device: torch.device, masking: MaskingConfig) -> Predict:
+    """`predict_masked` of this model."""
+    return partial(predict_masked, model, device, masking=masking)
+
+
+@torch.inference_mode()
+def predict_masked(
+    model: BertForMaskedTracks, device: torch.device, loader: SessionLoader, *, masking: MaskingConfig
+) -> MaskedPredictions:
+    """Log-probabilities and full-catalogue ranks of hidden tracks, in order; the same tracks are hidden each time."""
+    model.eval()
+    generator = torch.Generator().manual_seed(EVALUATION_SEED)
+    shape = (loader.n_examples, loader.history_size + loader.target_size)
+    tracks = np.full(shape, PAD, np.int32)
+    log_probability = np.zeros(shape, np.float32)
+    rank = np.full(shape, np.inf, np.float32)
+    for batch in progress(loader):
+        rows = batch.rows.numpy()
+        sessions = whole_sessions(batch).to(device)
+        inputs, labels = mask_tracks(sessions, len(model.head.bias), masking, generator=generator)
+        log_p, ranks = judge(model, model(inputs), labels)
+        tracks[rows], log_probability[rows] = labels.cpu().numpy(), log_p.cpu().numpy()
+        rank[rows] = ranks.cpu().numpy()
+    return MaskedPredictions(tracks, log_probability, rank)
+
+
+def check_whole(dataset: Dataset, data: DataConfig) -> None:
+    """Say how many sessions do not fit in history and targets, each cut at its half.
+
+    Raises:
+        UserError: sessions are to be cut anywhere else.
+    """
+    if data.train_cut != "half" or data.every_prefix:
+        raise UserError("pre-training reads whole sessions; leave out data.train_cut and data.every_prefix")
+    for split in SPLITS:
+        lengths = dataset.split(split).lengths
+        halves = lengths // 2
+        n_short = int(((halves > data.history_size) | (lengths - halves > data.target_size)).sum())
+        if n_short:
+            tqdm.write(
+                f"{split}: of {n_short:,} of {len(lengths):,} sessions only the middle is read; the longest has "
+                f"{lengths.max()} plays, so read all with --data.history_size {lengths.max() // 2} "
+                f"--data.target_size {-(-lengths.max() // 2)}"
+            )
