@@ -133,7 +133,10 @@ def masked_predictor(model: BertForMaskedTracks, device: torch.device, masking: 
 def predict_masked(
     model: BertForMaskedTracks, device: torch.device, loader: SessionLoader, *, masking: MaskingConfig
 ) -> MaskedPredictions:
-    """Log-probabilities and full-catalogue ranks of hidden tracks, in order; the same tracks are hidden each time."""
+    """Log-probabilities and full-catalogue ranks of hidden tracks, in order; the same tracks are hidden each time.
+
+    Here all that are selected become MASK: a track that stays, as in training, could be copied.
+    """
     model.eval()
     generator = torch.Generator().manual_seed(EVALUATION_SEED)
     shape = (loader.n_examples, loader.history_size + loader.target_size)
@@ -143,8 +146,9 @@ def predict_masked(
     for batch in progress(loader):
         rows = batch.rows.numpy()
         sessions = whole_sessions(batch).to(device)
-        inputs, labels = mask_tracks(sessions, len(model.head.bias), masking, generator=generator)
-        log_p, ranks = judge(model, model(inputs), labels)
+        labels = mask_tracks(sessions, len(model.head.bias), masking, generator=generator).labels
+        hidden = sessions.where(labels == PAD, MASK)
+        log_p, ranks = judge(model, model(hidden), labels)
         tracks[rows], log_probability[rows] = labels.cpu().numpy(), log_p.cpu().numpy()
         rank[rows] = ranks.cpu().numpy()
     return MaskedPredictions(tracks, log_probability, rank)
