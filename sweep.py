@@ -59,27 +59,27 @@ def main(config: Config) -> None:
     for folder, waves in sweeps:  # mistakes in any of them are found before anything is run
         for each in chain(*waves):
             planned(*each, folder)
-    for folder, waves in sweeps:
-        for wave in waves:
-            run_wave([planned(*each, folder) for each in wave], folder, config)
-    for folder in [] if config.dry_run else sorted({folder for folder, _ in sweeps}):
-        report(ReportConfig(runs=folder))
+    failed = []
+    for folder, (first, others) in sweeps:
+        failures = run_wave([planned(*each, folder) for each in first], folder, config)
+        if not failures:  # else the others would miss what they need
+            failures = run_wave([planned(*each, folder) for each in others], folder, config)
+        failed += failures
+    for folder in sorted({folder for folder, _ in sweeps}):
+        if not config.dry_run and any(folder.glob("*/*/result.json")):
+            report(ReportConfig(runs=folder))
+    if failed:
+        raise UserError("\n  python ".join(["these runs failed:", *failed]))
 
 
-def run_wave(plan: list[tuple[str, list[str]]], folder: Path, config: Config) -> None:
-    """Run what is missing of runs that do not need each other.
-
-    Raises:
-        UserError: some of them failed; the others were run.
-    """
+def run_wave(plan: list[tuple[str, list[str]]], folder: Path, config: Config) -> list[str]:
+    """Run what is missing of runs that do not need each other; returns the commands that failed."""
     for state, command in plan:
         print(f"{state:11}python {shlex.join(command)}", flush=True)
     missing = [command for state, command in plan if state != "finished" and not config.dry_run]
     with ThreadPoolExecutor(config.jobs) as pool:
         succeeded = list(pool.map(partial(run, scripts=ROOT, folder=folder, jobs=config.jobs), missing))
-    failed = [shlex.join(command) for command, good in zip(missing, succeeded, strict=True) if not good]
-    if failed:
-        raise UserError("\n  python ".join(["these runs failed:", *failed]))
+    return [shlex.join(command) for command, good in zip(missing, succeeded, strict=True) if not good]
 
 
 def planned(script: str, args: list[str], folder: Path) -> tuple[str, list[str]]:

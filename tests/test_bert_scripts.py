@@ -63,6 +63,7 @@ def make_pretrained(folder: Path, dataset_folder: Path, *more: str) -> Path:
     (folder / "config.yml").write_text(yaml.safe_dump(asdict(config)), encoding="utf-8")
     weights = {"model": model.state_dict(), "vocabulary_hash": dataset.vocabulary_hash, "step": 0}
     save_checkpoint(folder / "best.pt", weights)
+    (folder / "result.json").touch()
     return folder
 
 

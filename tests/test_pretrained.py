@@ -61,6 +61,7 @@ def make_run(folder: Path, script, config, dataset: Dataset) -> Path:
         nn.init.normal_(parameter)
     weights = {"model": model.state_dict(), "vocabulary_hash": dataset.vocabulary_hash, "step": 0}
     save_checkpoint(folder / "best.pt", weights)
+    (folder / "result.json").touch()
     return folder
 
 
@@ -157,6 +158,17 @@ def test_what_is_no_pretraining_run_is_refused(pretrained, alone, tmp_path):
         check_pretrained(Config(str(alone)))
     with pytest.raises(UserError, match=r"nowhere holds no best.pt; make a run with\n    python train_bert_pre"):
         check_pretrained(Config("nowhere"))
+    # A run of another script can have a BERT of the same sizes, and nobody knows how it was trained.
+    finetuned = Path(shutil.copytree(pretrained, tmp_path / "finetuned"))
+    options = yaml.safe_load((finetuned / "config.yml").read_text())
+    del options["masking"]
+    (finetuned / "config.yml").write_text(yaml.safe_dump(options))
+    with pytest.raises(UserError, match=r"finetuned is a run of another script \(no masking.rate in it\)"):
+        check_pretrained(Config(str(finetuned)))
+    unfinished = Path(shutil.copytree(pretrained, tmp_path / "unfinished"))
+    (unfinished / "result.json").unlink()
+    with pytest.raises(UserError, match=r"unfinished is not finished \(no result.json\); resume it, or make a run"):
+        check_pretrained(Config(str(unfinished)))
     broken = Path(shutil.copytree(pretrained, tmp_path / "broken"))
     for content in ("a: [", "nothing", None):
         if content is None:

@@ -42,7 +42,13 @@ def test_new_folders_have_different_names(tmp_path, dataset):
 
 
 def test_a_folder_with_a_name(tmp_path, dataset):
-    assert Run("x", config(tmp_path, name="base"), dataset).folder == tmp_path / "x" / "base"
+    first = Run("x", config(tmp_path, name="base"), dataset)
+    assert first.folder == tmp_path / "x" / "base"
+    first.log(1, 1, "train", {"loss": 1.0})
+    # Nothing of the first can be resumed, so that the second takes its place.
+    second = Run("x", config(tmp_path, name="base"), dataset)
+    assert sorted(path.name for path in second.folder.iterdir()) == ["config.yml"]
+    (second.folder / "last.pt").touch()
     with pytest.raises(UserError, match=r"x/base exists; resume it with --run.resume, or take another --run.name"):
         Run("x", config(tmp_path, name="base"), dataset)
     with pytest.raises(UserError, match=r"run.name is 'a/b'; it must be the name of a folder"):

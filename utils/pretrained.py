@@ -101,7 +101,7 @@ def check_pretrained(config: HasBert) -> None:
             "or compare with an untrained BERT: --pretrained random"
         )
     folder = Path(config.pretrained)
-    trained = _check_run(folder, options, command=command)
+    trained = _check_run(folder, options, command=command, only_there="masking.rate")
     longest = trained["data.history_size"] + trained["data.target_size"]
     if length != longest:
         raise UserError(
@@ -174,24 +174,27 @@ def _arguments(options: dict[str, Any]) -> str:
     return "".join(f" --{name} {str(value).lower()}" for name, value in options.items())
 
 
-def _check_run(folder: Path, options: dict[str, Any], *, command: str) -> dict[str, Any]:
+def _check_run(folder: Path, options: dict[str, Any], *, command: str, only_there: str | None = None) -> dict[str, Any]:
     """All options of a run, flat.
 
     Args:
         folder: the run's.
         options: what has to be the same in the run.
         command: makes a run that fits.
+        only_there: an option that only the script of such runs has.
 
     Raises:
-        UserError: there are no trained weights, the run does not have these options, or has other values of them.
+        UserError: it is not finished, the run does not have these options, or has other values of them.
     """
     if not (folder / "best.pt").exists():
         raise UserError(f"{folder} holds no best.pt; make a run with\n    {command}")
+    if not (folder / "result.json").exists():
+        raise UserError(f"{folder} is not finished (no result.json); resume it, or make a run with\n    {command}")
     try:
         trained = saved_options(folder / "config.yml", {})
-    except (OSError, AttributeError, yaml.YAMLError):
+    except (OSError, AttributeError, UnicodeDecodeError, yaml.YAMLError):
         raise UserError(f"{folder} holds no readable config.yml; make a run with\n    {command}") from None
-    unknown = sorted(options.keys() - trained.keys())
+    unknown = sorted((options.keys() | ({only_there} if only_there else set())) - trained.keys())
     if unknown:
         raise UserError(f"{folder} is a run of another script (no {unknown[0]} in it); make one with\n    {command}")
     different = {name: trained[name] for name, value in options.items() if trained[name] != value}

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -211,11 +212,15 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _new_folder(parent: Path, name: str) -> Path:
     """A new folder of this name, or named by the time; a run that starts in the same second gets the next free name.
 
+    A folder with a name is taken over if its run was interrupted before there was anything to resume.
+
     Raises:
         UserError: there is such a folder, or its name is none.
     """
     if name != Path(name).name:
         raise UserError(f"run.name is {name!r}; it must be the name of a folder in {parent}, not a path")
+    if name and not any((parent / name / file).exists() for file in ("last.pt", "result.json")):
+        shutil.rmtree(parent / name, ignore_errors=True)
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     names = [name] if name else [stamp, *(f"{stamp}-{i}" for i in range(2, 1000))]
     for folder in (parent / name for name in names):

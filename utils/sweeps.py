@@ -45,7 +45,7 @@ def read_sweep(path: Path, *, only: str | None, scripts: Path) -> Sweep:
     """
     try:
         spec = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     if not isinstance(spec, dict) or set(spec) - KEYS:
         raise UserError(f"{path} must be a mapping of runs, and some of {', '.join(sorted(KEYS))}")

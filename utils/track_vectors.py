@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from matplotlib.figure import Figure
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from sklearn.decomposition import PCA
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -83,7 +83,8 @@ def save_vectors(folder: Path, vectors: Tensor, dataset: Dataset) -> None:
         temporary.write_text("".join(f"{name}\n" for name in dataset.track_names), encoding="utf-8", newline="\n")
     metadata = {"vocabulary_hash": dataset.vocabulary_hash, "n_ids": str(dataset.n_ids)}
     with atomic_file(folder / VECTORS) as temporary:
-        save_file({"vectors": vectors.detach().float().cpu().contiguous()}, temporary, metadata=metadata)
+        # Bytes, as safetensors' own files may be read by their owner only.
+        temporary.write_bytes(save({"vectors": vectors.detach().float().cpu().contiguous()}, metadata=metadata))
 
 
 def load_vectors(path: Path, *, vocabulary_hash: str | None = None) -> TrackVectors:
