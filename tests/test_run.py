@@ -44,10 +44,15 @@ def test_new_folders_have_different_names(tmp_path, dataset):
 def test_a_folder_with_a_name(tmp_path, dataset):
     first = Run("x", config(tmp_path, name="base"), dataset)
     assert first.folder == tmp_path / "x" / "base"
-    first.log(1, 1, "train", {"loss": 1.0})
+    for name in ("metrics.jsonl", "events.out.tfevents.1.host"):  # as a run leaves them that was killed
+        (first.folder / name).touch()
     # Nothing of the first can be resumed, so that the second takes its place.
     second = Run("x", config(tmp_path, name="base"), dataset)
     assert sorted(path.name for path in second.folder.iterdir()) == ["config.yml"]
+    (second.folder / "notes.txt").touch()
+    with pytest.raises(UserError, match=r"x/base exists"):  # nothing of anybody else's is removed
+        Run("x", config(tmp_path, name="base"), dataset)
+    assert sorted(path.name for path in second.folder.iterdir()) == ["config.yml", "notes.txt"]
     (second.folder / "last.pt").touch()
     with pytest.raises(UserError, match=r"x/base exists; resume it with --run.resume, or take another --run.name"):
         Run("x", config(tmp_path, name="base"), dataset)

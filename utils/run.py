@@ -10,7 +10,6 @@ import dataclasses
 import json
 import platform
 import resource
-import shutil
 import subprocess
 import sys
 import time
@@ -212,15 +211,20 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _new_folder(parent: Path, name: str) -> Path:
     """A new folder of this name, or named by the time; a run that starts in the same second gets the next free name.
 
-    A folder with a name is taken over if its run was interrupted before there was anything to resume.
+    A folder with a name is taken over if its run was interrupted before there was anything to resume: what that run
+    logged is removed, and nothing else.
 
     Raises:
         UserError: there is such a folder, or its name is none.
     """
     if name != Path(name).name:
         raise UserError(f"run.name is {name!r}; it must be the name of a folder in {parent}, not a path")
-    if name and not any((parent / name / file).exists() for file in ("last.pt", "result.json")):
-        shutil.rmtree(parent / name, ignore_errors=True)
+    old = parent / name
+    logs = {path for pattern in ("config.yml", "metrics.jsonl", "events.out.tfevents.*") for path in old.glob(pattern)}
+    if name and old.is_dir() and logs == set(old.iterdir()):
+        for path in logs:
+            path.unlink()
+        old.rmdir()
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     names = [name] if name else [stamp, *(f"{stamp}-{i}" for i in range(2, 1000))]
     for folder in (parent / name for name in names):
