@@ -3,16 +3,17 @@
 python report.py
 python report.py --runs runs
 python report.py --runs runs --html false
+python report.py --runs runs --compare '[[Transformer, n-gram with kNN]]'
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from utils.cli import cli
 from utils.files import write_json
-from utils.leaderboard import build_tables, format_table, load_runs, run_records
+from utils.leaderboard import add_comparisons, build_tables, format_table, load_runs, run_records
 from utils.report import write_report
 
 
@@ -22,6 +23,8 @@ class Config:
 
     runs: Path = Path("runs")
     """Folder of the runs, with `<experiment>/<stamp>/result.json` inside."""
+    compare: list[tuple[str, str]] = field(default_factory=list)
+    """Pairs of rows, by their labels, to compare session by session."""
     html: bool = True
     """Whether to write the page; without it the command takes a second."""
 
@@ -29,11 +32,12 @@ class Config:
 def main(config: Config) -> None:
     """Read, print, write."""
     runs, notes = load_runs(config.runs)
-    tables = build_tables(runs)
+    tables, more = add_comparisons(build_tables(runs), config.compare)
+    notes += more
     for table in tables:
         print(format_table(table), end="\n\n")
     for note in notes:
-        print(f"note: {note}; left out")
+        print(f"note: {note}")
     write_json(config.runs / "leaderboard.json", run_records(runs, tables))
     print(f"wrote {config.runs / 'leaderboard.json'}: {len({run.folder for run in runs})} runs")
     if config.html:

@@ -1,15 +1,14 @@
 """Run a table of experiments, one process each, and compare them. What is finished is not run again.
 
     python sweep.py --sweep sweeps/losses_nowplaying.yml
-    python sweep.py --sweep sweeps/losses_nowplaying.yml --only gBCE
-    python sweep.py --sweep sweeps/losses_nowplaying.yml --dry_run true
+    python sweep.py --sweep sweeps/losses_nowplaying.yml --only gBCE --dry_run true
     python sweep.py --sweep '[sweeps/bert_simulated_seq.yml, sweeps/bert_simulated_skip.yml]' --jobs 2
 
 A sweep is a YAML file: `runs` maps a label to what differs, in dotted options of the script, `common` is what these
 runs share; `script` (transformer_seq for train_transformer_seq.py), `config` and `seeds` stand at the top or in a run.
-`first` holds runs that the others need, such as pre-training: they are finished before the others start, and share
-nothing. Runs are written to `folder`, or to runs/<name of the sweep>. An interrupted sweep goes on where it stopped, in
-the middle of a run too.
+`first` holds runs that the others need, such as pre-training, and shares nothing with them. Runs go to `folder`, or to
+runs/<name of the sweep>; in options, {folder} is this folder, {seed} the run's seed. `compare` lists pairs of rows for
+the report. An interrupted sweep goes on where it stopped, in the middle of a run too.
 """
 
 from __future__ import annotations
@@ -18,15 +17,17 @@ import importlib
 import shlex
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import partial
-from itertools import chain
+from functools import cache, partial
+from itertools import chain, groupby
+from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 from report import Config as ReportConfig
 from report import main as report
 from utils.cli import UserError, check_at_least, cli, parse_config
-from utils.run import flat, saved_options
-from utils.sweeps import read_sweep, run
+from utils.run import flat
+from utils.sweeps import PlannedRun, read_sweep, run, saved_runs, state_of
 
 ROOT = Path(__file__).parent
 
@@ -53,47 +54,46 @@ class Config:
 def main(config: Config) -> None:
     """Run what is missing, then report."""
     paths = config.sweep if isinstance(config.sweep, list) else [config.sweep]
-    sweeps = [read_sweep(path, only=config.only, scripts=ROOT) for path in paths]
-    if config.folder is not None:
-        sweeps = [sweep._replace(folder=config.folder) for sweep in sweeps]
-    for folder, waves in sweeps:  # mistakes in any of them are found before anything is run
-        for each in chain(*waves):
-            planned(*each, folder)
-    failed = []
-    for folder, (first, others) in sweeps:
-        failures = run_wave([planned(*each, folder) for each in first], folder, config)
-        if not failures:  # else the others would miss what they need
-            failures = run_wave([planned(*each, folder) for each in others], folder, config)
-        failed += failures
-    for folder in sorted({folder for folder, _ in sweeps}):
+    sweeps = [read_sweep(path, folder=config.folder, only=config.only, scripts=ROOT) for path in paths]
+    for planned in chain(*(wave for each in sweeps for wave in each.waves)):  # mistakes are found before any run
+        options_of(planned)
+    failed: list[str] = []
+    for each in sweeps:
+        for wave in each.waves:
+            if failures := run_wave(wave, each.folder, config):
+                failed += failures
+                break  # the others may need what failed
+    for folder, of_folder in groupby(sorted(sweeps, key=attrgetter("folder")), attrgetter("folder")):
         if not config.dry_run and any(folder.glob("*/*/result.json")):
-            report(ReportConfig(runs=folder))
+            report(ReportConfig(runs=folder, compare=[pair for each in of_folder for pair in each.compare]))
     if failed:
         raise UserError("\n  python ".join(["these runs failed:", *failed]))
 
 
-def run_wave(plan: list[tuple[str, list[str]]], folder: Path, config: Config) -> list[str]:
+@cache
+def options_of(planned: PlannedRun) -> dict[str, Any]:
+    """All options of a run, flat."""
+    return flat(asdict(parse_config(config_of(planned.script), planned.args)))
+
+
+def config_of(script: str) -> Any:
+    """The Config of a script."""
+    return importlib.import_module(f"train_{script}").Config
+
+
+def run_wave(wave: list[PlannedRun], folder: Path, config: Config) -> list[str]:
     """Run what is missing of runs that do not need each other; returns the commands that failed."""
-    for state, command in plan:
+    saved = {script: saved_runs(folder / script, config_of(script)()) for script in {each.script for each in wave}}
+    missing = []
+    for planned in wave:
+        state, more = state_of(options_of(planned), saved[planned.script])
+        command = [f"train_{planned.script}.py", *planned.args, *more]
         print(f"{state:11}python {shlex.join(command)}", flush=True)
-    missing = [command for state, command in plan if state != "finished" and not config.dry_run]
+        if state != "finished" and not config.dry_run:
+            missing.append(command)
     with ThreadPoolExecutor(config.jobs) as pool:
         succeeded = list(pool.map(partial(run, scripts=ROOT, folder=folder, jobs=config.jobs), missing))
     return [shlex.join(command) for command, good in zip(missing, succeeded, strict=True) if not good]
-
-
-def planned(script: str, args: list[str], folder: Path) -> tuple[str, list[str]]:
-    """A run's state and its command, by the options that runs of its script in `folder` were started with."""
-    script_config = importlib.import_module(f"train_{script}").Config
-    wanted = asdict(parse_config(script_config, [*args, "--run.folder", str(folder)]))
-    command = [f"train_{script}.py", *args, "--run.folder", str(folder)]
-    for path in sorted((folder / script).glob("*/config.yml")):
-        resumable = (path.parent / "last.pt").exists()
-        if resumable and saved_options(path, asdict(script_config())) == flat(wanted):
-            if (path.parent / "result.json").exists():
-                return "finished", command
-            return "unfinished", [*command, "--run.resume", str(path.parent)]
-    return "new", command
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@
     python train_bert_finetune_seq.py --data.folder data/mssd --pretrained random
     python train_bert_finetune_seq.py --config RUN/config.yml --run.resume RUN
 
-The defaults are the seed's, but for the loss (--loss.name full); so is filling in all masks at once. Make a
-pre-training run with train_bert_pretrain.py; "random" is the control without one.
+The defaults are the seed's, and so is filling in all masks at once; but its loss is --loss.name full, its output table
+is one of its own (--tie_weights false), and its BERT is half as wide (--bert.d_model 128). Make a pre-training run with
+train_bert_pretrain.py; "random" is the control without one.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from model.bert import BertForContinuation
 from utils.cli import cli
 from utils.dataloaders import DataConfig, Dataset, training_loader
 from utils.evaluation import SEQ_METRICS, direction
-from utils.masking import hidden_targets_loss
-from utils.objectives import LossConfig, seq_loss, track_loss
-from utils.pretrained import BertConfig, build_bert, check_pretrained, load_pretrained
+from utils.model_configs import BertConfig
+from utils.objectives import LossConfig, hidden_targets_loss, seq_loss, track_loss
+from utils.pretrained import build_bert, check_pretrained, load_pretrained
 from utils.run import Run, RunConfig, each_seed, pick_device, seed_everything
 from utils.scoring import FillingConfig, score, seq_predictor, validate
 from utils.training import TrainConfig, fit, training_details

@@ -5,8 +5,8 @@
     python train_bert_finetune_skip.py --data.folder data/mssd --pretrained random --use_log false
     python train_bert_finetune_skip.py --config RUN/config.yml --run.resume RUN
 
-The defaults are the seed's, but that its BERT is told no skips and is trained on those of the history as well. Make a
-pre-training run with train_bert_pretrain.py; "random" is the control without one.
+The defaults are the seed's, but that its BERT is half as wide (--bert.d_model 128), is told no skips and is trained on
+those of the history as well. Make a pre-training run with train_bert_pretrain.py; "random" is the control without one.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from typing import Any
 from model.bert import BertForSkips
 from utils.cli import cli
 from utils.dataloaders import DataConfig, Dataset, training_loader
+from utils.model_configs import BertConfig
 from utils.objectives import Weighting, skip_loss
-from utils.pretrained import BertConfig, build_bert, check_pretrained, load_pretrained
+from utils.pretrained import build_bert, check_pretrained, load_pretrained
 from utils.run import Run, RunConfig, each_seed, pick_device, seed_everything
 from utils.scoring import score, skip_predictor, validate
 from utils.training import TrainConfig, fit, training_details

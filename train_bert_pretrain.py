@@ -22,8 +22,9 @@ from utils.cli import cli
 from utils.dataloaders import DataConfig, Dataset, training_loader
 from utils.evaluation import MASKED_METRICS, direction
 from utils.masking import MaskingConfig, check_whole, masked_loss, masked_predictor
+from utils.model_configs import BertConfig
 from utils.objectives import LossConfig, track_loss
-from utils.pretrained import BertConfig, build_bert
+from utils.pretrained import build_bert
 from utils.run import Run, RunConfig, each_seed, pick_device, seed_everything
 from utils.scoring import score, validate
 from utils.track_vectors import PICTURE, plot_vectors, save_vectors
@@ -78,9 +79,10 @@ def main(config: Config) -> dict[str, Any]:
     with torch.no_grad():
         vectors = model.bert.tracks(torch.arange(dataset.n_ids, device=device))  # (V, D)
     save_vectors(run.folder, vectors, dataset)
-    plot_vectors(run.folder / PICTURE, vectors, dataset)
     scores = score(predict, dataset, config.data)
-    return run.finish(task="pretrain", scores=scores, **training_details(model, progress))
+    result = run.finish(task="pretrain", scores=scores, **training_details(model, progress))
+    plot_vectors(run.folder / PICTURE, vectors, dataset)  # last: a run is finished without it
+    return result
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ from model import BertAugmentedSeqTransformer, SeqTransformer
 from utils.cli import blame, cli
 from utils.dataloaders import DataConfig, Dataset, training_loader
 from utils.evaluation import SEQ_METRICS, direction
-from utils.model_configs import SeqTransformerConfig
+from utils.model_configs import BertConfig, SeqTransformerConfig
 from utils.objectives import LossConfig, seq_loss, track_loss
-from utils.pretrained import BertConfig, build_bert, check_pretrained, load_pretrained, warm_start
+from utils.pretrained import build_bert, check_pretrained, load_pretrained, warm_start
 from utils.run import Run, RunConfig, each_seed, pick_device, seed_everything
 from utils.scoring import DecodingConfig, score, seq_predictor, validate
 from utils.training import TrainConfig, fit, training_details

@@ -19,9 +19,9 @@ from typing import Any
 from model import BertAugmentedSkipTransformer, SkipTransformer
 from utils.cli import blame, cli
 from utils.dataloaders import DataConfig, Dataset, training_loader
-from utils.model_configs import SkipTransformerConfig
+from utils.model_configs import BertConfig, SkipTransformerConfig
 from utils.objectives import Weighting, skip_loss
-from utils.pretrained import BertConfig, build_bert, check_pretrained, load_pretrained, warm_start
+from utils.pretrained import build_bert, check_pretrained, load_pretrained, warm_start
 from utils.run import Run, RunConfig, each_seed, pick_device, seed_everything
 from utils.scoring import score, skip_predictor, validate
 from utils.training import TrainConfig, fit, training_details

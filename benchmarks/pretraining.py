@@ -4,8 +4,9 @@
     python -m benchmarks.pretraining --quick true
     python -m benchmarks.pretraining --sizes.tracks 10000 --rounds 3
 
-The BERT has as many layers and heads as encoder and decoder of the other models together: four by default, as in the
-seed. Targets are the tracks to be found, a fifth of a session's plays.
+The BERT has as many layers as encoder and decoder of the other models together, and twice their heads: four of each by
+default, as in the seed. Like the other models of the benchmarks, and unlike the seed's BERT, it reads audio features.
+Targets are the tracks to be found: a fifth of a session's plays, on average.
 """
 
 from __future__ import annotations

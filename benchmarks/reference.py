@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.workload import Sizes
-from model import SeqTransformer, SkipTransformer
+from model import NextTrackGRU, SeqTransformer, SkipTransformer
 from model.bert import BertForMaskedTracks
 from model.dropout import Dropout
 from utils import schema
-from utils.batch import History, SessionBatch
+from utils.batch import History, SessionBatch, whole_sessions
 from utils.dataloaders import SessionArrays, SessionLoader
-from utils.masking import MaskingConfig, mask_tracks, whole_sessions
+from utils.masking import MaskingConfig, mask_tracks
 from utils.vocab import N_SPECIAL, PAD
 
 
@@ -140,6 +140,22 @@ def seq_learner(model: SeqTransformer, *, lr: float, loss_fn: DenseLoss = softma
         targets = batch.target_tracks
         states = model(batch.history, model.previous_tracks(batch.history, targets))
         loss = loss_fn(model.logits(states).flatten(0, 1), targets.flatten())
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return learn
+
+
+def next_track_learner(model: NextTrackGRU, *, lr: float) -> Learn:
+    """Scores of all tracks at once after every play of full sessions, dense gradients, Adam."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+
+    def learn(batch: SessionBatch) -> float:
+        optimizer.zero_grad()
+        tracks = whole_sessions(batch)
+        states, _ = model.read(tracks[:, :-1])
+        loss = softmax(model.logits(states).flatten(0, 1), tracks[:, 1:].flatten())
         loss.backward()
         optimizer.step()
         return loss.item()

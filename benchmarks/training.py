@@ -163,8 +163,11 @@ def our_batches(arrays: SessionArrays, sizes: Sizes) -> Iterable[SessionBatch]:
     return chain.from_iterable(repeat(workload.loader(arrays, sizes)))
 
 
-def updates(learn: Learn, batches: Iterable[SessionBatch], *, steps: int) -> Step:
-    """So many updates; units are sessions. Memory is kept as `utils.training.fit` does, for the reference as well."""
+def updates(learn: Learn, batches: Iterable[SessionBatch], *, steps: int, units: int = 1) -> Step:
+    """So many updates; a session is one unit, or `units` targets.
+
+    Memory is kept as `utils.training.fit` does, for the reference as well.
+    """
     reuse_memory()
     batches = iter(batches)
 
@@ -173,7 +176,7 @@ def updates(learn: Learn, batches: Iterable[SessionBatch], *, steps: int) -> Ste
         for batch in islice(batches, steps):
             learn(batch)
             n_sessions += len(batch.rows)
-        return n_sessions
+        return n_sessions * units
 
     return step
 
@@ -329,12 +332,18 @@ def measure_all(config: Config, folder: Path) -> list[Row]:
 
 
 def measure_beside_ceilings(
-    contenders: list[Contender], work: dict[str, Work], config: Config, *, title: str, targets: float
+    contenders: list[Contender],
+    work: dict[str, Work],
+    config: Config,
+    *,
+    title: str,
+    targets: float,
+    unit: str = "sessions/s",
 ) -> list[Row]:
     """The rows of the ceilings and of the contenders, the first of which is the reference.
 
     Args:
-        targets: of each session that are learnt from.
+        targets: of each unit (session) that are learnt from.
     """
     ceilings = [
         Contender(name, setup_matmul, {"size": config.matmul_size, "precision": precision})
@@ -347,7 +356,7 @@ def measure_beside_ceilings(
         found, (flops, precision) = measured[contender.name], work[contender.name]
         rows.append(
             found.row(
-                "sessions/s",
+                unit,
                 reference=measured[contenders[0].name],
                 targets_per_second=found.rate * targets,
                 ceiling_share=flops * found.rate / highest[precision],

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from model import SeqTransformer, SkipTransformer
+from model import NextTrackGRU, SeqTransformer, SkipTransformer
 from model.bert import BertForMaskedTracks, BertTransformer
 from utils import schema
 from utils.cli import UserError, blame, check_at_least
@@ -129,7 +129,7 @@ def skip_transformer(sizes: Sizes, *, sparse: bool = False) -> SkipTransformer:
 
 @blame("sizes")
 def bert(sizes: Sizes, *, sparse: bool = False) -> BertForMaskedTracks:
-    """The BERT that is pre-trained, with layers and heads of encoder and decoder together; the same weights again."""
+    """The BERT that is pre-trained, with twice the layers and heads of an encoder; the same weights again."""
     torch.manual_seed(0)
     reader = BertTransformer(
         sizes.n_ids,
@@ -143,6 +143,20 @@ def bert(sizes: Sizes, *, sparse: bool = False) -> BertForMaskedTracks:
         sparse=sparse,
     )
     return BertForMaskedTracks(reader, sparse=sparse)
+
+
+@blame("sizes")
+def next_track_gru(sizes: Sizes, *, sparse: bool = False) -> NextTrackGRU:
+    """The GRU, as wide as the Transformers, in track vectors and state alike; the same weights each time."""
+    torch.manual_seed(0)
+    return NextTrackGRU(
+        sizes.n_ids,
+        _features(sizes),
+        d_model=sizes.d_model,
+        d_hidden=sizes.d_model,
+        dropout=sizes.dropout,
+        sparse=sparse,
+    )
 
 
 def _features(sizes: Sizes) -> Tensor:

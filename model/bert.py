@@ -3,7 +3,7 @@
 `BertTransformer` reads a session in both directions; three small models put a head on it: one finds hidden tracks
 (pre-training), one continues a session, one tells its skips. Deviations from the seed, numbered:
     1  padding is masked: sessions have any length
-    2  positions are counted from a session's first play, wherever the padding is
+    2  positions are counted from the first play shown (of a long session a later one), wherever the padding is
     3  to continue a session, masks stand behind the history (the seed's code shifts the labels instead, and so leaks)
     4  skips enter as a vector added to each play of the history; those of the targets are unknown
 Shapes: see the legend in `utils/batch.py`; M plays of a session, history and targets together.

@@ -150,6 +150,17 @@ def test_dropout_acts_in_training_only():
     assert (bert(tracks) - bert(tracks)).abs().max() > 1e-3
 
 
+def test_dropout_drops_what_is_added_as_well():
+    """The sum of track, position and skips or log is dropped as a whole, or doubled."""
+    bert, tracks = bert_model(n_layers=0, dropout=0.5), whole(random_batch())
+    added = torch.randn(*tracks.shape, 16)
+    expected = bert(tracks, added)
+    found = bert.train()(tracks, added)
+    dropped = found == 0
+    assert 0.4 < dropped.float().mean() < 0.6
+    assert_close(found, (2 * expected).masked_fill(dropped, 0.0))
+
+
 def test_frozen_it_ignores_training():
     tracks, bert = whole(random_batch()), bert_model(dropout=0.5)
     expected = bert(tracks).detach()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import N_IDS, make_dataset
+from conftest import N_IDS, make_dataset, random_batch
+from script_checks import CPU, check_loss_arrives, given_to_fit
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import evaluate
@@ -18,9 +20,13 @@ import train_bert_pretrain as script
 from utils.checkpoint import load_checkpoint
 from utils.cli import UserError, cli, parse_config
 from utils.dataloaders import DataConfig, Dataset
-from utils.pretrained import BertConfig, check_pretrained, load_pretrained
+from utils.masking import MaskingConfig, masked_loss, masked_predictor
+from utils.model_configs import BertConfig
+from utils.objectives import full_softmax
+from utils.pretrained import check_pretrained, load_pretrained
 from utils.run import RunConfig, each_seed
-from utils.scoring import DecodingConfig
+from utils.scoring import DecodingConfig, validate
+from utils.sweeps import PlannedRun, saved_runs, state_of
 from utils.track_vectors import load_vectors
 
 TINY = [
@@ -53,11 +59,17 @@ def lines(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+MORE = [
+    *("--run.label", "Tiny BERT", "--bert.use_features", "true"),
+    *("--masking.rate", "0.3", "--masking.last_item", "0.1"),
+]
+"""Options of `run`."""
+
+
 @pytest.fixture(scope="module")
 def run(dataset_folder, tmp_path_factory) -> Path:
-    """A finished run with audio features in BERT."""
-    more = ["--run.label", "Tiny BERT", "--bert.use_features", "true"]
-    return pretrain(options(dataset_folder, tmp_path_factory.mktemp("pretrain"), *more))
+    """A finished run with audio features in BERT, and masks of its own."""
+    return pretrain(options(dataset_folder, tmp_path_factory.mktemp("pretrain"), *MORE))
 
 
 def test_a_run_leaves_exactly_this(run):
@@ -157,6 +169,45 @@ def test_variants(more, dataset_folder, tmp_path):
         values = [line["perplexity"] for line in lines(folder) if line["split"] == "valid"]
         assert result(folder)["best_value"] == min(values)
     assert list(result(folder)["scores"]) == (["valid"] if "[valid]" in more else ["train", "valid", "test"])
+
+
+def test_masking_arrives_in_the_loss_and_in_the_scores(dataset_folder, tmp_path, monkeypatch):
+    dataset, batch, losses, scores = Dataset.open(dataset_folder), random_batch(), [], []
+    for masking in (MaskingConfig(), MaskingConfig(rate=0.5), MaskingConfig(rate=0.5, last_item=0.6)):
+        more = [f"--masking.{name}={value}" for name, value in asdict(masking).items()]
+        arguments = options(dataset_folder, tmp_path, "--loss.name", "full", *more)
+        model, loss_fn, evaluate_fn = given_to_fit(script, arguments, monkeypatch)
+        model.eval()
+        for loss in (loss_fn, partial(masked_loss, loss=full_softmax, masking=masking)):
+            torch.manual_seed(1)
+            losses.append(loss(model, batch))
+        scores += [evaluate_fn(model), validate(masked_predictor(model, CPU, masking), dataset, DataConfig())]
+    for found in (losses, scores):
+        assert found[::2] == found[1::2]
+        assert all(found[i] != found[j] for i, j in ((0, 2), (0, 4), (2, 4)))
+
+
+def test_the_loss_arrives(dataset_folder, tmp_path, monkeypatch):
+    expected = partial(masked_loss, masking=MaskingConfig())
+    check_loss_arrives(script, options(dataset_folder, tmp_path), monkeypatch, expected)
+
+
+def test_one_dimension_has_no_picture(dataset_folder, tmp_path, capsys):
+    folder = pretrain(options(dataset_folder, tmp_path, "--bert.d_model", "1", "--bert.n_heads", "1"))
+    assert FILES - {path.name for path in folder.iterdir()} == {"embedding.png"}
+    assert "vectors of shape (40, 1) have no two components: no embedding.png" in capsys.readouterr().out
+
+
+def test_a_picture_does_not_cost_the_run(run, dataset_folder, tmp_path, monkeypatch):
+    def broken(*_):
+        raise OSError("no room for pictures")
+
+    monkeypatch.setattr(script, "plot_vectors", broken)
+    with pytest.raises(OSError, match="no room for pictures"):
+        pretrain(options(dataset_folder, tmp_path, *MORE))
+    (folder,) = (tmp_path / "runs" / "bert_pretrain").iterdir()
+    assert FILES - {path.name for path in folder.iterdir()} == {"embedding.png"}
+    assert result(folder)["scores"] == result(run)["scores"]
 
 
 def test_ragged_sessions_without_features_or_skips(tmp_path, capsys):
@@ -263,10 +314,11 @@ def test_report_has_a_table_of_hidden_tracks(run, capsys):
 
 
 def test_sweep_knows_it(run, dataset_folder):
-    more = ["--run.label", "Tiny BERT", "--bert.use_features", "true"]
-    arguments = ["--data.folder", str(dataset_folder), *TINY, *more]
-    assert sweep.planned("bert_pretrain", arguments, run.parent.parent)[0] == "finished"
-    assert sweep.planned("bert_pretrain", [*arguments, "--run.seed", "2"], run.parent.parent)[0] == "new"
+    saved = saved_runs(run.parent, script.Config())
+    arguments = ("--data.folder", str(dataset_folder), *TINY, *MORE, "--run.folder", str(run.parent.parent))
+    assert state_of(sweep.options_of(PlannedRun("bert_pretrain", arguments)), saved) == ("finished", [])
+    other = sweep.options_of(PlannedRun("bert_pretrain", (*arguments, "--run.seed", "2")))
+    assert state_of(other, saved) == ("new", [])
 
 
 def test_sparse_gradients_follow_the_loss(dataset_folder):

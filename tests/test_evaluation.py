@@ -277,13 +277,15 @@ def test_saved_predictions(tmp_path):
     scores = evaluate_skip(predictions, SKIP_TARGETS)
     save_predictions(tmp_path / "p.npz", predictions, scores, SKIP_TARGETS)
     with np.load(tmp_path / "p.npz", allow_pickle=False) as saved:
-        assert set(saved) == {"probability", "decision", "average_accuracy", "session"}
+        sums = {f"sums_{name}" for name in ("maa", "first_accuracy", "accuracy", "log_loss")}
+        assert set(saved) == {"probability", "decision", "session", *sums}
         assert_array_equal(saved["decision"], predictions.decision)
-        assert_array_equal(saved["average_accuracy"], scores.average_accuracy)
+        assert_allclose(saved["sums_maa"], [[0.71, 1], [0.32, 1], [1, 1]], rtol=1e-6)
+        assert_allclose(saved["sums_accuracy"][:2], [[4, 5], [3, 5]])
     seq = SeqPredictions(SEQ_TARGETS.tracks, None, None)
     save_predictions(tmp_path / "q.npz", seq, evaluate_seq(seq, SEQ_TARGETS, n_ids=20), SEQ_TARGETS)
     with np.load(tmp_path / "q.npz", allow_pickle=False) as saved:
-        assert set(saved) == {"tracks", "average_accuracy", "session"}
+        assert {"tracks", "session", "sums_maa", "sums_overlap"} < set(saved)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p.npz", "q.npz"]
 
 
@@ -429,11 +431,16 @@ def test_score_covers_the_splits(tmp_path, dataset_folder):
     assert set(scores["train"]["slices"]["continuation"]) == {"seen in training"}
 
 
-def test_score_with_every_prefix(dataset_folder):
+def test_score_with_every_prefix(tmp_path, dataset_folder):
     dataset = Dataset.open(dataset_folder)
     data = DataConfig(every_prefix=True, scored=["test"])
-    scores = score(seq_predictor(seq_model(), CPU), dataset, data)
+    scores = score(seq_predictor(seq_model(), CPU), dataset, data, folder=tmp_path)
     assert list(scores) == ["test", "test_prefixes"]
+    for name in scores:
+        with np.load(tmp_path / f"predictions_{name}.npz") as arrays:
+            right, asked = arrays["sums_hr@20"].T
+            assert right.sum() / asked.sum() == pytest.approx(scores[name]["metrics"]["hr@20"]["mean"])
+            assert len(right) == len(np.unique(arrays["session"])) == 16
     assert scores["test_prefixes"]["n_sessions"] == 16
     assert len(scores["test_prefixes"]["histogram"]) == 2
     metrics = scores["test_prefixes"]["metrics"]

@@ -15,8 +15,7 @@ from model.bert import BertForContinuation, BertTransformer
 from model.catalogue import Catalogue
 from model.filling import fill, shares
 from utils.batch import History
-from utils.masking import hidden_targets_loss, hide_targets
-from utils.objectives import full_softmax, seq_loss
+from utils.objectives import full_softmax, hidden_targets_loss, hide_targets, seq_loss
 from utils.vocab import MASK, N_SPECIAL, PAD, UNK
 
 A, B, C, D = range(N_SPECIAL, N_SPECIAL + 4)
@@ -63,6 +62,7 @@ def test_shares_are_as_equal_as_can_be():
     assert shares(10, 25) == [1] * 10
     assert shares(10, 1) == [10]
     assert shares(10, 3) == [3, 3, 4]
+    assert shares(10, 4) == [2, 3, 2, 3]
     assert shares(1, 10) == [1]
 
 
@@ -233,7 +233,7 @@ def test_only_hidden_targets_cost_anything(monkeypatch):
     shown = batch.target_tracks.clone()
     shown[:, 1::2] = MASK
     shown[batch.target_tracks == PAD] = MASK
-    monkeypatch.setattr("utils.masking.hide_targets", lambda targets: shown)
+    monkeypatch.setattr("utils.objectives.hide_targets", lambda targets: shown)
     loss_sum, count = hidden_targets_loss(model, batch, full_softmax)
     log_p = model.logits(model(batch.history, shown)).log_softmax(2)
     of_each = -log_p.gather(2, batch.target_tracks[..., None])[..., 0]
@@ -244,5 +244,5 @@ def test_only_hidden_targets_cost_anything(monkeypatch):
 
 def test_all_hidden_is_the_plain_loss(monkeypatch):
     model, batch = lively_bert(), random_batch(n=8)
-    monkeypatch.setattr("utils.masking.hide_targets", lambda targets: torch.full_like(targets, MASK))
+    monkeypatch.setattr("utils.objectives.hide_targets", lambda targets: torch.full_like(targets, MASK))
     assert hidden_targets_loss(model, batch, full_softmax) == seq_loss(model, batch, full_softmax)

@@ -19,8 +19,8 @@ from model.bert import BertForContinuation, BertForSkips
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.cli import UserError
 from utils.dataloaders import DataConfig, Dataset
-from utils.model_configs import SeqTransformerConfig, SkipTransformerConfig
-from utils.pretrained import BertConfig, build_bert, check_pretrained, load_pretrained, warm_start
+from utils.model_configs import BertConfig, SeqTransformerConfig, SkipTransformerConfig
+from utils.pretrained import build_bert, check_pretrained, load_pretrained, warm_start
 from utils.run import RunConfig
 
 SMALL = BertConfig(d_model=8, n_heads=2, n_layers=1, d_ff=8)

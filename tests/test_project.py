@@ -55,9 +55,18 @@ def test_conda_environment_is_pyproject():
     assert pip == ["--constraint constraints.txt", *project["dependencies"], *project["optional-dependencies"]["dev"]]
 
 
-def test_there_are_configs():
-    assert len(CONFIGS) > 0
-    assert list((ROOT / "configs").rglob("*.yaml")) == [], "configurations end in .yml"
+def test_no_file_of_configs_is_left_out():
+    """All end in .yml, so the test below sees each, and stand in a folder named after their script."""
+    files = [path for path in (ROOT / "configs").rglob("*") if path.is_file()]
+    assert sorted(files) == CONFIGS
+    assert {len(path.relative_to(ROOT / "configs").parts) for path in files} == {2}
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_show_configs_that_exist(path):
+    shown = re.findall(r"--config (configs/\S+)", ast.get_docstring(ast.parse(path.read_text())) or "")
+    assert shown or not path.name.startswith("train_"), "a training script shows at least one"
+    assert [name for name in shown if ROOT / name not in CONFIGS] == []
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -182,9 +182,11 @@ def test_stamps_sort_by_time():
 
 
 def keep_predictions(folder, average_accuracy, session=None):
-    """Write what a comparison needs; sessions may give several examples, in any order."""
+    """Write what a comparison needs; sessions may give several examples, in any order. NaN: no target is known."""
     session = np.arange(len(average_accuracy)) if session is None else session
-    np.savez(folder / "predictions_test.npz", average_accuracy=np.asarray(average_accuracy, float), session=session)
+    values = np.asarray(average_accuracy, float)
+    sums = np.stack([np.nan_to_num(values), ~np.isnan(values)], axis=1)
+    np.savez(folder / "predictions_test.npz", sums_maa=sums, session=session)
 
 
 def test_paired_comparison_is_session_by_session(add_run, tmp_path):
@@ -199,6 +201,51 @@ def test_paired_comparison_is_session_by_session(add_run, tmp_path):
     assert table.comparisons[0].difference == pytest.approx((0.05, 0.05, 0.05))
     assert table.comparisons[1].difference == pytest.approx((0.1, 0.1, 0.1))
     assert "Best is better than Repeat last by 0.100 [0.100, 0.100] MAA (50 sessions, paired)." in format_table(table)
+
+
+def test_all_seeds_are_compared_and_must_agree(add_run, tmp_path):
+    scores = np.linspace(0.1, 0.8, 50)
+    for seed, more in [(1, 0.1), (2, 0.2), (3, 0.06)]:
+        keep_predictions(add_run("Best", 0.6, seed=seed, stamp=f"2026010{seed}-000000"), scores + more)
+        keep_predictions(add_run("Weak", 0.55, seed=seed, stamp=f"2026010{seed}-000000"), scores)
+    (table,) = tables_of(tmp_path)
+    (comparison,) = table.comparisons
+    assert comparison.difference == pytest.approx((0.12, 0.12, 0.12))
+    assert sorted(comparison.by_seed) == pytest.approx([0.06, 0.1, 0.2])
+    text = "Best is better than Weak by 0.120 [0.120, 0.120] MAA (50 sessions, paired; 3 seeds, 0.060 to 0.200)."
+    assert text in format_table(table)
+    keep_predictions(add_run("Best", 0.6, seed=2, stamp="20260109-000000"), scores - 0.01)
+    (table,) = tables_of(tmp_path)
+    assert table.comparisons[0].difference.low == pytest.approx(0.05)
+    assert "Best and Weak cannot be told apart: 0.050 [0.050, 0.050]" in format_table(table)
+
+
+def test_a_comparison_is_a_ratio_of_sums_in_the_metric_of_the_table(add_run, tmp_path):
+    """Sessions with more prefixes count more, and the table of all prefixes goes by MRR@20."""
+    for label, right in [("Best", [1.0, 3.0]), ("Weak", [0.5, 0.0])]:
+        folder = add_run(label, 0.6)
+        path = folder / "result.json"
+        result = json.loads(path.read_text())
+        metric = {"mean": sum(right) / 4, "low": None, "high": None}
+        result |= {"task": "seq", "scores": {"test": result["scores"]["test"]}}
+        result["scores"]["test_prefixes"] = {"n_sessions": 2, "metrics": {"mrr@20": metric}}
+        path.write_text(json.dumps(result))
+        sums = np.array([[right[0], 1], [right[1], 3]])
+        session = np.array([4, 8, 8, 8])
+        np.savez(folder / "predictions_test_prefixes.npz", **{"sums_mrr@20": sums, "session": session})
+    (comparison,) = tables_of(tmp_path)[1].comparisons
+    assert comparison.metric == "mrr@20"
+    assert comparison.difference.mean == pytest.approx(3.5 / 4)
+    assert "MRR@20 (2 sessions, paired)" in format_table(tables_of(tmp_path)[1])
+
+
+def test_any_two_rows_can_be_compared(ladder, add_run, tmp_path, capsys):
+    for label, more in [("A", 0.0), ("B", 0.03), ("C", 0.05)]:
+        keep_predictions(add_run(label, 0.7 + more), np.linspace(0.1, 0.8, 50) + more)
+    report.main(report.Config(tmp_path, compare=[("B", "A"), ("A", "nobody")], html=False))
+    out = capsys.readouterr().out
+    assert "B is better than A by 0.030" in out
+    assert "note: no table has predictions of both 'A' and 'nobody': not compared" in out
 
 
 def test_a_difference_that_may_be_chance_is_called_so(add_run, tmp_path):

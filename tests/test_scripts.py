@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_dataset
+from script_checks import check_continuation_arrives, check_loss_arrives, check_weighting_arrives
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train_transformer_seq
 import train_transformer_skip
 from utils.cli import cli, parse_config
 from utils.run import each_seed
+from utils.scoring import DecodingConfig
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = {"skip": train_transformer_skip, "seq": train_transformer_seq}
@@ -70,6 +72,7 @@ def test_a_run_leaves_exactly_this(task, dataset_folder, tmp_path):
     weights = {name: value for name, value in best["model"].items() if "features" not in name}
     storages = {value.untyped_storage().data_ptr(): value.numel() for value in weights.values()}
     assert content["n_parameters"] == sum(storages.values())  # encoder and decoder share the tracks
+    assert content["n_trained_parameters"] == content["n_parameters"]
     valid = {line["step"]: line for line in lines(folder) if line["split"] == "valid"}
     assert content["best_value"] == max(line["maa"] for line in valid.values())
     assert content["best_value"] == valid[content["best_step"]]["maa"]
@@ -137,6 +140,17 @@ def test_variants(task, more, dataset_folder, tmp_path):
     if "perplexity" in more:
         values = [line["perplexity"] for line in lines(folder) if line["split"] == "valid"]
         assert content["best_value"] == min(values) < max(values)
+
+
+def test_the_weighting_arrives(dataset_folder, tmp_path, monkeypatch):
+    check_weighting_arrives(train_transformer_skip, options(dataset_folder, tmp_path), monkeypatch)
+
+
+def test_loss_and_decoding_arrive(dataset_folder, tmp_path, monkeypatch):
+    arguments = options(dataset_folder, tmp_path)
+    check_loss_arrives(train_transformer_seq, arguments, monkeypatch)
+    decodings = (DecodingConfig(), DecodingConfig(method="beam", beam_width=3, no_repeat=1))
+    check_continuation_arrives(train_transformer_seq, arguments, monkeypatch, tmp_path, "decoding", decodings)
 
 
 @pytest.mark.parametrize("task", SCRIPTS)

@@ -102,6 +102,15 @@ def test_a_failed_run_does_not_stop_the_others(tmp_path, dataset_folder, monkeyp
         ({"script": "transformer_seq", "seeds": True, "runs": {"a": {}}}, "seeds of 'a' is True"),
         ({"script": "transformer_seq", "runs": {512: {"run.seed": 3}}}, "'512' gives run.seed, which is the sweep's"),
         ({"script": "transformer_seq", "common": {"run.seeds": 2}, "runs": {"a": {}}}, "'a' gives run.seeds, which is"),
+        (
+            {"script": "transformer_seq", "runs": {"a": {"seeds": 2, "run.name": "base"}}},
+            "'a' has 2 seeds, but run.name names one folder; put {seed} into it",
+        ),
+        (
+            {"script": "transformer_seq", "runs": {"a": {}}, "compare": [["a", "b"]]},
+            r"compare must list pairs of labels of this sweep, not \['a', 'b'\]",
+        ),
+        ({"script": "transformer_seq", "runs": {"a": {}}, "compare": "a"}, "compare must list pairs .*, not 'a'"),
     ],
 )
 def test_sweeps_that_make_no_sense(tmp_path, ran, spec, message):
@@ -126,11 +135,24 @@ def test_unknown_options_stop_the_sweep_before_the_first_run(tmp_path, ran, caps
 
 @pytest.mark.parametrize("path", sorted((sweep.ROOT / "sweeps").glob("*.yml")), ids=lambda path: path.name)
 def test_sweeps_of_the_project_parse(path):
-    folder, (first, others) = sweep.read_sweep(path, only=None, scripts=sweep.ROOT)
+    folder, (first, others), _ = sweep.read_sweep(path, folder=None, only=None, scripts=sweep.ROOT)
     assert folder.parts[0] == "runs"
     assert len(others) > 1
-    for script, args in [*first, *others]:
-        assert sweep.planned(script, args, Path("nowhere"))[0] == "new"
+    made = {}
+    for planned in first:
+        options = sweep.options_of(planned)
+        made[str(folder / planned.script / options["run.name"])] = options
+    for planned in others:
+        options = sweep.options_of(planned)
+        for needed, parts in {"pretrained": ("bert.",), "warm_start": ("model.",)}.items():
+            if options.get(needed) not in (None, "", "random"):
+                base = made[options[needed]]
+                same = {name: value for name, value in base.items() if name.startswith(parts)}
+                assert same.items() <= options.items(), f"{planned}: {needed}"
+                assert base["data.folder"] == options["data.folder"]
+                assert base["run.seed"] == options["run.seed"]
+                length = options["data.history_size"] + options["data.target_size"]
+                assert base["data.history_size"] + base["data.target_size"] == length
 
 
 def test_what_is_first_is_finished_before_the_others_start(tmp_path, dataset_folder, ran):
@@ -145,6 +167,28 @@ def test_what_is_first_is_finished_before_the_others_start(tmp_path, dataset_fol
     assert (tmp_path / "runs" / "transformer_seq" / "base" / "result.json").exists()
     sweep.main(sweep.Config(path, folder=tmp_path / "runs"))
     assert len(ran) == 3
+
+
+def test_places_in_options_are_filled_in(tmp_path):
+    first = {"Base": {"seeds": 2, "run.name": "base-{seed}"}}
+    runs = {"A": {"warm_start": "{folder}/transformer_seq/base-{seed}", "seeds": 2}}
+    path = write(tmp_path / "s.yml", script="transformer_seq", folder="runs/here", first=first, runs=runs)
+    for folder in (None, Path("there")):
+        (one, two), (third, fourth) = sweep.read_sweep(path, folder=folder, only=None, scripts=sweep.ROOT).waves
+        where = folder or Path("runs/here")
+        for planned, seed in [(one, 1), (two, 2)]:
+            assert planned.args[planned.args.index("--run.name") + 1] == f"base-{seed}"
+            assert planned.args[planned.args.index("--run.folder") + 1] == str(where)
+        for planned, seed in [(third, 1), (fourth, 2)]:
+            assert planned.args[planned.args.index("--warm_start") + 1] == f"{where}/transformer_seq/base-{seed}"
+
+
+def test_rows_of_a_sweep_are_compared(tmp_path, dataset_folder, ran, capsys):
+    runs = {"A": {"train.lr": 1e-3}, "B": {"train.lr": 1e-2}}
+    common = TINY | {"data.folder": str(dataset_folder)}
+    path = write(tmp_path / "s.yml", script="transformer_seq", common=common, runs=runs, compare=[["A", "B"]])
+    sweep.main(sweep.Config(path, folder=tmp_path / "runs"))
+    assert capsys.readouterr().out.count(" paired)") == 2, "the best with the runner-up, and what the sweep asks for"
 
 
 def test_a_failure_at_first_stops_the_sweep(tmp_path, dataset_folder, monkeypatch):

@@ -193,6 +193,18 @@ def test_no_features_no_picture(tmp_path, capsys):
     assert "has no audio features: no embedding.png" in capsys.readouterr().out
 
 
+def test_no_two_components_no_picture(dataset, tmp_path, capsys, monkeypatch):
+    plot_vectors(tmp_path / PICTURE, torch.randn(N_IDS, 1), dataset)
+    assert capsys.readouterr().out == f"vectors of shape ({N_TRACKS}, 1) have no two components: no embedding.png\n"
+    monkeypatch.setattr("utils.track_vectors.MOST_PLAYED", 1)
+    plot_vectors(tmp_path / PICTURE, torch.randn(N_IDS, 4), dataset)
+    assert capsys.readouterr().out == "vectors of shape (1, 4) have no two components: no embedding.png\n"
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    plot_vectors(tmp_path / PICTURE, torch.randn(N_IDS, 2), dataset)
+    assert [path.name for path in tmp_path.iterdir()] == [PICTURE]
+
+
 def test_command(saved, dataset_folder, dataset, capsys):
     assert [neighbour.id for neighbour in main(Config(saved, "t_10", k=3))] == [N_SPECIAL + i for i in (9, 11, 8)]
     lines = capsys.readouterr().out.splitlines()

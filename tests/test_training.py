@@ -17,7 +17,7 @@ from utils.dataloaders import DataConfig, Dataset, training_loader
 from utils.objectives import LossConfig, seq_loss, skip_loss, track_loss
 from utils.run import Run, RunConfig
 from utils.scoring import skip_predictor, validate
-from utils.training import TrainConfig, clip_gradients, fit, make_optimizers
+from utils.training import Progress, TrainConfig, clip_gradients, fit, make_optimizers, training_details
 
 CPU = torch.device("cpu")
 
@@ -460,6 +460,31 @@ def test_what_is_frozen_stays(sparse, frozen):
         optimizer.step()
     changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
     assert changed == {"0.weight", "1.weight", "1.bias"} - {frozen}
+
+
+def test_parameters_are_counted_once_and_frozen_ones_too():
+    """5 x 2 of the embedding and 2 x 5 + 5 of a linear layer; then the layer shares the table of the embedding."""
+    model = nn.Sequential(nn.Embedding(5, 2), nn.Linear(2, 5))
+    progress = Progress(best_step=3, best_value=0.5, seconds=1.234)
+
+    def counted():
+        details = training_details(model, progress)
+        return details["n_parameters"], details["n_trained_parameters"]
+
+    assert counted() == (25, 25)
+    model[0].requires_grad_(False)
+    assert counted() == (25, 15)
+    model[1].weight = model[0].weight
+    assert counted() == (15, 5)
+    model.requires_grad_(False)
+    assert training_details(model, progress) == {
+        "device": "cpu",
+        "n_parameters": 15,
+        "n_trained_parameters": 0,
+        "best_step": 3,
+        "best_value": 0.5,
+        "training_seconds": 1.23,
+    }
 
 
 @pytest.mark.parametrize("sparse", [False, True])

@@ -53,6 +53,11 @@ class SessionBatch(NamedTuple):
         return SessionBatch(history, *(tensor.to(device, non_blocking=True) for tensor in self[1:]))
 
 
+def whole_sessions(batch: SessionBatch) -> Tensor:
+    """All plays of each session of a batch: int64 (B, S + T), padded on both sides."""
+    return torch.cat([batch.history.tracks, batch.target_tracks], dim=1)
+
+
 def is_skipped(skips: Tensor) -> Tensor:
     """Which skip states of a history mean skip_2, the challenge's label. Any shape in, bool of the same shape out."""
     return skips > schema.SKIP_2

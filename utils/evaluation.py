@@ -331,7 +331,13 @@ def _skipper_type(arrays: SessionArrays, start: np.ndarray, cut: np.ndarray) -> 
 def save_predictions(
     path: Path, predictions: SkipPredictions | SeqPredictions | MaskedPredictions, scores: Scores, targets: Targets
 ) -> None:
-    """Write predictions, with the average accuracy of each session, as one .npz that needs no pickle."""
+    """Write predictions, and each session's part in each metric, as one .npz that needs no pickle.
+
+    `session` (N,) names the session of each example. `sums_<metric>` (n_sessions, 2) holds numerator and denominator of
+    each session, in ascending order of `session`: what paired comparisons are made of.
+    """
     arrays = {name: value for name, value in predictions._asdict().items() if value is not None}
+    for name, numerator in scores.numerators.items():
+        arrays[f"sums_{name}"] = np.stack([numerator, scores.denominators[name]], axis=1).astype(np.float32)
     with atomic_file(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, average_accuracy=scores.average_accuracy, session=targets.session, **arrays)
+        np.savez_compressed(file, session=targets.session, **arrays)

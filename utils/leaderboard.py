@@ -20,6 +20,7 @@ import pandas as pd
 from utils.cli import UserError
 from utils.files import read_json
 from utils.metrics import bootstrap_intervals
+from utils.schema import PREFIXES
 from utils.seed_figures import SeedFigure, seed_figure
 
 TASKS = {
@@ -54,8 +55,6 @@ HEADLINES = {
 }
 """Metrics of the terminal's table; the first one that every row has orders the rows."""
 
-PREFIXES = "_prefixes"
-"""Ending of the splits where the next track was predicted after every prefix of every session."""
 INCIDENTAL = ("run", "seed")
 """Groups of options that may differ between the runs of one row: seed, folders, label."""
 RESULT_KEYS = ("experiment", "label", "task", "kind", "dataset", "seed", "scores")
@@ -141,17 +140,21 @@ class Row(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """A paired comparison of two rows on the same sessions: mean difference of average accuracy, with interval."""
+    """A paired comparison of two rows on the same sessions, in the metric that orders their table."""
 
     better: str
     worse: str
+    metric: str
     difference: Metric
+    """Of the means over the seeds; the interval is over sessions."""
+    by_seed: tuple[float, ...]
+    """Difference under each seed that both rows have."""
     n_sessions: int
 
     @property
     def is_clear(self) -> bool:
-        """Whether the interval leaves out zero."""
-        return self.difference.low is not None and self.difference.low > 0
+        """Whether the interval leaves out zero, and every seed agrees."""
+        return self.difference.low is not None and self.difference.low > 0 and min(self.by_seed, default=0.0) >= 0
 
 
 class Table(NamedTuple):
@@ -223,18 +226,18 @@ def load_runs(root: Path) -> tuple[list[FinishedRun], list[str]]:
     for folder in sorted(folders, key=stamp_order, reverse=True):
         path = folder / "result.json"
         if not path.exists():
-            notes.append(f"{folder} is not finished (no result.json)")
+            notes.append(f"{folder} is not finished (no result.json); left out")
             continue
         try:
             result = read_json(path)
             check_result(result)
         except UserError as error:
-            notes.append(str(error) if str(path) in str(error) else f"{path} {error}")
+            notes.append(f"{error}; left out" if str(path) in str(error) else f"{path} {error}; left out")
             continue
         split = "test" if "test" in result["scores"] else "valid"
         runs += [FinishedRun(folder, result, name) for name in (split, split + PREFIXES) if name in result["scores"]]
     if not runs:
-        found = "; ".join(notes) or "it is empty"
+        found = ", ".join(notes) or "it is empty"
         raise UserError(f"no finished run in {root} ({found}); train one first, for example with `make demo`")
     return runs, notes
 
@@ -272,6 +275,26 @@ def check_result(result: Any) -> None:
                 raise UserError(f"scores.{split}.metrics.{name} has no mean")
 
 
+def add_comparisons(tables: Sequence[Table], pairs: Iterable[tuple[str, str]]) -> tuple[list[Table], list[str]]:
+    """Compare rows by their labels, in each table that has both.
+
+    Returns:
+        The tables, and a note on each pair that could be compared in none of them.
+    """
+    tables, notes = list(tables), []
+    for label, other in pairs:
+        found = False
+        for i, table in enumerate(tables):
+            rows = {row.label: row for row in table.rows}
+            comparison = compare(rows[label], rows[other], table.metric) if {label, other} <= rows.keys() else None
+            if comparison is not None:
+                found = True
+                tables[i] = table._replace(comparisons=(*table.comparisons, comparison))
+        if not found:
+            notes.append(f"no table has predictions of both {label!r} and {other!r}: not compared")
+    return tables, notes
+
+
 def build_tables(runs: Iterable[FinishedRun]) -> list[Table]:
     """Put runs (latest first) together into leaderboards, ordered by dataset name, then by task as in `TASKS`."""
     groups: dict[tuple[str, ...], list[FinishedRun]] = defaultdict(list)
@@ -293,7 +316,7 @@ def build_table(runs: Sequence[FinishedRun]) -> Table:
     rows.sort(key=lambda row: (row.rank, row.metrics[metric].mean if metric in row.metrics else -np.inf))
     if task == "skip":
         rows = add_gap_closed(rows)
-    return Table(first.result["dataset"], task, first.split, metric, tuple(rows), tuple(compare_best(rows)))
+    return Table(first.result["dataset"], task, first.split, metric, tuple(rows), tuple(compare_best(rows, metric)))
 
 
 def headlines(task: str, split: str) -> tuple[str, ...]:
@@ -346,46 +369,61 @@ def add_gap_closed(rows: Sequence[Row]) -> list[Row]:
     ]
 
 
-def compare_best(rows: Sequence[Row]) -> list[Comparison]:
+def compare_best(rows: Sequence[Row], metric: str) -> list[Comparison]:
     """The best model against the runner-up (model or baseline) and against repeat-last, where predictions are kept."""
     models = [row for row in rows if row.kind == "model"]
     if not models:
         return []
     best = models[-1]
     others = sorted(
-        (row for row in rows if row.kind != "oracle" and row is not best and "maa" in row.metrics),
-        key=lambda row: row.metrics["maa"].mean,
+        (row for row in rows if row.kind != "oracle" and row is not best and metric in row.metrics),
+        key=lambda row: row.metrics[metric].mean,
     )
     rivals = others[-1:] + [row for row in others[:-1] if row.is_repeat_last]
-    compared = (compare(best, rival) for rival in rivals)
+    compared = (compare(best, rival, metric) for rival in rivals)
     return [comparison for comparison in compared if comparison is not None]
 
 
-def compare(row: Row, other: Row) -> Comparison | None:
-    """Paired bootstrap over the sessions that both rows' latest runs predicted; None where either kept no predictions.
+def compare(row: Row, other: Row, metric: str) -> Comparison | None:
+    """Paired bootstrap over the sessions that all runs of both rows predicted; None where any kept no predictions.
 
     The difference is taken session by session, which removes what makes a session hard for everybody.
     """
-    first, second = session_scores(row.runs[0]), session_scores(other.runs[0])
-    if first is None or second is None:
+    sums = [session_sums(run, metric) for run in (*row.runs, *other.runs)]
+    known = [each for each in sums if each is not None]
+    if len(known) < len(sums):
         return None
-    both = pd.concat([first, second], axis=1).dropna().to_numpy()
+    both = pd.concat(known, axis=1, join="inner").to_numpy()  # two columns a run
+    both = both[(both[:, 1::2] > 0).all(axis=1)]
     if not len(both):
         return None
-    difference = both[:, :1] - both[:, 1:]  # (N, 1)
-    mean, low, high = (float(value[0]) for value in bootstrap_intervals(difference, np.ones_like(difference)))
+    numerator, denominator = both[:, ::2], both[:, 1:2]
+    first, second = numerator[:, : len(row.runs)], numerator[:, len(row.runs) :]  # (N, seeds)
+    difference = first.mean(1, keepdims=True) - second.mean(1, keepdims=True)  # (N, 1)
+    mean, low, high = (float(value[0]) for value in bootstrap_intervals(difference, denominator))
+    of_first, of_second = (
+        {run.result["seed"]: column.sum() / denominator.sum() for run, column in zip(each.runs, part.T, strict=True)}
+        for each, part in ((row, first), (other, second))
+    )
+    by_seed = tuple(float(of_first[seed] - of_second[seed]) for seed in of_first if seed in of_second)
     if mean < 0:
-        return Comparison(other.label, row.label, Metric(-mean, -high, -low), len(difference))
-    return Comparison(row.label, other.label, Metric(mean, low, high), len(difference))
+        turned = tuple(-value for value in by_seed)
+        return Comparison(other.label, row.label, metric, Metric(-mean, -high, -low), turned, len(both))
+    return Comparison(row.label, other.label, metric, Metric(mean, low, high), by_seed, len(both))
 
 
-def session_scores(run: FinishedRun) -> pd.Series | None:
-    """Average accuracy of each session of the reported split, indexed by session; None where nothing was kept."""
+def session_sums(run: FinishedRun, metric: str) -> pd.DataFrame | None:
+    """Numerator and denominator of a metric for each session of the reported split, indexed by session; None where
+    they were not kept."""
     path = run.folder / f"predictions_{run.split}.npz"
     if not path.exists():
         return None
     with np.load(path) as arrays:
-        return pd.Series(arrays["average_accuracy"], index=np.unique(arrays["session"]))
+        if f"sums_{metric}" not in arrays:  # a metric that is no mean over sessions, or a run of an earlier version
+            return None
+        return pd.DataFrame(
+            arrays[f"sums_{metric}"], index=np.unique(arrays["session"]), columns=["numerator", "denominator"]
+        )
 
 
 def run_records(runs: Iterable[FinishedRun], tables: Iterable[Table]) -> list[dict[str, Any]]:
@@ -457,10 +495,14 @@ def align(lines: Sequence[Sequence[str]]) -> str:
 
 def describe(comparison: Comparison) -> str:
     """A comparison in words."""
-    difference, sessions = format_metric(comparison.difference), f"{comparison.n_sessions:,} sessions, paired"
+    difference = f"{format_metric(comparison.difference)} {METRIC_NAMES.get(comparison.metric, comparison.metric)}"
+    basis = f"{comparison.n_sessions:,} sessions, paired"
+    if len(comparison.by_seed) > 1:
+        low, high = (format_number(end(comparison.by_seed)) for end in (min, max))
+        basis += f"; {len(comparison.by_seed)} seeds, {low} to {high}"
     if comparison.is_clear:
-        return f"{comparison.better} is better than {comparison.worse} by {difference} MAA ({sessions})."
-    return f"{comparison.better} and {comparison.worse} cannot be told apart: {difference} MAA ({sessions})."
+        return f"{comparison.better} is better than {comparison.worse} by {difference} ({basis})."
+    return f"{comparison.better} and {comparison.worse} cannot be told apart: {difference} ({basis})."
 
 
 def format_number(value: float) -> str:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from model.bert import BertForContinuation, BertForMaskedTracks
-from utils.batch import SessionBatch
+from model.bert import BertForMaskedTracks
+from utils.batch import SessionBatch, whole_sessions
 from utils.cli import UserError
 from utils.dataloaders import DataConfig, Dataset, SessionLoader
 from utils.evaluation import MaskedPredictions
@@ -91,37 +91,12 @@ def last(known: Tensor) -> Tensor:
     return known & (known.flip(1).cumsum(1).flip(1) == 1)
 
 
-def whole_sessions(batch: SessionBatch) -> Tensor:
-    """All plays of each session of a batch: int64 (B, S + T)."""
-    return torch.cat([batch.history.tracks, batch.target_tracks], dim=1)
-
-
 def masked_loss(
     model: BertForMaskedTracks, batch: SessionBatch, *, loss: TrackLoss, masking: MaskingConfig
 ) -> tuple[Tensor, int]:
     """Loss in nats of the tracks to be found, newly drawn for each batch: (sum, number of them)."""
     inputs, labels = mask_tracks(whole_sessions(batch), len(model.head.bias), masking)
     return loss_inside(model(inputs), labels, model.head, loss)
-
-
-def hide_targets(targets: Tensor) -> Tensor:
-    """Targets (B, T) as slots (B, T): one to all of a session's tracks become MASK, and what is no track always is.
-
-    How many is drawn uniformly (Ghazvininejad et al. 2019, section 3.2), and then which ones; by torch's global
-    generator.
-    """
-    known = targets >= N_SPECIAL
-    n_shown = torch.rand(len(targets), 1).to(targets.device) * known.sum(1, keepdim=True)  # (B, 1), below all of them
-    place = torch.rand(targets.shape).to(targets.device).masked_fill(~known, torch.inf).argsort(1).argsort(1)
-    return targets.where(place < n_shown.floor(), MASK)
-
-
-def hidden_targets_loss(model: BertForContinuation, batch: SessionBatch, loss: TrackLoss) -> tuple[Tensor, int]:
-    """Loss in nats of the targets that are hidden, newly drawn for each batch: (sum, number of them)."""
-    targets = batch.target_tracks
-    slots = hide_targets(targets)
-    states = model(batch.history, slots)  # (B, T, D)
-    return loss_inside(states, targets.where(slots == MASK, PAD), model.head, loss)
 
 
 def masked_predictor(model: BertForMaskedTracks, device: torch.device, masking: MaskingConfig) -> Predict:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,11 @@ from torch.nn import LinearCrossEntropyOptions, functional
 from model.catalogue import rows_at_once
 from model.decoding import TargetModel
 from model.embeddings import TrackHead
-from utils.batch import SessionBatch
+from model.filling import SlotModel
+from model.gru import NextTrackGRU
+from utils.batch import SessionBatch, whole_sessions
 from utils.cli import UserError, check_at_least, check_used
-from utils.vocab import N_SPECIAL, PAD
+from utils.vocab import MASK, N_SPECIAL, PAD
 
 Weighting = Literal["uniform", "maa"]
 CHUNK = 512
@@ -32,6 +34,8 @@ some hundred ones a sum of bfloat16 numbers stands still."""
 ROWS = 256
 """The targets of a batch are filled up to a multiple of this. Each new size of a matrix product in bfloat16 is compiled
 and kept: with any number of targets, memory grew by 10 MB a step on the CPU."""
+_ROWS_IN_CACHE = 128
+"""Targets whose scores of negatives are held at once; a divisor of ROWS."""
 IGNORED = -100
 
 
@@ -54,10 +58,13 @@ def maa_weights(known: Tensor) -> Tensor:
 
 def skip_loss(model: nn.Module, batch: SessionBatch, *, weighting: Weighting = "uniform") -> tuple[Tensor, int]:
     """Binary cross-entropy in nats of the known skip labels: (sum, number of labels)."""
-    logits = model(batch.history, batch.target_tracks)  # (B, T)
-    known = batch.target_skips >= 0
-    labels = batch.target_skips.clamp(min=0).to(logits.dtype)
-    losses = functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+    return loss_of_skips(model(batch.history, batch.target_tracks), batch.target_skips, weighting=weighting)
+
+
+def loss_of_skips(logits: Tensor, labels: Tensor, *, weighting: Weighting = "uniform") -> tuple[Tensor, int]:
+    """The same, given logits and labels (B, T): 1 skipped, 0 not, -1 unknown."""
+    known = labels >= 0
+    losses = functional.binary_cross_entropy_with_logits(logits, labels.clamp(min=0).to(logits.dtype), reduction="none")
     if weighting == "maa":
         losses = losses * maa_weights(known)
     return (losses * known).sum(), int(known.sum())
@@ -200,10 +207,54 @@ def sampled_softmax(
     vectors, bias = head.at(others)
     nothing = torch.finfo(torch.float32).min
     offset = (bias - log_expected).masked_fill(others < N_SPECIAL, nothing)
-    scores = functional.linear(states, vectors) + offset  # (N, k), in float32
-    scores = scores.masked_fill(others == targets[:, None], nothing)
-    losses = functional.softplus(scores.logsumexp(1) - _scores_of_targets(states, head, targets))  # (N,)
-    return (losses * (targets >= N_SPECIAL)).sum()
+    own = _scores_of_targets(states, head, targets).float()  # (N,)
+    if torch.is_autocast_enabled(states.device.type):  # which leaves the function's products out
+        states = states.to(torch.get_autocast_dtype(states.device.type))
+    return _SoftmaxAgainst.apply(states, vectors, offset, own, others, targets)
+
+
+class _SoftmaxAgainst(torch.autograd.Function):
+    """Sum of log(exp(own) + sum_j exp(states vectors_j + offset_j)) - own, over the j that are not the target.
+
+    Gradients are computed with it. Scores are made and used up for a few rows at a time, in the processor's cache, and
+    only probabilities (N, k) are kept for two products: through memory, scores took most of a step's time.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, states: Tensor, vectors: Tensor, offset: Tensor, own: Tensor, others: Tensor, targets: Tensor
+    ) -> Tensor:
+        """States (N, D), vectors (k, D), offset (k,), own (N,), others (k,), targets (N,) -> scalar.
+
+        Products are computed in the type of the states, everything else in float32.
+        """
+        with torch.autocast(states.device.type, enabled=False):
+            weight, losses, shares = vectors.to(states.dtype), [], []
+            probability = states.new_empty(len(states), len(others))
+            rows = (tensor.split(_ROWS_IN_CACHE) for tensor in (states, own[:, None], targets[:, None], probability))
+            for x, score, target, out in zip(*rows, strict=True):
+                scores = (x @ weight.T).float().add_(offset)  # (rows, k)
+                scores.masked_fill_(others == target, torch.finfo(torch.float32).min)
+                highest = scores.amax(1, keepdim=True)
+                total = scores.sub_(highest).exp_().sum(1, keepdim=True)  # (rows, 1)
+                against = total.log() + highest - score
+                wanted = target >= N_SPECIAL
+                share = against.sigmoid() * wanted  # of the others in the softmax
+                out.copy_(scores.mul_(share / total))
+                losses.append(functional.softplus(against) * wanted)
+                shares.append(share)
+            ctx.save_for_backward(
+                probability @ weight,
+                probability.T @ states,
+                probability.sum(0, dtype=torch.float32),
+                -torch.cat(shares)[:, 0],
+            )
+            return torch.cat(losses).sum()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        """Of the sum -> of each tensor that `forward` was given."""
+        return *(gradient * saved for saved in ctx.saved_tensors), None, None
 
 
 def gbce(states: Tensor, head: TrackHead, targets: Tensor, *, negatives: Negatives, calibration: float) -> Tensor:
@@ -239,6 +290,37 @@ def seq_loss(model: TargetModel, batch: SessionBatch, loss: TrackLoss) -> tuple[
     targets = batch.target_tracks
     states = model(batch.history, model.previous_tracks(batch.history, targets))  # (B, T, D)
     return loss_inside(states, targets, model.head, loss)
+
+
+def next_track_loss(model: NextTrackGRU, batch: SessionBatch, loss: TrackLoss) -> tuple[Tensor, int]:
+    """Loss in nats of every play of a session but its first, given all plays before it: (sum, number of them).
+
+    Where the session is cut does not matter. Plays outside the vocabulary are read, but cost nothing.
+    """
+    tracks = whole_sessions(batch)  # (B, S + T)
+    states, _ = model.read(tracks[:, :-1])  # (B, S + T - 1, D)
+    targets = tracks[:, 1:].masked_fill(tracks[:, :-1] == PAD, PAD)  # nothing tells the first play
+    return loss_inside(states, targets, model.head, loss)
+
+
+def hide_targets(targets: Tensor) -> Tensor:
+    """Targets (B, T) as slots (B, T): one to all of a session's tracks become MASK, and what is no track always is.
+
+    How many is drawn uniformly (Ghazvininejad et al. 2019, section 3.2), and then which ones; by torch's global
+    generator.
+    """
+    known = targets >= N_SPECIAL
+    n_shown = torch.rand(len(targets), 1).to(targets.device) * known.sum(1, keepdim=True)  # (B, 1), below all of them
+    place = torch.rand(targets.shape).to(targets.device).masked_fill(~known, torch.inf).argsort(1).argsort(1)
+    return targets.where(place < n_shown.floor(), MASK)
+
+
+def hidden_targets_loss(model: SlotModel, batch: SessionBatch, loss: TrackLoss) -> tuple[Tensor, int]:
+    """Loss in nats of the targets that are hidden, newly drawn for each batch: (sum, number of them)."""
+    targets = batch.target_tracks
+    slots = hide_targets(targets)
+    states = model(batch.history, slots)  # (B, T, D)
+    return loss_inside(states, targets.where(slots == MASK, PAD), model.head, loss)
 
 
 def loss_inside(states: Tensor, targets: Tensor, head: TrackHead, loss: TrackLoss) -> tuple[Tensor, int]:

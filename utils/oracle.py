@@ -335,7 +335,7 @@ def main(config: Config) -> list[dict[str, Any]]:
             logs[folder] = read_logs(raw, world, loader.arrays.sessions.iloc[loader.session])
         return logs[folder]
 
-    ids = _dataset_ids(world, dataset)
+    ids = dataset_ids(world, dataset)
     predictors: dict[str, Predict] = {
         "skip": lambda loader: predict_skips(world, Behaviour(), logs_of(loader)),
         "seq": lambda loader: predict_tracks(world, logs_of(loader), ids),
@@ -349,7 +349,7 @@ def main(config: Config) -> list[dict[str, Any]]:
     return results
 
 
-def _dataset_ids(world: World, dataset: Dataset) -> NDArray[np.int64]:
+def dataset_ids(world: World, dataset: Dataset) -> NDArray[np.int64]:
     """(N,) id in the dataset of each track of the world, UNK where it has none."""
     table = pd.read_parquet(dataset.folder / "tracks.parquet", columns=["index", "track_id"])
     known = pd.Series(table["index"].to_numpy(), index=table["track_id"].astype(str))

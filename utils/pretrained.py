@@ -8,7 +8,7 @@ that it started from again: neither to be resumed nor to be scored.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,33 +17,13 @@ from torch import Tensor, nn
 
 from model.bert import BertTransformer
 from utils.checkpoint import load_checkpoint
-from utils.cli import UserError, blame, check_at_least
+from utils.cli import UserError, blame
 from utils.dataloaders import DataConfig, Dataset
+from utils.model_configs import BertConfig
 from utils.run import RunConfig, saved_options
 
 RANDOM = "random"
 """In the place of a run: a BERT that has not been trained, as a control."""
-
-
-@dataclass
-class BertConfig:
-    """Sizes of a BertTransformer; those of the pre-training run where there is one."""
-
-    d_model: int = 256
-    """Width."""
-    n_heads: int = 4
-    """Attention heads."""
-    n_layers: int = 4
-    """Layers."""
-    d_ff: int = 2048
-    """Inner width of the feed-forward layers."""
-    dropout: float = 0.1
-    """Dropout rate."""
-    use_features: bool = False
-    """Add the tracks' audio features (the seed's BERT has none)."""
-
-    def __post_init__(self) -> None:
-        check_at_least(self, "bert", d_model=1, n_heads=1, n_layers=1, d_ff=1)
 
 
 class HasBert(Protocol):

@@ -28,6 +28,7 @@ from utils import leaderboard
 from utils.cli import UserError
 from utils.files import atomic_file
 from utils.leaderboard import METRIC_NAMES, TASKS, FinishedRun, Metric, Table
+from utils.schema import PREFIXES
 
 INK, SOFT, RULE = "#010101", "#020202", "#030303"
 SERIES = tuple(f"#0400{i:02x}" for i in range(8))
@@ -151,7 +152,7 @@ def section(table: Table) -> dict[str, Any]:
         "styles": styles,
         "swatches": [swatch(style) for style in styles],
         "charts": answer_charts(table, styles),
-        "curves": learning_curves(table, styles) if not table.split.endswith(leaderboard.PREFIXES) else [],
+        "curves": learning_curves(table, styles) if not table.split.endswith(PREFIXES) else [],
         "slices": slice_tables(table),
     }
 

@@ -136,6 +136,8 @@ SCHEMA_VERSION = 1
 """Of the dataset folder (docs/architecture.md)."""
 SPLITS = ("train", "valid", "test")
 """Of a dataset, in order of time."""
+PREFIXES = "_prefixes"
+"""Behind a split's name: the next track was predicted after every prefix of every session."""
 
 N_SPLITS = 10
 """MSSD's training files come in ten splits a day."""

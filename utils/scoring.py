@@ -36,6 +36,7 @@ from utils.evaluation import (
     session_slices,
 )
 from utils.files import atomic_file
+from utils.schema import PREFIXES
 from utils.vocab import N_SPECIAL, PAD
 
 LOGIT_ROWS = 256
@@ -188,17 +189,17 @@ def score(predict: Predict, dataset: Dataset, data: DataConfig, *, folder: Path 
     """Scores of a run, split -> `Scores.summary()`.
 
     The splits of `data.scored`, training sessions like the others, on a sample as large as the test split. With
-    `data.every_prefix` there are entries `<split>_prefixes` too. `folder` (the run's) gets `predictions_test.npz`.
+    `data.every_prefix` there are entries `<split>_prefixes` too. `folder` (the run's) gets `predictions_test.npz` and
+    `predictions_test_prefixes.npz`.
     """
     result = {}
-    for split in data.scored:
-        loader, predictions, scores = score_split(predict, dataset, data, split)
-        result[split] = scores.summary()
-        if folder is not None and split == "test":
-            save_predictions(folder / "predictions_test.npz", predictions, scores, loader.targets())
-    if data.every_prefix:
+    for prefixes in (False, True) if data.every_prefix else (False,):
         for split in data.scored:
-            result[f"{split}_prefixes"] = score_split(predict, dataset, data, split, prefixes=True)[2].summary()
+            name = split + PREFIXES if prefixes else split
+            loader, predictions, scores = score_split(predict, dataset, data, split, prefixes=prefixes)
+            result[name] = scores.summary()
+            if folder is not None and split == "test":
+                save_predictions(folder / f"predictions_{name}.npz", predictions, scores, loader.targets())
     return result
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,13 +14,19 @@ import torch
 import yaml
 
 from utils.cli import UserError
+from utils.run import saved_options
 
-KEYS = {"script", "config", "seeds", "folder", "common", "first", "runs"}
+KEYS = {"script", "config", "seeds", "folder", "common", "first", "runs", "compare"}
 NOT_RESUMABLE = {"baselines"}
 """Scripts whose runs leave no `last.pt`: nothing would tell that they are finished."""
 
-PlannedRun = tuple[str, list[str]]
-"""Script and arguments."""
+
+class PlannedRun(NamedTuple):
+    """A run to be made, or made already."""
+
+    script: str
+    """Without `train_`."""
+    args: tuple[str, ...]
 
 
 class Sweep(NamedTuple):
@@ -29,19 +36,22 @@ class Sweep(NamedTuple):
     """Of the runs."""
     waves: tuple[list[PlannedRun], list[PlannedRun]]
     """The runs of `first`, and the others."""
+    compare: list[tuple[str, str]]
+    """Pairs of labels, for the report."""
 
 
-def read_sweep(path: Path, *, only: str | None, scripts: Path) -> Sweep:
+def read_sweep(path: Path, *, folder: Path | None, only: str | None, scripts: Path) -> Sweep:
     """Read the runs of a sweep.
 
     Args:
         path: the file.
+        folder: of the runs, instead of the one that the file names.
         only: keep runs whose label contains this.
         scripts: the folder of the scripts.
 
     Raises:
         UserError: the file cannot be read or has other keys, or a run names no script, no seed, or a label or a seed of
-            its own; or no label contains `only`.
+            its own; or no label contains `only`; or `compare` holds no pairs of labels.
     """
     try:
         spec = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -52,18 +62,24 @@ def read_sweep(path: Path, *, only: str | None, scripts: Path) -> Sweep:
     parts = {part: _mapping(path, part, spec.get(part)) for part in ("common", "first", "runs")}
     top = {"script": None, "config": None, "seeds": 1} | {key: spec[key] for key in spec.keys() & {"script", "config"}}
     shared = {"first": top, "runs": top | {key: spec[key] for key in spec.keys() & {"seeds"}} | parts["common"]}
+    folder = folder or Path(spec.get("folder") or Path("runs") / path.stem)
     first, others = (
         [
             planned
             for label, options in parts[part].items()
-            for planned in _seeds_of(path, str(label), shared[part] | _mapping(path, label, options), scripts)
+            for planned in _seeds_of(path, str(label), shared[part] | _mapping(path, label, options), folder, scripts)
             if only is None or only in str(label)
         ]
         for part in ("first", "runs")
     )
     if not first and not others:
         raise UserError(f"{path} has no run" + ("" if only is None else f" whose label contains {only!r}"))
-    return Sweep(Path(spec.get("folder") or Path("runs") / path.stem), (first, others))
+    labels = {str(label) for part in ("first", "runs") for label in parts[part]}
+    pairs = spec.get("compare") or []
+    for pair in pairs if isinstance(pairs, list) else [pairs]:
+        if not isinstance(pair, list) or len(pair) != 2 or not set(pair) <= labels:
+            raise UserError(f"{path}: compare must list pairs of labels of this sweep, not {pair!r}")
+    return Sweep(folder, (first, others), [tuple(pair) for pair in pairs])
 
 
 def _mapping(path: Path, name: Any, value: Any) -> dict[str, Any]:
@@ -72,7 +88,7 @@ def _mapping(path: Path, name: Any, value: Any) -> dict[str, Any]:
     return value or {}
 
 
-def _seeds_of(path: Path, label: str, options: dict[str, Any], scripts: Path) -> list[PlannedRun]:
+def _seeds_of(path: Path, label: str, options: dict[str, Any], folder: Path, scripts: Path) -> list[PlannedRun]:
     """Script and arguments for each seed of one experiment."""
     script, config, seeds = (options[key] for key in ("script", "config", "seeds"))
     if not (scripts / f"train_{script}.py").exists() or script in NOT_RESUMABLE:
@@ -84,7 +100,14 @@ def _seeds_of(path: Path, label: str, options: dict[str, Any], scripts: Path) ->
         if str(key).startswith("run.") and key != "run.name":
             raise UserError(f"{path}: {label!r} gives {key}, which is the sweep's affair; leave it out")
         args += [f"--{key}", options[key] if isinstance(options[key], str) else json.dumps(options[key])]
-    return [(script, [*args, "--run.label", label, "--run.seed", str(seed)]) for seed in range(1, seeds + 1)]
+    if seeds > 1 and "{seed}" not in options.get("run.name", "{seed}"):
+        raise UserError(f"{path}: {label!r} has {seeds} seeds, but run.name names one folder; put {{seed}} into it")
+    runs = []
+    for seed in range(1, seeds + 1):
+        own = [arg.replace("{seed}", str(seed)).replace("{folder}", str(folder)) for arg in args]
+        own += ["--run.label", label, "--run.seed", str(seed), "--run.folder", str(folder)]
+        runs.append(PlannedRun(script, tuple(own)))
+    return runs
 
 
 def run(command: list[str], *, scripts: Path, folder: Path, jobs: int) -> bool:
@@ -104,3 +127,25 @@ def run(command: list[str], *, scripts: Path, folder: Path, jobs: int) -> bool:
         code = subprocess.run(call, env=environment, stdout=log, stderr=log).returncode
     print(f"{'FAILED' if code else 'done':11}{path}", flush=True)
     return code == 0
+
+
+def saved_runs(folder: Path, defaults: Any) -> dict[Path, dict[str, Any]]:
+    """The runs in a script's folder that are finished or can be resumed, with all their options, flat.
+
+    Args:
+        folder: of the script's runs.
+        defaults: the script's Config, for options that are younger than a run.
+    """
+    paths = [path for path in sorted(folder.glob("*/config.yml")) if (path.parent / "last.pt").exists()]
+    return {path.parent: saved_options(path, asdict(defaults)) for path in paths}
+
+
+def state_of(options: dict[str, Any], saved: dict[Path, dict[str, Any]]) -> tuple[str, list[str]]:
+    """Whether a run with these options is "finished", "unfinished" or "new" among the saved ones, and the arguments
+    with which an unfinished one goes on."""
+    folder = next((folder for folder, of_it in saved.items() if of_it == options), None)
+    if folder is None:
+        return "new", []
+    if (folder / "result.json").exists():
+        return "finished", []
+    return "unfinished", ["--run.resume", str(folder)]

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from sklearn.decomposition import PCA
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
@@ -52,6 +52,17 @@ class Config:
 
     def __post_init__(self) -> None:
         check_at_least(self, "neighbours", k=1)
+
+
+@dataclass
+class TableConfig:
+    """Where a model's table of tracks comes from."""
+
+    vectors: str = ""
+    """File of track vectors that it starts from, of python -m utils.word2vec or a pre-training run; empty for random
+    ones."""
+    freeze: bool = False
+    """Leave it as it is at the start."""
 
 
 class TrackVectors(NamedTuple):
@@ -101,7 +112,9 @@ def load_vectors(path: Path, *, vocabulary_hash: str | None = None) -> TrackVect
         with safe_open(path, framework="pt") as file:
             metadata, vectors = file.metadata() or {}, file.get_tensor("vectors")
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist; train_bert_pretrain.py writes one at the end of a run") from None
+        raise UserError(
+            f"{path} does not exist; python -m utils.word2vec writes one, and so does train_bert_pretrain.py"
+        ) from None
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is no file of track vectors ({error})") from None
     names = _read_names(path.with_name(VOCABULARY))
@@ -114,6 +127,26 @@ def load_vectors(path: Path, *, vocabulary_hash: str | None = None) -> TrackVect
             "the dataset that they were trained on"
         )
     return TrackVectors(vectors, names, own)
+
+
+def load_table(table: nn.Embedding, config: TableConfig, dataset: Dataset) -> None:
+    """Copy the vectors that `config` names, if any, into a table (V, D); special ids keep what they have.
+
+    Call it after the model has its first weights, or they replace the vectors (the seed's mistake).
+
+    Raises:
+        UserError: see `load_vectors`, or they have another width than the table.
+    """
+    if not config.vectors:
+        return
+    vectors = load_vectors(Path(config.vectors), vocabulary_hash=dataset.vocabulary_hash).vectors
+    if vectors.shape != table.weight.shape:
+        raise UserError(
+            f"{config.vectors} has vectors of {vectors.shape[1]} dimensions, the model's tracks have "
+            f"{table.embedding_dim}; add --model.d_model {vectors.shape[1]}"
+        )
+    with torch.no_grad():
+        table.weight[N_SPECIAL:] = vectors[N_SPECIAL:]
 
 
 def _read_names(path: Path) -> list[str]:
@@ -171,22 +204,27 @@ def nearest(vectors: Tensor, track: int, k: int) -> list[Neighbour]:
 def plot_vectors(path: Path, vectors: Tensor, dataset: Dataset) -> None:
     """Draw the most played tracks by the first two principal components of their vectors (V, D).
 
-    Without audio features there is nothing to colour them by, and no picture.
+    Without audio features there is nothing to colour them by, and of one track or one dimension there are no two
+    components: a line says so, and there is no picture.
     """
     names = dataset.info.get("features", {}).get("names", [])
     if not names:
         tqdm.write(f"{dataset.folder} has no audio features: no {path.name}")
         return
     shown = slice(N_SPECIAL, N_SPECIAL + MOST_PLAYED)
+    points = vectors[shown].detach().float().cpu().numpy()
+    if min(points.shape) < 2:
+        tqdm.write(f"vectors of shape {points.shape} have no two components: no {path.name}")
+        return
     pca = PCA(n_components=2)
-    x, y = pca.fit_transform(vectors[shown].detach().float().cpu().numpy()).T
+    x, y = pca.fit_transform(points).T
     column = names.index(COLOURED_BY) if COLOURED_BY in names else 0
     colour = dataset.features[shown, column]
     low, high = colour.quantile(torch.tensor([0.02, 0.98])).tolist()  # a few outliers would leave no colours to others
     figure = Figure(figsize=(7, 6), layout="constrained")
     axes = figure.subplots()
-    points = axes.scatter(x, y, c=colour, s=6, cmap="viridis", vmin=low, vmax=high, linewidths=0)
-    figure.colorbar(points, label=f"{names[column]} (standardised)")
+    dots = axes.scatter(x, y, c=colour, s=6, cmap="viridis", vmin=low, vmax=high, linewidths=0)
+    figure.colorbar(dots, label=f"{names[column]} (standardised)")
     axes.set_title(f"The {len(x):,} most played tracks")
     x_share, y_share = pca.explained_variance_ratio_
     axes.set_xlabel(f"first component ({x_share:.1%} of the variance)")

@@ -178,10 +178,11 @@ def fit(
 
 
 def training_details(model: nn.Module, progress: Progress) -> dict[str, Any]:
-    """What `result.json` says of a trained model beside its scores."""
+    """What `result.json` says of a trained model beside its scores; of its parameters, how many are not frozen."""
     return {
         "device": str(next(model.parameters()).device),
-        "n_parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        "n_parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "n_trained_parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         "best_step": progress.best_step,
         "best_value": progress.best_value,
         "training_seconds": round(progress.seconds, 2),

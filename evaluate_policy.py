@@ -1,0 +1,100 @@
+"""What would a trained run's own choice of the next track be worth? Off-policy estimates beside the simulator's truth.
+
+    python evaluate_policy.py --run runs/ddpg_skip/STAMP --raw data/raw/demo
+    python evaluate_policy.py --run runs/ddpg_seq/STAMP --raw data/raw/demo --candidates 10 --split test
+    python evaluate_policy.py --run runs/transformer_skip/STAMP --raw data/raw/demo --out policy.json
+
+In simulated sessions whose first track of the second half was chosen by a uniform shuffle, the run chooses one of a few
+tracks that the shuffle might have played; its value is the probability that this one is listened to. Any run that
+scores tracks can be asked: a skip model chooses what is least probably skipped, a seq model what is most probably next.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from utils import off_policy
+from utils.checkpoint import load_weights
+from utils.cli import UserError, check_at_least, cli, parse_config
+from utils.dataloaders import Dataset
+from utils.files import read_json, write_json
+from utils.run import pick_device
+from utils.scoring import scoring_loader
+
+
+@dataclass
+class Config:
+    """Whose choices."""
+
+    run: str
+    """Folder of a finished run of a skip or seq model."""
+    raw: str
+    """Folder of python -m utils.synthetic that the run's dataset was made of."""
+    split: Literal["valid", "test"] = "valid"
+    """Split of the run's dataset."""
+    candidates: int = 5
+    """Tracks among which each choice is made."""
+    seed: int = 0
+    """Of the draw of candidates."""
+    data: str | None = None
+    """Dataset folder, if it is not where it was when the run was trained."""
+    out: str | None = None
+    """Write the result to this file as JSON, too."""
+    device: str = "auto"
+    """auto, cpu, cuda, mps."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, "policy", candidates=2)
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Print the values of the run's policy, of the shuffle and of the best policy, and return them."""
+    folder = Path(config.run)
+    result = read_json(folder / "result.json")
+    if result["kind"] != "model" or result["task"] not in ("skip", "seq"):
+        raise UserError(f"{folder} is no run of a skip or seq model that keeps weights")
+    script = importlib.import_module(f"train_{result['experiment']}")
+    trained = parse_config(script.Config, ["--config", str(folder / "config.yml")])
+    dataset = Dataset.open(config.data or trained.data.folder, needs_skips=True)
+    device = pick_device(config.device)
+    model = script.build(trained, dataset).to(device)
+    load_weights(model, folder / "best.pt", vocabulary_hash=dataset.vocabulary_hash)
+
+    loader = scoring_loader(dataset, trained.data, config.split)
+    choices = off_policy.simulated_choices(Path(config.raw), dataset, loader, k=config.candidates, seed=config.seed)
+    expected = off_policy.reward_model(dataset, trained.data, loader, choices)
+    uniform = np.full(choices.candidates.shape, 1 / config.candidates)
+    policies = {
+        "uniform shuffle": uniform,
+        "reward model": off_policy.greedy_policy(expected),
+        result["label"]: off_policy.greedy_policy(
+            off_policy.policy_scores(model, result["task"], loader, choices, device)
+        ),
+        "best possible": off_policy.greedy_policy(choices.truth),
+    }
+    values = {name: off_policy.evaluate_policy(choices, policy, expected) for name, policy in policies.items()}
+    content = {
+        "run": str(folder),
+        "split": config.split,
+        "candidates": config.candidates,
+        "n_choices": len(choices.rows),
+        "logged_reward": float(choices.reward.mean()),
+        "policies": values,
+    }
+    print(f"{len(choices.rows):,} choices among {config.candidates} tracks, {config.split} of {dataset.folder}")
+    print(f"{'policy':32}{'SNIPS':^26}{'doubly robust':^26}{'truth':>7}")
+    for name, value in values.items():
+        snips, dr = (f"{e['value']:.3f} [{e['low']:.3f}, {e['high']:.3f}]" for e in (value["snips"], value["dr"]))
+        print(f"{name:32}{snips:^26}{dr:^26}{value['truth']:7.3f}")
+    if config.out is not None:
+        write_json(Path(config.out), content)
+    return content
+
+
+if __name__ == "__main__":
+    cli(main, Config, description=__doc__)

@@ -1,0 +1,102 @@
+"""What the tests of all training scripts share: what a script gives to `fit`, and whether its options arrive there."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_batch
+
+from utils.cli import parse_config
+from utils.dataloaders import Dataset, SessionLoader
+from utils.objectives import LossConfig, seq_loss, skip_loss, track_loss
+from utils.scoring import seq_predictor
+from utils.vocab import N_SPECIAL
+
+CPU = torch.device("cpu")
+
+
+class StopError(Exception):
+    """Instead of training."""
+
+
+class Given(NamedTuple):
+    """What a script gives to `fit`."""
+
+    model: Any
+    loss_fn: Any
+    evaluate_fn: Any
+
+
+def given_to_fit(script, arguments, monkeypatch, *, trains=None):
+    """Run a script up to its training; `trains` is the script whose `fit` it calls, if that is another."""
+
+    def stop(model, loss_fn, evaluate_fn, *_, **__):
+        caught.append(Given(model, loss_fn, evaluate_fn))
+        raise StopError
+
+    caught = []
+    monkeypatch.setattr(trains or script, "fit", stop)
+    with pytest.raises(StopError):
+        script.main(parse_config(script.Config, arguments))
+    return caught[0]
+
+
+def check_weighting_arrives(script, arguments, monkeypatch):
+    """The loss of a skip script is weighted as its option says."""
+    batch, found = random_batch(), []
+    for weighting in ("uniform", "maa"):
+        model, loss_fn, _ = given_to_fit(script, [*arguments, "--weighting", weighting], monkeypatch)
+        model.eval()
+        found.append(loss_fn(model, batch))
+        assert found[-1] == skip_loss(model, batch, weighting=weighting)
+    assert found[0] != found[1]
+
+
+def check_loss_arrives(script, arguments, monkeypatch, loss_of_batch=seq_loss):
+    """The loss of a seq script is that of its options; `loss_of_batch(model, batch, loss=)` is what it means."""
+    config = parse_config(script.Config, arguments)
+    batch, train_plays, found = random_batch(), Dataset.open(config.data.folder).train_plays, []
+    for options in ({}, {"name": "full"}, {"name": "gbce"}, {"name": "gbce", "n_negatives": 9}):
+        more = [part for name, value in options.items() for part in (f"--loss.{name}", str(value))]
+        model, loss_fn, _ = given_to_fit(script, [*arguments, *more], monkeypatch)
+        expected = partial(loss_of_batch, loss=track_loss(LossConfig(**options), train_plays))
+        losses = []
+        for loss in (loss_fn, expected):
+            torch.manual_seed(1)
+            losses.append(loss(model.eval(), batch))
+        assert losses[0] == losses[1]
+        found.append(losses[0][0].item())
+    assert len(set(found)) == 4
+
+
+def check_continuation_arrives(
+    script, arguments, monkeypatch, tmp_path, section, decodings, enliven=lambda model: None
+):
+    """Sessions are continued as the options say, and with an allow-list by its tracks only.
+
+    Args:
+        section: of the options.
+        decodings: a config without and one with options, which come to different predictions.
+        enliven: changes weights such that they do.
+    """
+    monkeypatch.setattr(script, "validate", lambda predict, dataset, data: predict)
+    dataset = Dataset.open(parse_config(script.Config, arguments).data.folder)
+    allow_list = tmp_path / "allowed.txt"
+    allow_list.write_text("t_3\nt_20\nt_31\n", encoding="utf-8")
+    some, found = torch.tensor([3, 20, 31]) + N_SPECIAL, []
+    for decoding in decodings:
+        default = vars(type(decoding)())
+        changed = {name: value for name, value in vars(decoding).items() if value != default[name]}
+        more = [part for name, value in changed.items() for part in (f"--{section}.{name}", str(value))]
+        for constraint, allowed in (([], None), ([f"--{section}.allow_list", str(allow_list)], some)):
+            model, _, evaluate_fn = given_to_fit(script, [*arguments, *more, *constraint], monkeypatch)
+            enliven(model)
+            predict = evaluate_fn(model)
+            tracks = predict(SessionLoader(dataset.valid, batch_size=5)).tracks
+            expected = seq_predictor(model, CPU, decoding, allowed)
+            assert np.array_equal(tracks, expected(SessionLoader(dataset.valid, batch_size=5)).tracks)
+            assert allowed is None or set(tracks.ravel()) <= set(some.tolist())
+            found.append(tracks.tolist())
+    assert all(one != other for i, one in enumerate(found) for other in found[:i])

@@ -1,0 +1,92 @@
+"""Skip prediction with an agent that chooses what to play (DDPG): rewarded for what is listened to.
+
+    python train_ddpg_skip.py --config configs/ddpg_skip/demo.yml
+    python train_ddpg_skip.py --data.folder data/mssd --noise.schedule constant --agent.state recent
+    python train_ddpg_skip.py --config RUN/config.yml --run.resume RUN
+
+The agent learns from logged sessions which tracks bring +1 (listened), -1 (skipped) or nothing (not of the session).
+How much it likes the known tracks of the second half then tells which of them will be skipped. That is a classification
+in disguise: an agent learns what helps it to choose, so a classifier that learns nothing else should do better.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+from model import DDPGForSkips
+from model.decoding import select
+from utils import agent as agents
+from utils.cli import cli
+from utils.dataloaders import DataConfig, Dataset
+from utils.environment import EnvironmentConfig, LoggedSessions
+from utils.replay import PrioritisedReplay, Transition
+from utils.run import Run, RunConfig, each_seed, pick_device, seed_everything
+from utils.scoring import score, skip_predictor, validate
+
+
+@dataclass
+class Config:
+    """Experiment."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    agent: agents.AgentConfig = field(default_factory=agents.AgentConfig)
+    environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
+    noise: agents.NoiseConfig = field(default_factory=agents.NoiseConfig)
+    train: agents.DDPGConfig = field(default_factory=agents.DDPGConfig)
+    score: Literal["actor", "critic"] = "actor"
+    """What tells how much a track is liked: its dot product with the action (the seed), or the value of playing it."""
+    advance: bool = False
+    """Walk along the second half and take the agent's own decisions for the skips; false stays at the history's end."""
+    run: RunConfig = field(default_factory=lambda: RunConfig(label="DDPG"))
+
+
+def build(config: Config, dataset: Dataset) -> DDPGForSkips:
+    """The model of this script for `dataset`."""
+    agent = agents.build_agent(config.agent, dataset, config.data)
+    return DDPGForSkips(agent, target_size=config.data.target_size, score=config.score, advance=config.advance)
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Train, choose the best weights by validation MAA, score once on test; returns the content of result.json."""
+    dataset = Dataset.open(config.data.folder, needs_skips=True)
+    device = pick_device(config.train.device)
+    seed_everything(config.run.seed)
+    model = build(config, dataset).to(device)
+    mu = model.agent
+    agents.load_items(mu, config.agent, dataset)
+    environment = LoggedSessions(dataset.n_ids, "skip", config.environment)
+    replay = PrioritisedReplay(config.train.capacity, alpha=config.train.alpha)
+    learner = agents.Learner(mu, config.train)
+
+    def evaluate_fn() -> dict[str, float | None]:
+        agents.calibrate_skips(model, agents.calibration_loader(dataset, config.data))
+        return validate(skip_predictor(model, device), dataset, config.data)
+
+    loader = agents.episode_loader(dataset, config.data, config.train, seed=config.run.seed)
+    run = Run("ddpg_skip", config, dataset)
+    training = agents.Training(model, learner, replay, loader, run=run, evaluate_fn=evaluate_fn, monitor="maa")
+    for batch in training.episodes():
+        environment.reset(batch)
+        while environment.active.any():
+            s, candidates, active = environment.history, environment.candidates, environment.active
+            with torch.no_grad():
+                a = mu(s)
+                choice = mu.choose(a, candidates, config.noise.mask(a, training.episode))
+            r, done = environment.step(choice)
+            item = candidates.gather(1, choice[:, None])[:, 0]
+            replay.add(select(Transition(s, item, a, r, environment.history, environment.candidates, done), active))
+            training.count(r, active)
+            for _ in range(config.train.updates if len(replay) >= config.train.batch_size else 0):
+                transition, weights, places = replay.sample(config.train.batch_size, beta=learner.beta)
+                delta, loss = learner.update(transition, weights)
+                replay.update(places, delta)
+                training.learn(loss)
+    scores = score(skip_predictor(model, device), dataset, config.data, folder=run.folder)
+    return run.finish(task="skip", scores=scores, **training.details())
+
+
+if __name__ == "__main__":
+    cli(each_seed(main), Config, description=__doc__)

@@ -1,0 +1,90 @@
+"""Next tracks with a GRU over the session, trained at every play: GRU4Rec, and the quickest of the models here.
+
+    python train_gru_seq.py --config configs/gru_seq/demo.yml
+    python train_gru_seq.py --data.folder data/mssd --model.d_hidden 256 --model.d_model 256
+    python train_gru_seq.py --config RUN/config.yml --run.resume RUN
+
+Each play predicts the next one, so a session of n plays gives n - 1 targets wherever it is cut; longer ones are cut to
+history_size and target_size plays around their half. `train_blend_seq.py` mixes a run of this script with an n-gram.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+from model import NextTrackGRU
+from utils.cli import blame, cli
+from utils.dataloaders import DataConfig, Dataset, training_loader
+from utils.evaluation import SEQ_METRICS, direction
+from utils.objectives import LossConfig, next_track_loss, track_loss
+from utils.run import Run, RunConfig, each_seed, pick_device, seed_everything
+from utils.scoring import DecodingConfig, score, seq_predictor, validate
+from utils.training import TrainConfig, fit, training_details
+
+
+@dataclass
+class NextTrackGRUConfig:
+    """Sizes of the GRU."""
+
+    d_model: int = 128
+    """Width of the track vectors."""
+    d_hidden: int = 128
+    """Width of the GRU's state."""
+    n_layers: int = 1
+    """GRUs, one above the other."""
+    dropout: float = 0.2
+    """Dropout rate."""
+    tie_weights: bool = False
+    """Use the track table as output weights."""
+
+
+@dataclass
+class Config:
+    """Experiment."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: NextTrackGRUConfig = field(default_factory=NextTrackGRUConfig)
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(lr=1e-3, clip=1.0))
+    run: RunConfig = field(default_factory=lambda: RunConfig(label="Next-track GRU"))
+    loss: LossConfig = field(default_factory=LossConfig)
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
+    monitor: str = "maa"
+    """Validation metric that chooses the best weights; with data.every_prefix, of the next track (such as mrr@20)."""
+
+
+def build(config: Config, dataset: Dataset) -> NextTrackGRU:
+    """The model of this script for `dataset`."""
+    sizes = asdict(config.model)
+    return NextTrackGRU(dataset.n_ids, dataset.features, sparse=config.loss.is_sparse, **sizes)
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Train, choose the best weights by one validation metric, score once on test; returns result.json's content."""
+    dataset = Dataset.open(config.data.folder)
+    device = pick_device(config.train.device)
+    seed_everything(config.run.seed)
+    with blame("model"):
+        model = build(config, dataset).to(device)
+    predict = seq_predictor(model, device, config.decoding, config.decoding.allowed_tracks(dataset, config.data))
+    train = training_loader(dataset, config.data, batch_size=config.train.batch_size, seed=config.run.seed)
+    loss_fn = partial(next_track_loss, loss=track_loss(config.loss, dataset.train_plays))
+
+    better, run = direction(config.monitor, SEQ_METRICS), Run("gru_seq", config, dataset)
+    progress = fit(
+        model,
+        loss_fn,
+        lambda _: validate(predict, dataset, config.data),
+        train,
+        config=config.train,
+        run=run,
+        monitor=config.monitor,
+        direction=better,
+    )
+    scores = score(predict, dataset, config.data, folder=run.folder)
+    return run.finish(task="seq", scores=scores, **training_details(model, progress))
+
+
+if __name__ == "__main__":
+    cli(each_seed(main), Config, description=__doc__)

@@ -1,0 +1,87 @@
+"""Continuation with a recurrent encoder-decoder: which tracks come next, in order?
+
+    python train_lstm_seq.py --config configs/lstm_seq/demo.yml
+    python train_lstm_seq.py --data.folder data/mssd --loss.name full --model.attention true
+    python train_lstm_seq.py --data.folder data/mssd --table.vectors VECTORS/track_embeddings.safetensors
+    python train_lstm_seq.py --config RUN/config.yml --run.resume RUN
+
+The defaults are the seed's values, except for the decoder's input, which its code got wrong; its loss is
+--loss.name full. `python -m utils.word2vec` makes track vectors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+from model import LSTMForContinuation
+from utils.cli import blame, cli
+from utils.dataloaders import DataConfig, Dataset, training_loader
+from utils.evaluation import SEQ_METRICS, direction
+from utils.model_configs import SeqLSTMConfig
+from utils.objectives import LossConfig, seq_loss, track_loss
+from utils.run import Run, RunConfig, each_seed, pick_device, seed_everything
+from utils.scoring import DecodingConfig, score, seq_predictor, validate
+from utils.track_vectors import TableConfig, load_table
+from utils.training import TrainConfig, fit, training_details
+
+
+@dataclass
+class Config:
+    """Experiment."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: SeqLSTMConfig = field(default_factory=SeqLSTMConfig)
+    table: TableConfig = field(default_factory=TableConfig)
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=10, clip=1.0))
+    run: RunConfig = field(default_factory=lambda: RunConfig(label="LSTM"))
+    loss: LossConfig = field(default_factory=LossConfig)
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
+    monitor: str = "maa"
+    """Validation metric that chooses the best weights; with data.every_prefix, of the next track (such as mrr@20)."""
+
+
+def build(config: Config, dataset: Dataset) -> LSTMForContinuation:
+    """The model of this script for `dataset`."""
+    model = LSTMForContinuation(
+        dataset.n_ids,
+        dataset.features,
+        history_size=config.data.history_size,
+        sparse=config.loss.is_sparse,
+        **asdict(config.model),
+    )
+    model.tracks.table.requires_grad_(not config.table.freeze)
+    return model
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Train, choose the best weights by one validation metric, score once on test; returns result.json's content."""
+    dataset = Dataset.open(config.data.folder)
+    device = pick_device(config.train.device)
+    seed_everything(config.run.seed)
+    with blame("model"):
+        model = build(config, dataset).to(device)
+    if config.run.resume is None:
+        load_table(model.tracks.table, config.table, dataset)
+    predict = seq_predictor(model, device, config.decoding, config.decoding.allowed_tracks(dataset, config.data))
+    train = training_loader(dataset, config.data, batch_size=config.train.batch_size, seed=config.run.seed)
+    loss_fn = partial(seq_loss, loss=track_loss(config.loss, dataset.train_plays))
+
+    better, run = direction(config.monitor, SEQ_METRICS), Run("lstm_seq", config, dataset)
+    progress = fit(
+        model,
+        loss_fn,
+        lambda _: validate(predict, dataset, config.data),
+        train,
+        config=config.train,
+        run=run,
+        monitor=config.monitor,
+        direction=better,
+    )
+    scores = score(predict, dataset, config.data, folder=run.folder)
+    return run.finish(task="seq", scores=scores, **training_details(model, progress))
+
+
+if __name__ == "__main__":
+    cli(each_seed(main), Config, description=__doc__)

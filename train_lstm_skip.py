@@ -1,0 +1,84 @@
+"""Skip prediction with a recurrent encoder-decoder: which tracks of the second half are skipped?
+
+    python train_lstm_skip.py --config configs/lstm_skip/demo.yml
+    python train_lstm_skip.py --data.folder data/mssd --model.cell gru --model.bidirectional true
+    python train_lstm_skip.py --data.folder data/mssd --table.vectors VECTORS/track_embeddings.safetensors
+    python train_lstm_skip.py --config RUN/config.yml --run.resume RUN
+
+The defaults are the seed's values, except for the skips of the history and the decoder's input, which its code got
+wrong; `python -m utils.word2vec` makes track vectors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from model import LSTMForSkips
+from utils.batch import SessionBatch
+from utils.cli import blame, cli
+from utils.dataloaders import DataConfig, Dataset, training_loader
+from utils.model_configs import SkipLSTMConfig
+from utils.objectives import Weighting, loss_of_skips
+from utils.run import Run, RunConfig, each_seed, pick_device, seed_everything
+from utils.scoring import score, skip_predictor, validate
+from utils.track_vectors import TableConfig, load_table
+from utils.training import TrainConfig, fit, training_details
+
+
+@dataclass
+class Config:
+    """Experiment."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: SkipLSTMConfig = field(default_factory=SkipLSTMConfig)
+    table: TableConfig = field(default_factory=TableConfig)
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(lr=1e-3, clip=1.0))
+    weighting: Weighting = "uniform"
+    """Loss weight of each position: uniform, or maa (what a mistake there costs)."""
+    run: RunConfig = field(default_factory=lambda: RunConfig(label="LSTM"))
+
+
+def build(config: Config, dataset: Dataset) -> LSTMForSkips:
+    """The model of this script for `dataset`."""
+    model = LSTMForSkips(
+        dataset.n_ids,
+        dataset.features,
+        history_size=config.data.history_size,
+        sparse=True,
+        **asdict(config.model),
+    )
+    model.tracks.table.requires_grad_(not config.table.freeze)
+    return model
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Train, choose the best weights by validation MAA, score once on test; returns the content of result.json."""
+    dataset = Dataset.open(config.data.folder, needs_skips=True)
+    device = pick_device(config.train.device)
+    seed_everything(config.run.seed)
+    with blame("model"):
+        model = build(config, dataset).to(device)
+    if config.run.resume is None:
+        load_table(model.tracks.table, config.table, dataset)
+    predict = skip_predictor(model, device)
+    train = training_loader(dataset, config.data, batch_size=config.train.batch_size, seed=config.run.seed)
+
+    def loss_fn(model: LSTMForSkips, batch: SessionBatch) -> tuple[Tensor, int]:
+        labels = batch.target_skips if config.model.previous_label else None
+        logits = model(batch.history, batch.target_tracks, labels)
+        return loss_of_skips(logits, batch.target_skips, weighting=config.weighting)
+
+    def evaluate_fn(_: LSTMForSkips) -> dict[str, float | None]:
+        return validate(predict, dataset, config.data)
+
+    run = Run("lstm_skip", config, dataset)
+    progress = fit(model, loss_fn, evaluate_fn, train, config=config.train, run=run, monitor="maa")
+    scores = score(predict, dataset, config.data, folder=run.folder)
+    return run.finish(task="skip", scores=scores, **training_details(model, progress))
+
+
+if __name__ == "__main__":
+    cli(each_seed(main), Config, description=__doc__)
