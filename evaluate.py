@@ -53,8 +53,8 @@ def main(config: Config) -> dict[str, Any]:
     """Print the scores and return them, as `Scores.summary()`."""
     folder = Path(config.run)
     result = read_json(folder / "result.json")
-    if result["kind"] != "model":
-        raise UserError(f"{folder} is a {result['kind']}, which keeps no weights; run its script again instead")
+    if result["kind"] != "model" or not (folder / "best.pt").exists():
+        raise UserError(f"{folder} ({result['label']}) keeps no weights; run its script again instead")
     # The script is the experiment: it knows how to build its model from its config.
     script = importlib.import_module(f"train_{result['experiment']}")
     trained = parse_config(script.Config, ["--config", str(folder / "config.yml")])

@@ -56,7 +56,8 @@ def main(config: Config) -> dict[str, Any]:
     seed_everything(config.run.seed)
     model = build(config, dataset).to(device)
     mu = model.agent
-    agents.load_items(mu, config.agent, dataset)
+    if config.run.resume is None:
+        agents.load_items(mu, config.agent, dataset)
     environment = LoggedSessions(dataset.n_ids, "seq", config.environment)
     replay = PrioritisedReplay(config.train.capacity, alpha=config.train.alpha)
     learner = agents.Learner(mu, config.train)

@@ -124,9 +124,7 @@ def measure_all(config: Config, folder: Path) -> list[Row]:
         tables.append([Contender(f"{GRU}/reference", setup_reference, data), gru[0]])
     rows: dict[str, Row] = {}
     for contenders in tables:
-        measured = measure_beside_ceilings(
-            contenders, work, config, title="next track", targets=1, unit="targets/s"
-        )
+        measured = measure_beside_ceilings(contenders, work, config, title="next track", targets=1, unit="targets/s")
         for row in measured[-len(contenders) :]:  # the rows of the ceilings are those of benchmarks.training
             rows.setdefault(row.name, row)
     return list(rows.values())

@@ -75,6 +75,7 @@ class Recurrent(nn.Module):
 
     def forward(self, x: Tensor, hidden: Hidden) -> tuple[Tensor, Hidden]:
         """Go on from a state: x (B, T, D) -> output (B, T, D') and the state behind it."""
+        # Under autocast a projected state is bfloat16, and embeddings are float32.
         first = tuple(part.transpose(0, 1).contiguous().to(x.dtype) for part in hidden)
         output, last = self.rnn(x, first if len(first) > 1 else first[0])
         return output, self._rows_first(last)
@@ -214,6 +215,26 @@ class Decoder(nn.Module):
         return self.dropout(states), state._replace(hidden=hidden)
 
 
+class LookAhead(nn.Module):
+    """Tells each step of all target tracks, which are known: reads them from both ends, half of the units each.
+
+    Args:
+        cell, d_hidden: see `Recurrent`.
+        d_model: D.
+    """
+
+    def __init__(self, cell: Cell, d_model: int, d_hidden: int) -> None:
+        super().__init__()
+        half = -(-d_hidden // 2)
+        self.rnn = Recurrent(cell, d_model, half, bidirectional=True)
+        self.output = nn.Linear(2 * half, d_model)
+
+    def forward(self, x: Tensor, target_tracks: Tensor) -> Tensor:
+        """Embeddings (B, T, D) of target tracks (B, T), padded on the right -> what there is around each (B, T, D)."""
+        lengths = (target_tracks != PAD).sum(1).clamp(min=1)
+        return self.output(self.rnn.read(x, lengths)[0])
+
+
 class LSTMForSkips(nn.Module):
     """Which of the known tracks of the second half will be skipped?
 
@@ -232,8 +253,7 @@ class LSTMForSkips(nn.Module):
         attention: the decoder looks at all of the encoder's states, see `LuongAttention`.
         dropout: of embeddings, between layers and of the output.
         skip_encoding, use_log: how the history's skips and log columns enter, see `HistoryEmbedding`.
-        causal: whether step t sees only the target tracks up to t (the seed), or all of them, read from both ends with
-            half of the units each.
+        causal: whether step t sees only the target tracks up to t (the seed), or all of them, see `LookAhead`.
         previous_label: feed the label of the step before.
         scheduled_sampling: in training, feed the model's own guess instead of a given label with this probability
             (Bengio et al. 2015; p is constant here). Sequences are then decoded step by step.
@@ -276,9 +296,7 @@ class LSTMForSkips(nn.Module):
         self.encoder = Encoder(embed, d_model, bidirectional=bidirectional, **sizes)
         self.decoder = Decoder(d_model, d_memory=self.encoder.d_output, attention=attention, **sizes)
         self.label = nn.Embedding(3, d_model) if previous_label else None
-        half = -(-d_hidden // 2)
-        self.ahead = None if causal else Recurrent(cell, d_model, half, bidirectional=True)
-        self.from_ahead = None if causal else nn.Linear(2 * half, d_model)
+        self.ahead = None if causal else LookAhead(cell, d_model, d_hidden)
         self.dropout = Dropout(dropout)
         self.output = nn.Linear(d_hidden, 1)
 
@@ -295,7 +313,9 @@ class LSTMForSkips(nn.Module):
             ValueError: labels are given to a model without `previous_label`.
         """
         state = self.decoder.begin(*self.encoder(history))
-        x = self._read_ahead(self.dropout(self.tracks(target_tracks)), target_tracks)  # (B, T, D)
+        x = self.dropout(self.tracks(target_tracks))  # (B, T, D)
+        if self.ahead is not None:
+            x = x + self.dropout(self.ahead(x, target_tracks))
         if self.label is None:
             if labels is not None:
                 raise ValueError("labels are given to a model without previous_label")
@@ -314,13 +334,6 @@ class LSTMForSkips(nn.Module):
         last = history.skips[:, -1]
         known = is_skipped(last).long().masked_fill(last == 0, UNKNOWN)
         return known if self.knows_skips else torch.full_like(last, UNKNOWN)
-
-    def _read_ahead(self, x: Tensor, target_tracks: Tensor) -> Tensor:
-        """Tell each step (B, T, D) of all target tracks, unless the model is causal."""
-        if self.ahead is None or self.from_ahead is None:
-            return x
-        lengths = (target_tracks != PAD).sum(1).clamp(min=1)
-        return x + self.from_ahead(self.dropout(self.ahead.read(x, lengths)[0]))
 
     def _step_by_step(
         self, x: Tensor, state: DecoderState, label: nn.Embedding, first: Tensor, known: Tensor | None

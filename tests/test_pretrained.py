@@ -82,6 +82,27 @@ def augmented(dataset: Dataset) -> BertAugmentedSeqTransformer:
     return BertAugmentedSeqTransformer(transformer, build_bert(SMALL, dataset, DataConfig(), sparse=True))
 
 
+# --- An untrained BERT
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("use_features", [False, True])
+def test_every_option_reaches_the_bert(sparse, use_features, dataset):
+    config = BertConfig(d_model=12, n_heads=3, n_layers=2, d_ff=20, dropout=0.3, use_features=use_features)
+    bert = build_bert(config, dataset, DataConfig(history_size=7, target_size=6), sparse=sparse)
+    assert bert.positions.shape == (13, 12)
+    assert bert.tracks.table.weight.shape == (dataset.n_ids, 12)
+    assert bert.tracks.table.sparse == sparse
+    assert torch.equal(bert.tracks.features, dataset.features if use_features else dataset.features[:, :0])
+    assert [(layer.attention.n_heads, layer.dropout.p) for layer in bert.layers] == [(3, 0.3)] * 2
+    assert bert.layers[0].feed_forward[0].weight.shape == (20, 12)
+
+
+def test_sizes_that_do_not_fit_each_other_are_blamed_on_the_options(dataset):
+    with pytest.raises(UserError, match="bert: d_model 8 is no multiple of n_heads 3"):
+        build_bert(BertConfig(d_model=8, n_heads=3), dataset, DataConfig(), sparse=True)
+
+
 # --- Checks before anything else is done
 
 
@@ -146,9 +167,11 @@ def test_another_head_is_named(pretrained):
         check_pretrained(ConfigWithHead(str(pretrained), tie_weights=False))
 
 
-def test_other_lengths_are_named(pretrained):
-    with pytest.raises(UserError, match=r"a BERT for sessions of 20 plays, .* are 30 together; choose them so that"):
-        check_pretrained(Config(str(pretrained), data=DataConfig(history_size=20)))
+@pytest.mark.parametrize("history_size", [8, 20])
+def test_other_lengths_are_named(history_size, pretrained):
+    length = history_size + 10
+    with pytest.raises(UserError, match=rf"for sessions of 20 plays, .* are {length} together; choose them so that"):
+        check_pretrained(Config(str(pretrained), data=DataConfig(history_size=history_size)))
 
 
 def test_what_is_no_pretraining_run_is_refused(pretrained, alone, tmp_path):

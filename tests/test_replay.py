@@ -38,9 +38,9 @@ def tree_of(*values):
 
 
 def test_sum_tree_by_hand():
-    """     10
-          4      6
-        1   3  2   4        (the leaves; node 1 is the root)"""
+    """10
+      4      6
+    1   3  2   4        (the leaves; node 1 is the root)"""
     tree = tree_of(1, 3, 2, 4)
     assert tree.nodes[1:].tolist() == [10, 4, 6, 1, 3, 2, 4]
     assert tree.total == 10

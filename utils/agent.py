@@ -342,7 +342,7 @@ class Training:
 
     def details(self) -> dict[str, Any]:
         """What `result.json` says of a trained agent beside its scores."""
-        return training_details(self.model, self.progress) | {
+        return training_details(self.learner.agent, self.progress) | {
             "environment_steps": self.progress.step,
             "updates": self.learner.updates,
         }

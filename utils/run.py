@@ -100,7 +100,8 @@ class Run:
         self._writer: Any = None
         self._purge_step: int | None = None
         # A run's config.yml starts the same run again, so it does not say "resume".
-        self._values = dataclasses.asdict(config)
+        # Numbers of a restricted type (PositiveInt) become plain ones, which YAML can write.
+        self._values = json.loads(json.dumps(dataclasses.asdict(config)))
         self._values["run"]["resume"] = None
         if config.run.resume is not None:
             self.folder = Path(config.run.resume)

@@ -1,0 +1,97 @@
+"""A trained model and the n-gram continuation answer together: their probabilities, mixed. A row of its own.
+
+    python train_blend_seq.py --config configs/blend_seq/chosen.yml --neural runs/gru_seq/STAMP
+    python train_blend_seq.py --neural runs/transformer_seq/STAMP --weights '[0.1, 0.3, 0.5, 0.7, 0.9]'
+    python train_blend_seq.py --neural RUN --scored '[valid]' --max_sessions 100000 --device cuda
+
+The model is any finished run that continues sessions track by track; nothing of it is trained further. The n-gram (with
+item-kNN behind it, as train_baselines.py makes it) is fitted on the run's dataset. Sessions are cut as in the run, and
+continued greedily, over all tracks, however the run does it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from jsonargparse.typing import PositiveInt
+
+import train_baselines
+from utils.blend import Blend, choose_weight, predict_blend
+from utils.checkpoint import load_weights
+from utils.cli import UserError, cli, parse_config
+from utils.dataloaders import Dataset
+from utils.files import read_json
+from utils.run import Run, RunConfig, pick_device
+from utils.schema import SPLITS
+from utils.scoring import score, scoring_loader
+
+NGRAM = "n-gram with kNN"
+
+
+@dataclass
+class Config:
+    """Experiment."""
+
+    neural: str = ""
+    """Folder of a finished run of train_gru_seq.py, train_transformer_seq.py or another that has --decoding."""
+    weights: list[float] = field(default_factory=lambda: [0.5])
+    """Share of the model, from 0 (the n-gram alone) to 1; of several the one with the best MRR@20 on validation."""
+    scored: list[str] = field(default_factory=lambda: list(SPLITS))
+    """Splits that are scored."""
+    max_sessions: PositiveInt = 1_000_000
+    """Training sessions that the n-gram is fitted on, at most (the last ones)."""
+    order: PositiveInt = 4
+    """Tracks of the n-gram's longest context."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where the model and the mixture are computed."""
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        if not self.weights or not all(0 <= weight <= 1 for weight in self.weights):
+            raise UserError(f"weights is {self.weights}; it must be a list of numbers from 0 to 1, such as [0.5]")
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Fit the n-gram, load the model, mix them and score the mixture; returns result.json's content."""
+    folder = Path(config.neural)
+    if not config.neural or not (folder / "result.json").exists():
+        raise UserError(f"neural is {config.neural!r}, which is no folder of a finished run; train a model first")
+    finished = read_json(folder / "result.json")
+    if "decoding" not in finished["config"]:
+        raise UserError(f"{folder} is a run of {finished['experiment']}, which does not continue track by track")
+    script = importlib.import_module(f"train_{finished['experiment']}")
+    trained = parse_config(script.Config, ["--config", str(folder / "config.yml")])
+    data = replace(trained.data, scored=config.scored)
+    dataset, device = Dataset.open(data.folder), pick_device(config.device)
+    model = script.build(trained, dataset).to(device)
+    load_weights(model, folder / "best.pt", vocabulary_hash=dataset.vocabulary_hash)
+
+    # The run's options stand in the place of its folder, so that blends of its seeds are seeds of one row.
+    options = asdict(config) | {"neural": {name: v for name, v in asdict(trained).items() if name != "run"}}
+    run = Run("blend_seq", config, dataset)
+    baselines = train_baselines.Config(data=data, max_sessions=config.max_sessions, order=config.order)
+    ngram, trials = train_baselines.seq_fits(baselines, dataset)[NGRAM]()
+    sessions = data.valid_sessions or None
+    loader = scoring_loader(dataset, data, "valid", prefixes=data.every_prefix, max_sessions=sessions)
+    blend, of_weights = choose_weight(Blend(model, ngram), config.weights, device, loader)
+    scores = score(partial(predict_blend, blend, device), dataset, data, folder=run.folder)
+    return run.finish(
+        task="seq",
+        label=config.run.label or f"{finished['label']} and {NGRAM}",
+        scores=scores,
+        seed=finished["seed"],
+        config=options,
+        device=str(device),
+        n_parameters=finished["n_parameters"],
+        neural=str(folder),
+        weight=blend.weight,
+        trials=trials | of_weights,
+    )
+
+
+if __name__ == "__main__":
+    cli(main, Config, description=__doc__)
