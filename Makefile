@@ -51,6 +51,25 @@ demo: $(STAMP) data/demo/dataset.json  ## simulate, preprocess, train a small la
 	$(PYTHON) -m utils.oracle --raw data/raw/demo --data.folder data/demo
 	$(PYTHON) report.py --runs runs
 
+tables: $(STAMP) runs/simulated/.baselines runs/word2vec/sim/track_embeddings.safetensors  ## every simulated table of docs/results.md (many hours; goes on where it stopped)
+	$(PYTHON) sweep.py --jobs $(or $(N),2) --sweep '[sweeps/bert_simulated_seq.yml, sweeps/bert_simulated_skip.yml, \
+	sweeps/recurrent_simulated_seq.yml, sweeps/recurrent_simulated_skip.yml, sweeps/blends_simulated.yml, \
+	sweeps/ddpg_simulated_seq.yml, sweeps/ddpg_simulated_skip.yml]'
+
+runs/simulated/.baselines: | data/sim/dataset.json
+	$(PYTHON) train_baselines.py --data.folder data/sim --data.scored '[test]' --run.folder runs/simulated
+	$(PYTHON) -m utils.oracle --raw data/raw/sim --data.folder data/sim --data.scored '[test]' --run.folder runs/simulated
+	touch $@
+
+runs/word2vec/sim/track_embeddings.safetensors: | data/sim/dataset.json
+	$(PYTHON) -m utils.word2vec --data.folder data/sim --d_model 128
+
+data/sim/dataset.json: | data/raw/sim/hidden_truth/world.json
+	$(PYTHON) -m utils.datapreprocessing --raw data/raw/sim --out data/sim
+
+data/raw/sim/hidden_truth/world.json: | $(STAMP)
+	$(PYTHON) -m utils.synthetic --out data/raw/sim --sessions 250000 --tracks 20000 --days 10
+
 # Both commands leave either the whole folder or nothing new, so what exists is finished. It is made again when the code
 # that makes it has changed: an oracle that knows another simulator than the one that wrote the data would be wrong.
 data/demo/dataset.json: $(DEMO_RAW) $(wildcard utils/datapreprocessing.py utils/preparing.py utils/protocols.py utils/importers/*.py) | $(STAMP)
@@ -69,4 +88,4 @@ clean:  ## remove the demo's data, the runs and the caches; keep .venv and other
 	rm -rf data/demo data/raw/demo runs build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
-.PHONY: help install test lint format demo bench bench-quick clean
+.PHONY: help install test lint format demo tables bench bench-quick clean

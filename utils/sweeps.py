@@ -17,8 +17,8 @@ from utils.cli import UserError
 from utils.run import saved_options
 
 KEYS = {"script", "config", "seeds", "folder", "common", "first", "runs", "compare"}
-NOT_RESUMABLE = {"baselines"}
-"""Scripts whose runs leave no `last.pt`: nothing would tell that they are finished."""
+MANY_RUNS = {"baselines"}
+"""Scripts that make several runs, in folders of other names: nothing would tell that they are finished."""
 
 
 class PlannedRun(NamedTuple):
@@ -91,7 +91,7 @@ def _mapping(path: Path, name: Any, value: Any) -> dict[str, Any]:
 def _seeds_of(path: Path, label: str, options: dict[str, Any], folder: Path, scripts: Path) -> list[PlannedRun]:
     """Script and arguments for each seed of one experiment."""
     script, config, seeds = (options[key] for key in ("script", "config", "seeds"))
-    if not (scripts / f"train_{script}.py").exists() or script in NOT_RESUMABLE:
+    if not (scripts / f"train_{script}.py").exists() or script in MANY_RUNS:
         raise UserError(f"{path}: there is no train_{script}.py for {label!r} that can be resumed; name a `script`")
     if type(seeds) is not int or seeds < 1:  # true is an int for isinstance
         raise UserError(f"{path}: seeds of {label!r} is {seeds!r}; it must be how many seeds to run, from 1")
@@ -132,12 +132,17 @@ def run(command: list[str], *, scripts: Path, folder: Path, jobs: int) -> bool:
 def saved_runs(folder: Path, defaults: Any) -> dict[Path, dict[str, Any]]:
     """The runs in a script's folder that are finished or can be resumed, with all their options, flat.
 
+    What is not trained, such as a blend, leaves nothing to resume.
+
     Args:
         folder: of the script's runs.
         defaults: the script's Config, for options that are younger than a run.
     """
-    paths = [path for path in sorted(folder.glob("*/config.yml")) if (path.parent / "last.pt").exists()]
-    return {path.parent: saved_options(path, asdict(defaults)) for path in paths}
+    return {
+        path.parent: saved_options(path, asdict(defaults))
+        for path in sorted(folder.glob("*/config.yml"))
+        if any((path.parent / name).exists() for name in ("last.pt", "result.json"))
+    }
 
 
 def state_of(options: dict[str, Any], saved: dict[Path, dict[str, Any]]) -> tuple[str, list[str]]:
