@@ -71,11 +71,16 @@ def main(config: Config) -> dict[str, Any]:
         logits = model(batch.history, batch.target_tracks, labels)
         return loss_of_skips(logits, batch.target_skips, weighting=config.weighting)
 
-    def evaluate_fn(_: LSTMForSkips) -> dict[str, float | None]:
-        return validate(predict, dataset, config.data)
-
     run = Run("lstm_skip", config, dataset)
-    progress = fit(model, loss_fn, evaluate_fn, train, config=config.train, run=run, monitor="maa")
+    progress = fit(
+        model,
+        loss_fn,
+        lambda _: validate(predict, dataset, config.data),
+        train,
+        config=config.train,
+        run=run,
+        monitor="maa",
+    )
     scores = score(predict, dataset, config.data, folder=run.folder)
     return run.finish(task="skip", scores=scores, **training_details(model, progress))
 

@@ -1,4 +1,4 @@
-"""Training steps of the next-track GRU, beside the straightforward Transformer of the other rows, in targets per second.
+"""Training steps of the next-track GRU, beside the straightforward Transformer of the other rows, in targets/s.
 
     python -m benchmarks.next_track
     python -m benchmarks.next_track --quick true

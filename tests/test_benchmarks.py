@@ -23,6 +23,7 @@ from benchmarks import (
     decoding,
     evaluation,
     loading,
+    next_track,
     predicting,
     preprocessing,
     pretraining,
@@ -105,6 +106,7 @@ def test_rows_of_other_sizes_never_replace_those_of_the_default_sizes(
     ("part", "full", "quick"),
     [
         (training, {"rounds": 7, "steps": 4}, {"rounds": 2, "steps": 2}),
+        (next_track, {"rounds": 7, "steps": 4}, {"rounds": 2, "steps": 2}),
         (pretraining, {"rounds": 7, "steps": 4}, {"rounds": 2, "steps": 2}),
         (decoding, {"rounds": 7}, {"rounds": 2}),
         (evaluation, {"rounds": 7}, {"rounds": 2}),
@@ -282,6 +284,52 @@ def test_pretraining(here: Path, quick: bool) -> None:
     assert found[0].ratio == 1.0
 
 
+@pytest.mark.parametrize("quick", [False, True])
+def test_next_track(here: Path, quick: bool) -> None:
+    """Units are targets, of the GRU 19 in a session; the second table has the GRU's own reference."""
+    path = here / "rows.json"
+    found = next_track.main(next_track.Config(TINY, rounds=1, steps=1, matmul_size=16, quick=quick, out=path))
+    names = ["transformer/reference", "gru/sampled-2048"]
+    names += [] if quick else ["gru/sampled-2048-fp32", "gru/reference"]
+    check_rows(found, [f"next-track/{name}" for name in names], path)
+    for row in found:
+        assert (row.unit, row.targets_per_second) == ("targets/s", row.value)
+        assert row.ceiling_share is not None
+        assert row.ceiling_share > 0
+    assert found[0].ratio == 1.0
+
+
+def test_units_of_next_track_are_targets(tmp_path: Path) -> None:
+    workload.full_sessions(tmp_path / "train", 64, TINY)
+    n = TINY.batch_size
+    assert next_track.setup_transformer(tmp_path / "train", TINY)() == n * 10
+    assert next_track.setup_reference(tmp_path / "train", TINY)() == n * 19
+    variant = training.VARIANTS["sampled-2048"]
+    assert next_track.setup_gru(tmp_path / "train", TINY, 2, variant)() == 2 * n * 19
+
+
+def test_flops_of_next_track_are_those_of_a_target(tmp_path: Path) -> None:
+    """Of the softmax 6 D V, as below."""
+    tiny, more = replace(TINY, batch_size=256), replace(TINY, batch_size=256, tracks=500)
+    arrays = workload.full_sessions(tmp_path / "train", 256, tiny)
+    variants = {"sampled": training.VARIANTS["sampled-2048"]}
+    few, many = (next_track.work_of(arrays, sizes, variants) for sizes in (tiny, more))
+    difference = {name: many[name].flops - few[name].flops for name in few}
+    dense = 6 * TINY.d_model * 200
+    gru, transformer = next_track.GRU, next_track.TRANSFORMER
+    assert difference == pytest.approx(
+        {f"{gru}/reference": dense, f"{gru}/sampled": 0, f"{transformer}/reference": dense}
+    )
+    sampled, full = few[f"{gru}/sampled"].flops, few[f"{gru}/reference"].flops
+    assert sampled - full == pytest.approx(6 * TINY.d_model * (2048 - TINY.n_ids), rel=0.01)
+
+
+def test_the_gru_has_the_width_of_the_transformer_and_its_reference_no_fast_paths() -> None:
+    model = workload.next_track_gru(TINY, sparse=True)
+    assert (model.gru.input_size, model.gru.hidden_size, model.tracks.table.sparse) == (8, 8, True)
+    assert not [m for m in reference.without_fast_paths(model).modules() if isinstance(m, Dropout)]
+
+
 def test_flops_are_those_of_the_matrices(tmp_path: Path) -> None:
     """Of the softmax 6 N D V: the product forward, and two of the same size backward."""
     tiny, more = replace(TINY, batch_size=128), replace(TINY, batch_size=128, tracks=500)
@@ -352,8 +400,8 @@ def test_simulated_files_are_used_again_for_the_same_sizes_only(tmp_path: Path) 
 @pytest.fixture
 def parts(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
     """The parts by the names of their rows, each of which only says that it was there."""
-    found = {"matmul": training, "pretrain": pretraining, "decode": decoding, "evaluate": evaluation}
-    found |= {"load": loading, "preprocess": preprocessing}
+    found = {"matmul": training, "next-track": next_track, "pretrain": pretraining, "decode": decoding}
+    found |= {"evaluate": evaluation, "load": loading, "preprocess": preprocessing}
     for name, part in found.items():
         measured = partial(measured_at_once, name)
         monkeypatch.setattr(part, "measure_all", measured)
@@ -452,6 +500,7 @@ def in_bfloat16(factor: float) -> Callable:
         (training, "skip_loss", in_bfloat16(1.01), "losses of train/skip-transformer/ours-bf16 are"),
         (objectives, "gbce", lambda loss: loss * 1.01, "losses of train/seq-transformer/gbce-2048 are"),
         (training, "make_optimizers", lambda optimizers: [], "losses of train/seq-transformer/full-fp32"),
+        (next_track, "next_track_loss", lambda loss: (loss[0] * 1.001, loss[1]), "losses of next-track/gru/full-fp32"),
         (pretraining, "masked_loss", lambda loss: (loss[0] * 1.2, loss[1]), "losses of pretrain/bert/sampled-2048"),
         (decoding, "greedy", lambda tracks: tracks.flip(1), "tracks of decode/greedy are not the reference's"),
         (decoding, "sample", lambda tracks: tracks + 1, "decode/sample"),
@@ -470,6 +519,7 @@ def test_no_row_is_written_for_other_work(
     runs = {
         training: lambda: training.main(training.Config(TINY, quick=True, **steps)),
         objectives: lambda: training.main(training.Config(TINY, **steps)),
+        next_track: lambda: next_track.main(next_track.Config(TINY, quick=True, **steps)),
         pretraining: lambda: pretraining.main(pretraining.Config(TINY, quick=True, **steps)),
         decoding: lambda: decoding.main(decoding.Config(TINY, **common)),
         evaluation: lambda: evaluation.main(evaluation.Config(TINY, **common)),

@@ -21,7 +21,7 @@ from utils.track_vectors import save_vectors
 
 SCRIPTS = {"skip": train_ddpg_skip, "seq": train_ddpg_seq}
 TINY = [
-    *("--agent.d_model", "8", "--agent.d_hidden", "16", "--train.sessions", "16", "--train.batch_size", "32"),
+    *("--agent.d_model", "8", "--agent.d_hidden", "16", "--train.sessions", "32", "--train.batch_size", "32"),
     *("--train.epochs", "2", "--train.lr", "0.01", "--train.device", "cpu"),
 ]
 
@@ -53,8 +53,8 @@ def test_a_run_leaves_exactly_this(task, dataset_folder, tmp_path, capsys):
         *((steps, 1, "train"), (steps, 1, "valid"), (2 * steps, 2, "train"), (2 * steps, 2, "valid"))
     ]
     assert content["environment_steps"] == 2 * steps
-    # Four batches of sessions an epoch, up to ten steps of each; updates begin when 32 transitions are there.
-    assert 8 * 10 - 2 <= content["updates"] <= 8 * 10
+    # Two batches of sessions an epoch, ten steps of each; updates begin when 32 transitions are there.
+    assert content["updates"] == 4 * 10
     metric = "maa" if task == "skip" else "mrr@20"
     valid = {line["step"]: line[metric] for line in logged if line["split"] == "valid"}
     assert content["best_value"] == max(valid.values()) == valid[content["best_step"]]
@@ -84,7 +84,7 @@ def test_its_config_repeats_a_run(task, dataset_folder, tmp_path):
 @pytest.mark.parametrize("task", SCRIPTS)
 def test_resume_is_as_if_nothing_had_happened(task, dataset_folder, tmp_path):
     """Replay buffer, priorities, target networks, noise and negatives go on as they would have."""
-    more = ["--train.capacity", "300", "--train.evaluate_every", "3"]
+    more = ["--train.capacity", "300", "--train.evaluate_every", "1"]
     (whole,) = train(SCRIPTS[task], options(dataset_folder, tmp_path / "whole", *more, "--train.epochs", "3"))
     (part,) = train(SCRIPTS[task], options(dataset_folder, tmp_path / "part", *more, "--train.epochs", "1"))
     arguments = ["--config", str(part / "config.yml"), "--run.resume", str(part), "--train.epochs", "3"]
@@ -127,29 +127,36 @@ def test_variants(task, more, dataset_folder, tmp_path):
     (folder,) = train(SCRIPTS[task], options(dataset_folder, tmp_path, *more, "--train.epochs", "1"))
     content = result(folder)
     assert ("test_prefixes" in content["scores"]) == ("--data.every_prefix" in more)
-    assert content["updates"] > 20
+    assert content["updates"] == 20 * (2 if "--train.updates" in more else 1)
 
 
+LEARN = [
+    *("--train.epochs", "25", "--train.sessions", "64", "--train.batch_size", "64", "--train.updates", "2"),
+    *("--train.gamma", "0.5", "--train.tau", "0.02", "--noise.schedule", "none", "--agent.use_log", "false"),
+]
+
+
+@pytest.mark.slow
 def test_the_agent_learns_the_rule(dataset_folder, tmp_path):
-    """Odd tracks are skipped, nine times in ten. It earns far more than the logged plays did (about nothing), and the
-    value of playing a track tells whether it is skipped."""
-    more = ["--train.epochs", "12", "--train.updates", "3", "--train.tau", "0.02", "--score", "critic"]
-    (folder,) = train(train_ddpg_skip, options(dataset_folder, tmp_path, *more))
-    dataset = Dataset.open(dataset_folder)
-    behaviour = 1 - 2 * (dataset.train.skips >= 3).mean()
+    """Odd tracks are skipped, nine times in ten: it earns far more than the logged plays did, which is about nothing,
+    and what it likes tells what is skipped."""
+    (folder,) = train(train_ddpg_skip, options(dataset_folder, tmp_path, *LEARN))
+    behaviour = 1 - 2 * (Dataset.open(dataset_folder).train.skips >= 3).mean()
     rewards = [line["reward"] for line in lines(folder) if line["split"] == "train"]
     assert abs(behaviour) < 0.1
-    assert rewards[-1] > behaviour + 0.25, "half of the candidates are strangers: 0.4 is the most"
-    assert rewards[0] < rewards[-1]
+    assert rewards[0] < 0.1
+    assert rewards[-1] > behaviour + 0.2, "half of the tracks are skipped: 0.4 is the most"
     assert result(folder)["scores"]["test"]["metrics"]["accuracy"]["mean"] > 0.75
 
 
+@pytest.mark.slow
 def test_seq_tells_own_tracks_from_strangers(dataset_folder, tmp_path):
-    more = ["--train.epochs", "12", "--train.updates", "3", "--train.tau", "0.02"]
-    (folder,) = train(train_ddpg_seq, options(dataset_folder, tmp_path, *more))
+    """The next tracks are the next ids."""
+    (folder,) = train(train_ddpg_seq, options(dataset_folder, tmp_path, *LEARN))
     rewards = [line["reward"] for line in lines(folder) if line["split"] == "train"]
-    assert rewards[0] < 0.8 < rewards[-1]
-    assert result(folder)["scores"]["test"]["metrics"]["hr@10"]["mean"] > 0.35, "by chance 0.25"
+    assert rewards[0] < 0.65
+    assert rewards[-1] > 0.85, "who plays blindly gets a half"
+    assert result(folder)["scores"]["test"]["metrics"]["hr@10"]["mean"] > 0.5, "by chance 0.25"
 
 
 def test_seq_works_without_skips(tmp_path):
@@ -187,7 +194,7 @@ def test_evaluate_scores_a_run_again(dataset_folder, tmp_path):
         (["--agent.width", "8"], "width"),
         (["--train.lr", "0"], "train.lr is 0"),
         (["--train.gamma", "1.5"], "train.gamma is 1.5"),
-        (["--train.capacity", "20"], "train.capacity is 20; it must hold train.sessions 16 and train.batch_size 32"),
+        (["--train.capacity", "20"], "train.capacity is 20; it must hold train.sessions 32 and train.batch_size 32"),
         (["--noise.rate", "2"], "noise.rate is 2"),
         (["--noise.schedule", "none", "--noise.rate", "0.1"], "noise.rate has no meaning for noise.schedule none"),
         (["--agent.memory", "3"], "agent.memory has no meaning for agent.state gru"),
@@ -219,21 +226,23 @@ def test_a_monitor_that_is_none(dataset_folder, tmp_path, capsys):
     assert not (tmp_path / "runs").exists()
 
 
+SIMULATION = {"sessions": 9000, "test_sessions": 0, "days": 3, "processes": 1}
+UNTRAINED = ["--train.epochs", "1", "--train.updates", "0", "--train.sessions", "1024"]
+
+
 @pytest.fixture(scope="module")
 def simulated(tmp_path_factory):
     """A small simulation, and the dataset that is made of it."""
     folder = tmp_path_factory.mktemp("simulated")
     raw, data = folder / "raw", folder / "data"
-    synthetic.main(
-        synthetic.Config(out=str(raw), sessions=9000, test_sessions=0, tracks=1000, days=3, seed=4, processes=1)
-    )
+    synthetic.main(synthetic.Config(out=str(raw), tracks=1000, seed=4, **SIMULATION))
     preprocess(PreprocessingConfig(raw=raw, out=data))
     return raw, data
 
 
 def test_a_policy_is_evaluated_against_the_truth(simulated, tmp_path, capsys):
     raw, data = simulated
-    (run,) = train(train_ddpg_skip, options(data, tmp_path, "--train.max_seconds", "2", "--train.sessions", "256"))
+    (run,) = train(train_ddpg_skip, options(data, tmp_path, *UNTRAINED))
     out = tmp_path / "policy.json"
     config = evaluate_policy.Config(run=str(run), raw=str(raw), candidates=3, out=str(out), device="cpu")
     content = evaluate_policy.main(config)
@@ -253,15 +262,17 @@ def test_a_policy_is_evaluated_against_the_truth(simulated, tmp_path, capsys):
 
 def test_a_policy_needs_its_own_simulation(simulated, dataset_folder, tmp_path, capsys):
     raw, data = simulated
-    (run,) = train(train_ddpg_seq, options(data, tmp_path, "--train.max_seconds", "0.1", "--data.scored", "[valid]"))
+    (run,) = train(train_ddpg_seq, options(data, tmp_path, *UNTRAINED, "--data.scored", "[valid]"))
     assert evaluate_policy.main(evaluate_policy.Config(run=str(run), raw=str(raw), device="cpu"))["n_choices"] > 50
-    other = tmp_path / "other"
-    synthetic.main(
-        synthetic.Config(out=str(other), sessions=9000, test_sessions=0, tracks=1000, days=3, seed=5, processes=1)
-    )
-    for folder, named in ((other, "no session"), (tmp_path / "nothing", "does not exist")):
+    for name, seed, tracks in (("seed", 5, 1000), ("tracks", 4, 1200)):
+        synthetic.main(synthetic.Config(out=str(tmp_path / name), tracks=tracks, seed=seed, **SIMULATION))
+    for folder, named in (
+        (tmp_path / "seed", "sessions of the dataset are not simulated by"),
+        (tmp_path / "tracks", "does not simulate the sessions of"),
+        (tmp_path / "nothing", "does not exist"),
+    ):
+        arguments = ["--run", str(run), "--raw", str(folder)]
         with pytest.raises(SystemExit) as caught:
-            arguments = ["--run", str(run), "--raw", str(folder)]
             cli(evaluate_policy.main, evaluate_policy.Config, description="", args=arguments)
         assert caught.value.code == 2
         assert named in capsys.readouterr().err

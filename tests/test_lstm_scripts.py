@@ -146,6 +146,19 @@ def test_labels_are_fed_in_training_only_with_previous_label(dataset_folder, tmp
         assert set(given) == {(True, previous_label), (False, False)}
 
 
+@each_task
+def test_options_reach_the_model(task, dataset_folder, tmp_path, monkeypatch):
+    more = ["--data.history_size", "6", "--model.attention", "true", "--model.cell", "gru", "--model.n_layers", "2"]
+    model = given_to_fit(SCRIPTS[task], options(dataset_folder, tmp_path, *more), monkeypatch).model
+    assert model.encoder.embed.from_end.shape == (6, 8)
+    assert model.decoder.attention is not None
+    assert (type(model.decoder.rnn.rnn), model.decoder.rnn.rnn.num_layers) == (torch.nn.GRU, 2)
+    assert model.tracks.table.sparse
+    if task == "seq":
+        full = options(dataset_folder, tmp_path, "--loss.name", "full")
+        assert not given_to_fit(train_lstm_seq, full, monkeypatch).model.tracks.table.sparse
+
+
 def test_weighting_loss_and_decoding_arrive(dataset_folder, tmp_path, monkeypatch):
     arguments = options(dataset_folder, tmp_path)
     check_weighting_arrives(train_lstm_skip, [*arguments, "--model.previous_label", "false"], monkeypatch)

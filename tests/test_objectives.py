@@ -194,6 +194,44 @@ def test_more_negatives_bring_the_sampled_gradient_to_the_full_one(scored, in_ba
     assert errors[2] < 0.01
 
 
+def plain_sampled_softmax(states, head, targets, negatives, in_batch):
+    """The formula over all pairs at once, differentiated by torch; `negatives` are given."""
+    drawn, n_more = negatives.draw(), 0
+    if in_batch:
+        drawn, n_more = torch.cat([targets, drawn]), int((targets >= N_SPECIAL).sum()) - 1
+    expected = negatives.expected[drawn] + n_more * negatives.popularity[drawn]
+    scores = states @ head.weight[drawn].T + head.bias[drawn] - expected.log()
+    hidden = (drawn == targets[:, None]) | (drawn < N_SPECIAL)
+    own = (states * head.weight[targets]).sum(1) + head.bias[targets]
+    both = torch.cat([own[:, None], scores.masked_fill(hidden, -1e30)], dim=1)
+    return ((both.logsumexp(1) - own) * (targets >= N_SPECIAL)).sum()
+
+
+@pytest.mark.parametrize("in_batch", [False, True])
+@pytest.mark.parametrize("n", [2, 128, 300])
+def test_gradients_of_the_sampled_softmax_are_those_of_its_formula(in_batch, n):
+    """They are written by hand, for some rows at a time; some targets are padding, some are drawn as well."""
+    torch.manual_seed(0)
+    head = TrackHead(40, 8)
+    torch.nn.init.normal_(head.bias)
+    states = torch.randn(n, 8, requires_grad=True)
+    targets = torch.randint(N_SPECIAL, 40, (n,))
+    targets[2::5] = PAD
+    negatives = Scripted(torch.tensor([0] * N_SPECIAL + [9] * 35), n=20, power=0.5)
+    negatives.given = torch.randint(N_SPECIAL, 40, (20,))
+    ours = 3 * sampled_softmax(states, head, targets, negatives=negatives, in_batch=in_batch)
+    plain = 3 * plain_sampled_softmax(states, head, targets, negatives, in_batch)
+    torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-4)
+    exact = gradients(plain, states, head)
+    for mine, theirs in zip(gradients(ours, states, head), exact, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = 3 * sampled_softmax(states, head, targets, negatives=negatives, in_batch=in_batch)
+    assert rough.dtype == torch.float32
+    for mine, theirs in zip(gradients(rough, states, head), exact, strict=True):
+        assert (mine - theirs).norm() < 0.02 * theirs.norm()
+
+
 def test_in_batch_negatives_by_hand(scored):
     """Three targets, one of them twice; a draw of one negative: m_j = q_j + 2 p_j."""
     states, head, _ = scored

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from model.baselines_seq import NextTrack, score
 from model.catalogue import rows_at_once
-from model.decoding import SeqModel
+from model.decoding import SeqModel, State
 from utils import metrics
 from utils.batch import History, SessionBatch, whole_sessions
 from utils.dataloaders import SessionLoader
@@ -96,16 +96,55 @@ def predict_blend(blend: Blend, device: torch.device, loader: SessionLoader) -> 
         device: knows float64 (MPS does not).
         loader: of ordered examples.
     """
-    blend.model.eval()
+    model = blend.model
+    model.eval()
     n, t = loader.n_examples, loader.target_size
     tracks = np.full((n, t), PAD, np.int32)
     log_probability = np.zeros((n, t), np.float32)
     rank = np.full(n, np.inf, np.float32)
     for batch in _parts(blend, loader):
-        rows = batch.rows.numpy()
-        log_probability[rows], rank[rows] = _judge(blend, device, batch)
-        tracks[rows] = _continue(blend, device, batch.history, t)
+        rows, plays = batch.rows.numpy(), batch.history.tracks
+        history, targets = batch.to(device)[:2]
+        states, state = model.step(model.begin(history), model.start(history)[:, 0])
+        p = blend.probability(states, plays)  # the first one is wanted for all three
+        ranks, best = rank_of(p, targets[:, 0]), p.argmax(1)
+        rank[rows] = ranks.where(targets[:, 0] >= N_SPECIAL, torch.inf).cpu()
+        log_probability[rows, 0] = _log_of(p, targets[:, 0])
+        log_probability[rows, 1:] = _judge_later(blend, batch, history, targets)
+        tracks[rows] = _continue(blend, state, best, plays, t)
     return SeqPredictions(tracks, log_probability, rank)
+
+
+def _log_of(p: Tensor, targets: Tensor) -> Tensor:
+    """Logarithm of P (N, V) at targets (N,), 0 where that is no track; on the CPU."""
+    return p.gather(1, targets[:, None])[:, 0].where(targets >= N_SPECIAL, 1.0).log().cpu()
+
+
+def _judge_later(blend: Blend, batch: SessionBatch, history: History, targets: Tensor) -> Tensor:
+    """Log-probabilities (B, T - 1) of all targets but the first, each after the true ones before it."""
+    states = blend.model(history, blend.model.previous_tracks(history, targets))  # (B, T, D)
+    plays, s = whole_sessions(batch), batch.history.tracks.shape[1]
+    log_p = torch.zeros(len(targets), targets.shape[1] - 1)
+    for step in range(1, targets.shape[1]):
+        p = blend.probability(states[:, step], plays[:, step : step + s])
+        log_p[:, step - 1] = _log_of(p, targets[:, step])
+    return log_p
+
+
+def _continue(blend: Blend, state: State, tracks: Tensor, plays: Tensor, length: int) -> Tensor:
+    """The most probable track, again and again, of equal ones the smaller id: int64 (B, length), from `tracks` (B,) on.
+
+    Args:
+        state: of the model, before it reads `tracks`.
+        plays: histories (B, S), on the CPU.
+    """
+    s = plays.shape[1]
+    plays = torch.cat([plays, tracks.cpu()[:, None]], dim=1)
+    for _ in range(length - 1):
+        states, state = blend.model.step(state, tracks)
+        tracks = blend.probability(states, plays[:, -s:]).argmax(1)
+        plays = torch.cat([plays, tracks.cpu()[:, None]], dim=1)
+    return plays[:, s:]
 
 
 def _parts(blend: Blend, loader: SessionLoader) -> Iterator[SessionBatch]:
@@ -116,33 +155,3 @@ def _parts(blend: Blend, loader: SessionLoader) -> Iterator[SessionBatch]:
         others = zip(*(tensor.split(size) for tensor in batch[1:]), strict=True)
         for past, rest in zip(history, others, strict=True):
             yield SessionBatch(History(*past), *rest)
-
-
-def _judge(blend: Blend, device: torch.device, batch: SessionBatch) -> tuple[Tensor, Tensor]:
-    """Log-probabilities (B, T) of all targets, 0 for what is no track, and ranks (B,) of the first, infinity there."""
-    history, targets = batch.to(device)[:2]
-    states = blend.model(history, blend.model.previous_tracks(history, targets))  # (B, T, D)
-    plays, s = whole_sessions(batch), batch.history.tracks.shape[1]
-    log_p, ranks = torch.zeros(targets.shape), torch.full((len(targets),), torch.inf)
-    for step in range(targets.shape[1]):
-        known = batch.target_tracks[:, step] >= N_SPECIAL
-        if not known.any():
-            continue
-        p = blend.probability(states[known, step], plays[known, step : step + s])
-        true = targets[known, step]
-        log_p[known, step] = p.gather(1, true[:, None])[:, 0].log().float().cpu()
-        if step == 0:
-            ranks[known] = rank_of(p, true).float().cpu()
-    return log_p, ranks
-
-
-def _continue(blend: Blend, device: torch.device, history: History, length: int) -> Tensor:
-    """The most probable track, again and again, of equal ones the smaller id: int64 (B, length)."""
-    plays, s = history.tracks, history.tracks.shape[1]
-    history = History(*(tensor.to(device) for tensor in history))
-    state, tracks = blend.model.begin(history), blend.model.start(history)[:, 0]
-    for _ in range(length):
-        states, state = blend.model.step(state, tracks)
-        tracks = blend.probability(states, plays[:, -s:]).argmax(1)
-        plays = torch.cat([plays, tracks.cpu()[:, None]], dim=1)
-    return plays[:, s:]

@@ -252,7 +252,7 @@ class _SoftmaxAgainst(torch.autograd.Function):
             return torch.cat(losses).sum()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Of the sum -> of each tensor that `forward` was given."""
         return *(gradient * saved for saved in ctx.saved_tensors), None, None
 

@@ -154,12 +154,13 @@ def simulated_choices(raw: Path, dataset: Dataset, loader: SessionLoader, *, k: 
     Raises:
         UserError: the files are missing or are not those of this dataset, or no session has such a choice.
     """
-    truth = read_json(raw / "hidden_truth" / "world.json")
-    world, behaviour = build_world(seed=truth["seed"], n_tracks=truth["n_tracks"]), Behaviour()
+    info = read_json(raw / "hidden_truth" / "world.json")
+    world, behaviour = build_world(seed=info["seed"], n_tracks=info["n_tracks"]), Behaviour()
     ids = dataset_ids(world, dataset)
     frame = loader.arrays.sessions.iloc[loader.session]
     place = pd.Series(np.arange(len(frame)), index=frame["session_id"].astype(str))
     rng = np.random.default_rng(seed)
+    n_missing = len(place)
     parts: list[tuple[NDArray, ...]] = []
     for day in sorted(frame["day"].unique()):
         lists = world.lists(day_index(day))
@@ -168,16 +169,18 @@ def simulated_choices(raw: Path, dataset: Dataset, loader: SessionLoader, *, k: 
                 names = table["session_id"].filter(table["session_position"].to_numpy() == 1).to_pylist()
                 row = place.reindex(names).fillna(-1).to_numpy().astype(np.int64)
                 inside = np.flatnonzero(row >= 0)
-                _check_same(loader, row[inside], ids, _part(sessions, inside), raw)
-                drawn = draw_candidates(sessions, lists, ids != UNK, k=k, rng=rng)
-                kept = row[drawn.session] >= 0
-                drawn = Drawn(*(values[kept] for values in drawn))
-                played = _part(sessions, drawn.session)
-                probability = listen_probability(world, behaviour, played, drawn.candidates)
-                cut = played.length // 2
-                listened = played.level[np.arange(len(cut)), cut] < SKIP_2
-                parts.append((row[drawn.session], ids[drawn.candidates], drawn.logged, listened * 1.0, probability))
-    if not parts or not sum(len(part[0]) for part in parts):
+                n_missing -= len(inside)
+                mine = _part(sessions, inside)
+                _check_same(loader, row[inside], ids, mine, raw)
+                drawn = draw_candidates(mine, lists, ids != UNK, k=k, rng=rng)
+                shuffled = _part(mine, drawn.session)
+                cut = shuffled.length // 2
+                listened = (shuffled.level[np.arange(len(cut)), cut] < SKIP_2).astype(np.float64)
+                truth = listen_probability(world, behaviour, shuffled, drawn.candidates)
+                parts.append((row[inside][drawn.session], ids[drawn.candidates], drawn.logged, listened, truth))
+    if n_missing:
+        raise UserError(f"{n_missing} sessions of the dataset are not simulated by {raw}; is it this dataset's?")
+    if not sum(len(part[0]) for part in parts):
         raise UserError(f"no session of {loader.arrays.folder} has a shuffled choice among {k} tracks at its cut")
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
     order = columns[0].argsort()
