@@ -1,11 +1,13 @@
 """Off-policy estimators on bandits of known value, and the choices of simulated shuffles."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 
 from utils import off_policy
 from utils.off_policy import Choices, doubly_robust, evaluate_policy, greedy_policy, snips
-from utils.synthetic import BACK, NEXT, RESTART, Behaviour, draw_sessions
+from utils.synthetic import BACK, JUMP, NEXT, RESTART, START, SWITCH, Behaviour, draw_sessions
 from utils.world import build_world
 
 
@@ -117,7 +119,7 @@ def test_candidates_are_what_the_shuffle_could_play(simulated):
         sessions, lists, np.ones(world.n_tracks, bool), k=5, rng=np.random.default_rng(0)
     )
     assert len(drawn.session) > 500
-    cut = sessions.length // 2
+    cut, heard_before = sessions.length // 2, 0
     for session, candidates, logged in zip(*drawn, strict=True):
         t = cut[session]
         assert sessions.uniform_shuffle[session]
@@ -128,8 +130,13 @@ def test_candidates_are_what_the_shuffle_could_play(simulated):
         pool = set(lists.tracks[lists.offsets[listed] : lists.offsets[listed + 1]])
         fresh = max(i for i in range(t + 1) if sessions.transition[session, i] not in (NEXT, BACK, RESTART))
         pool -= set(sessions.tracks[session, fresh:t])
+        if sessions.transition[session, fresh] == JUMP:
+            opened = max(i for i in range(fresh) if sessions.transition[session, i] in (START, SWITCH))
+            again = set(sessions.tracks[session, opened:fresh]) & pool
+            heard_before += len(again & set(np.delete(candidates, logged)))
         assert set(candidates) <= pool
         assert 1 / sessions.propensity[session, t] == pytest.approx(len(pool))
+    assert heard_before, "a jump shuffles the list anew: all of it may come again"
     assert np.bincount(drawn.logged, minlength=5) / len(drawn.logged) == pytest.approx([0.2] * 5, abs=0.06)
 
 
@@ -150,9 +157,10 @@ def test_listening_probabilities_are_those_of_the_simulator(simulated):
     own = sessions.tracks[rows, cut][:, None]
     probability = off_policy.listen_probability(world, behaviour, sessions, own)[:, 0]
     listened = sessions.level[rows, cut] < 3
-    for low in (0, 0.2, 0.4, 0.6, 0.8):
-        inside = (probability >= low) & (probability < low + 0.2)
-        assert inside.sum() > 300
+    after_skip = sessions.level[rows, cut - 1] >= 3
+    for low, skipped in product((0, 0.2, 0.4, 0.6, 0.8), (False, True)):
+        inside = (probability >= low) & (probability < low + 0.2) & (after_skip == skipped)
+        assert inside.sum() > 100
         expected, spread = probability[inside].mean(), np.sqrt((probability * (1 - probability))[inside].sum())
         assert listened[inside].mean() == pytest.approx(expected, abs=4 * spread / inside.sum())
     # Another track would have had another chance, by its own effect and taste alone.
