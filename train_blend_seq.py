@@ -4,7 +4,8 @@
     python train_blend_seq.py --neural runs/transformer_seq/STAMP --weights '[0.1, 0.3, 0.5, 0.7, 0.9]'
     python train_blend_seq.py --neural RUN --scored '[valid]' --max_sessions 100000 --device cuda
 
-The model is any finished run that continues sessions track by track; nothing of it is trained further. The n-gram (with
+The model is any finished run that continues sessions track by track; nothing of it is trained further, and its seed
+is the blend's. The n-gram (with
 item-kNN behind it, as train_baselines.py makes it) is fitted on the run's dataset. Sessions are cut as in the run, and
 continued greedily, over all tracks, however the run does it.
 """
@@ -57,6 +58,8 @@ class Config:
 
 def main(config: Config) -> dict[str, Any]:
     """Fit the n-gram, load the model, mix them and score the mixture; returns result.json's content."""
+    if config.run.seeds > 1:
+        raise UserError("run.seeds: a blend is of one run, and has its seed; name the runs of other seeds one by one")
     folder = Path(config.neural)
     if not config.neural or not (folder / "result.json").exists():
         raise UserError(f"neural is {config.neural!r}, which is no folder of a finished run; train a model first")

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from model import NextTrackGRU
-from utils.cli import blame, cli
+from utils.cli import blame, check_at_least, cli
 from utils.dataloaders import DataConfig, Dataset, training_loader
 from utils.evaluation import SEQ_METRICS, direction
 from utils.objectives import LossConfig, next_track_loss, track_loss
@@ -38,6 +38,9 @@ class NextTrackGRUConfig:
     """Dropout rate."""
     tie_weights: bool = False
     """Use the track table as output weights."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, "model", d_model=1, d_hidden=1, n_layers=1)
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """The door of every command: what parses, what is refused, and how it is said."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -144,20 +145,35 @@ def test_atomic_file(tmp_path):
 
 def test_atomic_folder(tmp_path):
     path = tmp_path / "data"
-    with pytest.raises(TypeError), atomic_folder(path) as temporary:
+    with pytest.raises(TypeError), atomic_folder(path, holds="a") as temporary:
         (temporary / "a").write_text("half") + "fails after the writing"
     assert list(tmp_path.iterdir()) == []
-    with atomic_folder(path) as temporary:
+    with atomic_folder(path, holds="a") as temporary:
         (temporary / "a").write_text("one")
-    with pytest.raises(UserError, match="exists already"), atomic_folder(path):
+    with pytest.raises(UserError, match="exists already"), atomic_folder(path, holds="a"):
         pytest.fail("entered")
-    with atomic_folder(path, overwrite=True) as temporary:
-        (temporary / "b").write_text("two")
-    assert [p.name for p in path.iterdir()] == ["b"]
-    with pytest.raises(RuntimeError, match="stop"), atomic_folder(path, overwrite=True):
+    with atomic_folder(path, overwrite=True, holds="a") as temporary:
+        (temporary / "a").write_text("two")
+    assert (path / "a").read_text() == "two"
+    with pytest.raises(RuntimeError, match="stop"), atomic_folder(path, overwrite=True, holds="a"):
         raise RuntimeError("stop")
-    assert [p.name for p in path.iterdir()] == ["b"]
+    assert (path / "a").read_text() == "two"
     assert [p.name for p in tmp_path.iterdir()] == ["data"]
+
+
+def test_atomic_folder_replaces_only_its_own_kind(tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    with atomic_folder(tmp_path / "photos", overwrite=True, holds="a") as temporary:  # empty: nothing is lost
+        (temporary / "photo").touch()
+    with (
+        pytest.raises(UserError, match="photos holds no a, so it is not replaced"),
+        atomic_folder(tmp_path / "photos", overwrite=True, holds="a"),
+    ):
+        pytest.fail("entered")
+    monkeypatch.chdir(tmp_path / "photos")
+    with pytest.raises(UserError, match="holds no a"), atomic_folder(Path("."), overwrite=True, holds="a"):
+        pytest.fail("entered")
+    assert [p.name for p in tmp_path.rglob("*")] == ["photos", "photo"]
 
 
 def test_json(tmp_path):

@@ -199,6 +199,7 @@ def test_a_blend_is_not_scored_again(gru, tmp_path):
         ),
         (["--neural", "GRU", "--weights", "[]"], "weights is []; it must be"),
         (["--neural", "GRU", "--device", "mps"], "device"),
+        (["--neural", "GRU", "--run.seeds", "3"], "run.seeds: a blend is of one run"),
         (["--neural", "BERT"], "is a run of bert_finetune_seq, which does not continue track by track"),
     ],
 )
@@ -220,6 +221,7 @@ def test_bad_input(more, message, gru, tmp_path, capsys):
     ("more", "message"),
     [
         (["--model.dropout", "1.5"], "error: model: dropout is 1.5"),
+        (["--model.d_model", "0"], "model.d_model is 0; it must be at least 1"),
         (["--monitor", "mma"], "monitor is mma, which is no metric of this task"),
         (["--data.folder", "nowhere"], "error: nowhere is no dataset folder"),
         (["--model.d_ff", "8"], "d_ff"),

@@ -107,8 +107,8 @@ def test_a_failed_run_does_not_stop_the_others(tmp_path, dataset_folder, monkeyp
             "'a' has 2 seeds, but run.name names one folder; put {seed} into it",
         ),
         (
-            {"script": "transformer_seq", "runs": {"a": {}}, "compare": [["a", "b"]]},
-            r"compare must list pairs of labels of this sweep, not \['a', 'b'\]",
+            {"script": "transformer_seq", "runs": {"a": {}}, "compare": [["a", "b", "c"]]},
+            r"compare must list pairs of labels, not \['a', 'b', 'c'\]",
         ),
         ({"script": "transformer_seq", "runs": {"a": {}}, "compare": "a"}, "compare must list pairs .*, not 'a'"),
     ],
@@ -184,11 +184,12 @@ def test_places_in_options_are_filled_in(tmp_path):
 
 
 def test_rows_of_a_sweep_are_compared(tmp_path, dataset_folder, ran, capsys):
-    runs = {"A": {"train.lr": 1e-3}, "B": {"train.lr": 1e-2}}
+    runs = {"A": {"train.lr": 1e-3}, "B": {"train.lr": 1e-2}, "C": {"train.lr": 1e-4}}
+    pairs = [["A", "B"], ["A", "C"], ["B", "C"]]
     common = TINY | {"data.folder": str(dataset_folder)}
-    path = write(tmp_path / "s.yml", script="transformer_seq", common=common, runs=runs, compare=[["A", "B"]])
+    path = write(tmp_path / "s.yml", script="transformer_seq", common=common, runs=runs, compare=pairs)
     sweep.main(sweep.Config(path, folder=tmp_path / "runs"))
-    assert capsys.readouterr().out.count(" paired)") == 2, "the best with the runner-up, and what the sweep asks for"
+    assert capsys.readouterr().out.count(" paired; one seed)") == 3, "the two best would be compared anyway"
 
 
 def test_a_failure_at_first_stops_the_sweep(tmp_path, dataset_folder, monkeypatch):

@@ -190,3 +190,14 @@ def test_a_table_of_another_width_is_refused(dataset, tmp_path):
     save_vectors(tmp_path, torch.zeros(N_IDS, 4), dataset)
     with pytest.raises(UserError, match=r"4 dimensions, the model's tracks have 6; add --model\.d_model 4"):
         load_table(nn.Embedding(N_IDS, 6), TableConfig(vectors=str(tmp_path / VECTORS)), dataset)
+
+
+def test_vectors_are_as_long_as_random_ones(dataset):
+    vectors = train_vectors(dataset.train, N_IDS, Config(d_model=8))
+    lengths = vectors[vectors.any(1)].norm(dim=1)
+    assert float(lengths.square().mean()) == pytest.approx(1, rel=1e-5)
+
+
+def test_vectors_that_explode_are_refused(dataset):
+    with pytest.raises(UserError, match="lower --lr, which is 1000000"):
+        train_vectors(dataset.train, N_IDS, Config(d_model=8, lr=1e6))

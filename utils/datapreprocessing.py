@@ -456,7 +456,7 @@ def main(config: Config) -> dict[str, Any]:
     """
     check_config(config)
     try:
-        with atomic_folder(config.out, overwrite=config.overwrite) as folder:
+        with atomic_folder(config.out, overwrite=config.overwrite, holds="dataset.json") as folder:
             work = folder / "work"
             work.mkdir()
             engine = connect(memory_limit=config.memory_limit, folder=work)

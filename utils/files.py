@@ -26,14 +26,22 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def atomic_folder(path: Path, *, overwrite: bool = False, holds: str) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; rename it to `path` if the block succeeds, delete it otherwise.
 
+    Args:
+        path: the folder.
+        overwrite: replace it if it is there.
+        holds: what every such folder holds; one without it is somebody else's, and is not replaced.
+
     Raises:
-        UserError: `path` exists and `overwrite` is false.
+        UserError: `path` exists, and `overwrite` is false or it is no such folder.
     """
+    path = path if path.name else path.resolve()  # "." has no name
     if path.exists() and not overwrite:
         raise UserError(f"{path} exists already; choose another folder or add --overwrite true")
+    if path.exists() and not (path / holds).exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} holds no {holds}, so it is not replaced; choose another folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.stats import t as student
 
 from utils.cli import UserError
 from utils.files import read_json
@@ -146,15 +147,15 @@ class Comparison(NamedTuple):
     worse: str
     metric: str
     difference: Metric
-    """Of the means over the seeds; the interval is over sessions."""
-    by_seed: tuple[float, ...]
-    """Difference under each seed that both rows have."""
+    """Of the means over the seeds; the interval is over sessions, and over seeds where there are several."""
+    n_seeds: int
+    """Of the row with more of them."""
     n_sessions: int
 
     @property
     def is_clear(self) -> bool:
-        """Whether the interval leaves out zero, and every seed agrees."""
-        return self.difference.low is not None and self.difference.low > 0 and min(self.by_seed, default=0.0) >= 0
+        """Whether the interval leaves out zero."""
+        return self.difference.low is not None and self.difference.low > 0
 
 
 class Table(NamedTuple):
@@ -282,14 +283,19 @@ def add_comparisons(tables: Sequence[Table], pairs: Iterable[tuple[str, str]]) -
         The tables, and a note on each pair that could be compared in none of them.
     """
     tables, notes = list(tables), []
-    for label, other in pairs:
+    for label, other in dict.fromkeys(tuple(pair) for pair in pairs):
         found = False
         for i, table in enumerate(tables):
-            rows = {row.label: row for row in table.rows}
-            comparison = compare(rows[label], rows[other], table.metric) if {label, other} <= rows.keys() else None
-            if comparison is not None:
+            rows = [[row for row in table.rows if row.label == name] for name in (label, other)]
+            if any(len(each) > 1 for each in rows):
+                notes.append(f"{table.name} has several rows called {label!r} or {other!r}: not compared")
+            elif any({label, other} == {each.better, each.worse} for each in table.comparisons):
                 found = True
-                tables[i] = table._replace(comparisons=(*table.comparisons, comparison))
+            elif all(rows):
+                comparison = compare(rows[0][0], rows[1][0], table.metric)
+                if comparison is not None:
+                    found = True
+                    tables[i] = table._replace(comparisons=(*table.comparisons, comparison))
         if not found:
             notes.append(f"no table has predictions of both {label!r} and {other!r}: not compared")
     return tables, notes
@@ -387,7 +393,8 @@ def compare_best(rows: Sequence[Row], metric: str) -> list[Comparison]:
 def compare(row: Row, other: Row, metric: str) -> Comparison | None:
     """Paired bootstrap over the sessions that all runs of both rows predicted; None where any kept no predictions.
 
-    The difference is taken session by session, which removes what makes a session hard for everybody.
+    The difference is taken session by session, which removes what makes a session hard for everybody. What another seed
+    would change is added to the interval, see `seed_error`: other sessions and other seeds are chance both.
     """
     sums = [session_sums(run, metric) for run in (*row.runs, *other.runs)]
     known = [each for each in sums if each is not None]
@@ -405,11 +412,30 @@ def compare(row: Row, other: Row, metric: str) -> Comparison | None:
         {run.result["seed"]: column.sum() / denominator.sum() for run, column in zip(each.runs, part.T, strict=True)}
         for each, part in ((row, first), (other, second))
     )
-    by_seed = tuple(float(of_first[seed] - of_second[seed]) for seed in of_first if seed in of_second)
+    error = seed_error(of_first, of_second)
+    low, high = mean - np.hypot(mean - low, error), mean + np.hypot(high - mean, error)
+    n_seeds = max(len(of_first), len(of_second))
     if mean < 0:
-        turned = tuple(-value for value in by_seed)
-        return Comparison(other.label, row.label, metric, Metric(-mean, -high, -low), turned, len(both))
-    return Comparison(row.label, other.label, metric, Metric(mean, low, high), by_seed, len(both))
+        return Comparison(other.label, row.label, metric, Metric(-mean, -high, -low), n_seeds, len(both))
+    return Comparison(row.label, other.label, metric, Metric(mean, low, high), n_seeds, len(both))
+
+
+def seed_error(of_first: dict[int, float], of_second: dict[int, float]) -> float:
+    """Half the width of the 95 % interval (Student's t) of a difference of means over seeds; 0 if each has one seed.
+
+    Args:
+        of_first, of_second: seed -> score, of either row. With the same seeds they are taken in pairs, for one may have
+            started from the other, or both from the same pre-training.
+    """
+    if of_first.keys() == of_second.keys():
+        groups = [[of_first[seed] - of_second[seed] for seed in of_first]]
+    else:
+        groups = [list(of_first.values()), list(of_second.values())]
+    groups = [group for group in groups if len(group) > 1]
+    if not groups:
+        return 0.0
+    variance = sum(np.var(group, ddof=1) / len(group) for group in groups)
+    return float(student.ppf(0.975, min(len(group) for group in groups) - 1) * np.sqrt(variance))
 
 
 def session_sums(run: FinishedRun, metric: str) -> pd.DataFrame | None:
@@ -496,10 +522,8 @@ def align(lines: Sequence[Sequence[str]]) -> str:
 def describe(comparison: Comparison) -> str:
     """A comparison in words."""
     difference = f"{format_metric(comparison.difference)} {METRIC_NAMES.get(comparison.metric, comparison.metric)}"
-    basis = f"{comparison.n_sessions:,} sessions, paired"
-    if len(comparison.by_seed) > 1:
-        low, high = (format_number(end(comparison.by_seed)) for end in (min, max))
-        basis += f"; {len(comparison.by_seed)} seeds, {low} to {high}"
+    seeds = "one seed" if comparison.n_seeds == 1 else f"{comparison.n_seeds} seeds"
+    basis = f"{comparison.n_sessions:,} sessions, paired; {seeds}"
     if comparison.is_clear:
         return f"{comparison.better} is better than {comparison.worse} by {difference} ({basis})."
     return f"{comparison.better} and {comparison.worse} cannot be told apart: {difference} ({basis})."

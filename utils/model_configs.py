@@ -106,6 +106,9 @@ class SkipLSTMConfig:
     scheduled_sampling: float = 0.0
     """In training, feed the model's own guess instead of the truth with this probability."""
 
+    def __post_init__(self) -> None:
+        check_at_least(self, "model", d_model=1, d_hidden=1, n_layers=1)
+
 
 @dataclass
 class SeqLSTMConfig:
@@ -133,3 +136,6 @@ class SeqLSTMConfig:
     """What stands before the first prediction: the last track of the history, or a BOS token."""
     tie_weights: bool = False
     """Use the track table as output weights."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, "model", d_model=1, d_hidden=1, n_layers=1)

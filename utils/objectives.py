@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import LinearCrossEntropyOptions, functional
 
 from model.catalogue import rows_at_once
@@ -252,6 +253,7 @@ class _SoftmaxAgainst(torch.autograd.Function):
             return torch.cat(losses).sum()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Of the sum -> of each tensor that `forward` was given."""
         return *(gradient * saved for saved in ctx.saved_tensors), None, None

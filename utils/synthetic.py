@@ -621,7 +621,7 @@ def main(config: Config) -> None:
     """Simulate and write everything below `config.out`, which appears when it is whole."""
     world = build_world(seed=config.seed, n_tracks=config.tracks)
     jobs = list(_jobs(config))
-    with atomic_folder(Path(config.out), overwrite=config.overwrite) as folder:
+    with atomic_folder(Path(config.out), overwrite=config.overwrite, holds="hidden_truth") as folder:
         write_features(world, folder / "track_features", parts=2)
         write = partial(write_job, world, Behaviour(), folder, gz=config.gzip)
         rows, n_sessions = 0, config.sessions + config.test_sessions

@@ -62,7 +62,7 @@ class TableConfig:
     """File of track vectors that it starts from, of python -m utils.word2vec or a pre-training run; empty for random
     ones."""
     freeze: bool = False
-    """Leave it as it is at the start."""
+    """Leave it as it is at the start; with tie_weights it is the output table, too."""
 
 
 class TrackVectors(NamedTuple):

@@ -27,9 +27,11 @@ from tqdm import tqdm
 from utils.cli import UserError, check_at_least, cli
 from utils.dataloaders import Dataset, SessionArrays
 from utils.files import atomic_folder
-from utils.track_vectors import PICTURE, plot_vectors, save_vectors
+from utils.track_vectors import PICTURE, VECTORS, plot_vectors, save_vectors
 from utils.vocab import N_SPECIAL
 
+LARGEST = 1e3
+"""Mean length of vectors that nothing sensible reaches (some 4 on simulated sessions, 0.5 on real ones)."""
 SESSIONS_AT_ONCE = 4096
 """Sessions that are lists of Python at the same time."""
 
@@ -101,8 +103,11 @@ class Sessions:
 def train_vectors(arrays: SessionArrays, n_ids: int, config: Config) -> Tensor:
     """Train word2vec on all sessions of a split: float32 (V, D), zero for ids that are not in it.
 
+    Scaled so that the mean squared length is 1, as it is in a random table: what starts from either differs in meaning,
+    not in size.
+
     Raises:
-        UserError: no session has a track of the vocabulary.
+        UserError: no session has a track of the vocabulary, or the learning rate is too high.
     """
     if not (arrays.tracks >= N_SPECIAL).any():
         raise UserError(f"{arrays.folder} has no track of the vocabulary; run the preprocessing on more data")
@@ -124,8 +129,12 @@ def train_vectors(arrays: SessionArrays, n_ids: int, config: Config) -> Tensor:
         sessions = Sessions(arrays, bar)
         model.build_vocab(sessions)
         model.train(sessions, total_examples=n, epochs=config.epochs)
+    trained = torch.from_numpy(model.wv.vectors)
+    size = trained.square().sum(1).mean().sqrt()
+    if not size.isfinite() or not 0 < size < LARGEST:
+        raise UserError(f"the vectors have grown to a length of {size:.3g}; lower --lr, which is {config.lr}")
     vectors = torch.zeros(n_ids, config.d_model)
-    vectors[torch.tensor(model.wv.index_to_key)] = torch.from_numpy(model.wv.vectors)
+    vectors[torch.tensor(model.wv.index_to_key)] = trained / size
     return vectors
 
 
@@ -134,7 +143,7 @@ def main(config: Config) -> Path:
     dataset = Dataset.open(config.data.folder)
     out = Path(config.out or f"runs/word2vec/{dataset.info['name']}")
     started = time.monotonic()
-    with atomic_folder(out, overwrite=config.overwrite) as folder:
+    with atomic_folder(out, overwrite=config.overwrite, holds=VECTORS) as folder:
         vectors = train_vectors(dataset.train, dataset.n_ids, config)
         seconds = time.monotonic() - started
         save_vectors(folder, vectors, dataset)
