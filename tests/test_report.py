@@ -225,6 +225,15 @@ def test_all_seeds_are_compared(add_run, tmp_path):
     assert "Best is better than Weak by 0.120" in format_table(tables_of(tmp_path)[0])
 
 
+def test_seeds_that_started_from_runs_of_their_own_are_one_row(add_run, tmp_path):
+    for seed, start in [(1, "long-1"), (2, "long-2"), (3, "short-3"), (4, "20260101-000004")]:
+        config = {"pretrained": f"runs/bert/{start}", "run": {"seed": seed}}
+        add_run("BERT", 0.5 + seed / 100, seed=seed, stamp=f"2026010{6 - seed}-000000", config=config)
+    (table,) = tables_of(tmp_path)
+    (row,) = table.rows
+    assert [run.result["seed"] for run in row.runs] == [1, 2], "not of a shorter pre-training, nor of a stamp"
+
+
 def test_error_of_seeds():
     assert seed_error({1: 0.5}, {1: 0.4}) == seed_error({2: 0.5}, {1: 0.4}) == 0
     assert seed_error({1: 0.5, 2: 0.7}, {1: 0.4, 2: 0.6}) == pytest.approx(0), "they rise and fall together"

@@ -58,6 +58,8 @@ HEADLINES = {
 
 INCIDENTAL = ("run", "seed")
 """Groups of options that may differ between the runs of one row: seed, folders, label."""
+STARTS = {"pretrained", "warm_start"}
+"""Options that name the run whose weights a run started from."""
 RESULT_KEYS = ("experiment", "label", "task", "kind", "dataset", "seed", "scores")
 DATASET_KEYS = ("name", "hash", "protocol")
 
@@ -99,8 +101,13 @@ class FinishedRun(NamedTuple):
 
     @property
     def configuration(self) -> str:
-        """The run's configuration but for its seed and folders, as text that equal configurations share."""
+        """The run's configuration but for its seed and folders, as text that equal configurations share.
+
+        So does the run that it started from: pre-training long-2 is to seed 2 what long-1 is to seed 1.
+        """
         config = {name: value for name, value in self.result.get("config", {}).items() if name not in INCIDENTAL}
+        for name in STARTS & config.keys():
+            config[name] = re.sub(rf"(?<!\d){self.result['seed']}$", "{seed}", str(config[name]))
         return json.dumps(config, sort_keys=True, default=str)
 
 
