@@ -18,12 +18,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from utils import masking, scoring
-from utils.checkpoint import load_weights
-from utils.cli import UserError, cli, parse_config
-from utils.dataloaders import Dataset
+from utils.cli import UserError, cli
 from utils.files import read_json
 from utils.importers.plays import PlaysColumns, plays_as_split
-from utils.run import pick_device
+from utils.run import pick_device, rebuild
 
 
 @dataclass
@@ -55,14 +53,9 @@ def main(config: Config) -> dict[str, Any]:
     result = read_json(folder / "result.json")
     if result["kind"] != "model" or not (folder / "best.pt").exists():
         raise UserError(f"{folder} ({result['label']}) keeps no weights; run its script again instead")
-    # The script is the experiment: it knows how to build its model from its config.
-    script = importlib.import_module(f"train_{result['experiment']}")
-    trained = parse_config(script.Config, ["--config", str(folder / "config.yml")])
+    script, device = importlib.import_module(f"train_{result['experiment']}"), pick_device(config.device)
+    trained, dataset, model = rebuild(script, folder, device=device, data=config.data)
     decoding = decoding_of(trained, config)
-    dataset = Dataset.open(config.data or trained.data.folder)
-    device = pick_device(config.device)
-    model = script.build(trained, dataset).to(device)
-    load_weights(model, folder / "best.pt", vocabulary_hash=dataset.vocabulary_hash)
     with tempfile.TemporaryDirectory() as temporary:
         split = config.split
         if config.plays is not None:

@@ -19,11 +19,9 @@ from typing import Any, Literal
 import numpy as np
 
 from utils import off_policy
-from utils.checkpoint import load_weights
-from utils.cli import UserError, check_at_least, cli, parse_config
-from utils.dataloaders import Dataset
+from utils.cli import UserError, check_at_least, cli
 from utils.files import read_json, write_json
-from utils.run import pick_device
+from utils.run import pick_device, rebuild
 from utils.scoring import scoring_loader
 
 
@@ -58,12 +56,8 @@ def main(config: Config) -> dict[str, Any]:
     result = read_json(folder / "result.json")
     if result["kind"] != "model" or result["task"] not in ("skip", "seq"):
         raise UserError(f"{folder} is no run of a skip or seq model that keeps weights")
-    script = importlib.import_module(f"train_{result['experiment']}")
-    trained = parse_config(script.Config, ["--config", str(folder / "config.yml")])
-    dataset = Dataset.open(config.data or trained.data.folder, needs_skips=True)
-    device = pick_device(config.device)
-    model = script.build(trained, dataset).to(device)
-    load_weights(model, folder / "best.pt", vocabulary_hash=dataset.vocabulary_hash)
+    script, device = importlib.import_module(f"train_{result['experiment']}"), pick_device(config.device)
+    trained, dataset, model = rebuild(script, folder, device=device, data=config.data, needs_skips=True)
 
     loader = scoring_loader(dataset, trained.data, config.split)
     choices = off_policy.simulated_choices(Path(config.raw), dataset, loader, k=config.candidates, seed=config.seed)

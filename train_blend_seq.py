@@ -22,11 +22,9 @@ from jsonargparse.typing import PositiveInt
 
 import train_baselines
 from utils.blend import Blend, choose_weight, predict_blend
-from utils.checkpoint import load_weights
-from utils.cli import UserError, cli, parse_config
-from utils.dataloaders import Dataset
+from utils.cli import UserError, cli
 from utils.files import read_json
-from utils.run import Run, RunConfig, pick_device
+from utils.run import Run, RunConfig, pick_device, rebuild
 from utils.schema import SPLITS
 from utils.scoring import score, scoring_loader
 
@@ -66,12 +64,9 @@ def main(config: Config) -> dict[str, Any]:
     finished = read_json(folder / "result.json")
     if "decoding" not in finished["config"]:
         raise UserError(f"{folder} is a run of {finished['experiment']}, which does not continue track by track")
-    script = importlib.import_module(f"train_{finished['experiment']}")
-    trained = parse_config(script.Config, ["--config", str(folder / "config.yml")])
+    script, device = importlib.import_module(f"train_{finished['experiment']}"), pick_device(config.device)
+    trained, dataset, model = rebuild(script, folder, device=device)
     data = replace(trained.data, scored=config.scored)
-    dataset, device = Dataset.open(data.folder), pick_device(config.device)
-    model = script.build(trained, dataset).to(device)
-    load_weights(model, folder / "best.pt", vocabulary_hash=dataset.vocabulary_hash)
 
     # The run's options stand in the place of its folder, so that blends of its seeds are seeds of one row.
     options = asdict(config) | {"neural": {name: v for name, v in asdict(trained).items() if name != "run"}}

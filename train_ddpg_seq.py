@@ -27,6 +27,7 @@ from utils.evaluation import SEQ_METRICS, direction
 from utils.replay import PrioritisedReplay, Transition
 from utils.run import Run, RunConfig, each_seed, pick_device, seed_everything
 from utils.scoring import DecodingConfig, score, seq_predictor, validate
+from utils.track_vectors import load_table
 
 
 @dataclass
@@ -57,14 +58,15 @@ def main(config: Config) -> dict[str, Any]:
     model = build(config, dataset).to(device)
     mu = model.agent
     if config.run.resume is None:
-        agents.load_items(mu, config.agent, dataset)
+        load_table(mu.encoder.tracks.table, config.agent.vectors, dataset, width="agent.d_model")
     environment = LoggedSessions(dataset.n_ids, "seq", config.environment)
     replay = PrioritisedReplay(config.train.capacity, alpha=config.train.alpha)
     learner = agents.Learner(mu, config.train)
     predict = seq_predictor(model, device, config.decoding, config.decoding.allowed_tracks(dataset, config.data))
+    calibration = agents.calibration_loader(dataset, config.data)
 
     def evaluate_fn() -> dict[str, float | None]:
-        agents.calibrate_ranks(model, agents.calibration_loader(dataset, config.data))
+        agents.calibrate_ranks(model, calibration)
         return validate(predict, dataset, config.data)
 
     loader = agents.episode_loader(dataset, config.data, config.train, seed=config.run.seed)

@@ -63,7 +63,7 @@ def main(config: Config) -> dict[str, Any]:
     with blame("model"):
         model = build(config, dataset).to(device)
     if config.run.resume is None:
-        load_table(model.tracks.table, config.table, dataset)
+        load_table(model.tracks.table, config.table.vectors, dataset)
     predict = seq_predictor(model, device, config.decoding, config.decoding.allowed_tracks(dataset, config.data))
     train = training_loader(dataset, config.data, batch_size=config.train.batch_size, seed=config.run.seed)
     loss_fn = partial(seq_loss, loss=track_loss(config.loss, dataset.train_plays))

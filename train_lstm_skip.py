@@ -62,7 +62,7 @@ def main(config: Config) -> dict[str, Any]:
     with blame("model"):
         model = build(config, dataset).to(device)
     if config.run.resume is None:
-        load_table(model.tracks.table, config.table, dataset)
+        load_table(model.tracks.table, config.table.vectors, dataset)
     predict = skip_predictor(model, device)
     train = training_loader(dataset, config.data, batch_size=config.train.batch_size, seed=config.run.seed)
 

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from model.embeddings import HistoryEmbedding, SkipEncoding, TrackEmbedding, TrackHead
+from model.embeddings import HistoryEmbedding, SkipEncoding, TrackEmbedding, TrackHead, plays_first
 from utils import schema
 from utils.batch import History, is_skipped
 from utils.vocab import PAD
@@ -96,9 +96,7 @@ class StateEncoder(nn.Module):
             return self._recent(history)
         x = self.embed(history)  # (B, S, D)
         n_plays = (history.tracks != PAD).sum(1)  # (B,)
-        # Plays first and padding behind them, so that the GRU starts with the first play.
-        place = (torch.arange(x.shape[1], device=x.device) - n_plays[:, None]) % x.shape[1]
-        x, _ = self.gru(x.gather(1, place[:, :, None].expand_as(x)))
+        x, _ = self.gru(plays_first(x, x.shape[1] - n_plays))
         last = (n_plays - 1).clamp(min=0)[:, None, None].expand(-1, 1, x.shape[2])
         return x.gather(1, last)[:, 0]
 

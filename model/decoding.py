@@ -63,7 +63,7 @@ class SeqModel(TargetModel, Protocol):
 
 
 def select(state: State, rows: Tensor) -> State:
-    """The state of these rows, int64 (N,): to drop, repeat or reorder sessions between two steps."""
+    """The state of these rows, int64 (N,) or bool (B,): to drop, repeat or reorder sessions between two steps."""
     if isinstance(state, Tensor):
         return state[rows]
     parts = [select(part, rows) for part in state]

@@ -51,6 +51,17 @@ class TrackEmbedding(nn.Module):
         return x
 
 
+def plays_first(x: Tensor, n_padding: Tensor) -> Tensor:
+    """Padding on the left of (B, S, D) moved to the right, so that a recurrent network starts with the first play.
+
+    Args:
+        x: of S positions.
+        n_padding: int64 (B,), how many of them are padding.
+    """
+    place = (torch.arange(x.shape[1], device=x.device) + n_padding[:, None]) % x.shape[1]
+    return x.gather(1, place[:, :, None].expand_as(x))
+
+
 class LogEmbedding(nn.Module):
     """The sum of one learned vector for each log column's code; "unknown" (code 0) adds nothing.
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from model.dropout import Dropout
-from model.embeddings import HistoryEmbedding, SkipEncoding, TrackEmbedding, TrackHead
+from model.embeddings import HistoryEmbedding, SkipEncoding, TrackEmbedding, TrackHead, plays_first
 from model.transformer import Memory
 from utils.batch import History, is_skipped
 from utils.vocab import BOS, PAD
@@ -165,13 +165,10 @@ class Encoder(nn.Module):
         """
         size = history.tracks.shape[1]
         n_pad = (history.tracks == PAD).sum(1).clamp(max=size - 1)
-        position = torch.arange(size, device=n_pad.device)
-        x = self.dropout(self.embed(history))  # (B, S, D)
-        first = (position + n_pad[:, None]) % size  # the plays move to the left
-        x = x.gather(1, first[:, :, None].expand_as(x))
+        x = plays_first(self.dropout(self.embed(history)), n_pad)  # (B, S, D)
         lengths = size - n_pad
         states, last = self.rnn.read(x, lengths)
-        shown = position < lengths[:, None]  # (B, S)
+        shown = torch.arange(size, device=n_pad.device) < lengths[:, None]  # (B, S)
         if self.bridges:
             last = tuple(bridge(part) for bridge, part in zip(self.bridges, last, strict=True))
         return Memory(states, shown[:, None]), last

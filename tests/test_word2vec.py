@@ -18,7 +18,7 @@ from tqdm import tqdm
 from utils import track_vectors, word2vec
 from utils.cli import UserError, cli, parse_config
 from utils.dataloaders import Dataset
-from utils.track_vectors import VECTORS, VOCABULARY, TableConfig, load_table, load_vectors, nearest, save_vectors
+from utils.track_vectors import VECTORS, VOCABULARY, load_table, load_vectors, nearest, save_vectors
 from utils.vocab import N_SPECIAL, UNK
 from utils.word2vec import Config, Sessions, train_vectors
 
@@ -178,9 +178,9 @@ def test_a_table_starts_from_the_file(dataset, tmp_path):
     save_vectors(tmp_path, torch.arange(N_IDS * 4).view(N_IDS, 4) + 1000.0, dataset)
     table = nn.Embedding(N_IDS, 4)
     before = table.weight.detach().clone()
-    load_table(table, TableConfig(), dataset)
+    load_table(table, "", dataset)
     assert torch.equal(table.weight, before)
-    load_table(table, TableConfig(vectors=str(tmp_path / VECTORS)), dataset)
+    load_table(table, str(tmp_path / VECTORS), dataset)
     assert torch.equal(table.weight[N_SPECIAL:], torch.arange(N_IDS * 4).view(N_IDS, 4)[N_SPECIAL:] + 1000.0)
     assert torch.equal(table.weight[:N_SPECIAL], before[:N_SPECIAL]), "special ids have no vectors in the file"
     assert table.weight.requires_grad
@@ -189,7 +189,7 @@ def test_a_table_starts_from_the_file(dataset, tmp_path):
 def test_a_table_of_another_width_is_refused(dataset, tmp_path):
     save_vectors(tmp_path, torch.zeros(N_IDS, 4), dataset)
     with pytest.raises(UserError, match=r"4 dimensions, the model's tracks have 6; add --model\.d_model 4"):
-        load_table(nn.Embedding(N_IDS, 6), TableConfig(vectors=str(tmp_path / VECTORS)), dataset)
+        load_table(nn.Embedding(N_IDS, 6), str(tmp_path / VECTORS), dataset)
 
 
 def test_vectors_are_as_long_as_random_ones(dataset):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -16,17 +14,28 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from model.ddpg import ActorCritic, DDPGForContinuation, DDPGForSkips, actor_loss, critic_loss, soft_update
+from model.decoding import select
 from model.embeddings import SkipEncoding
 from utils import metrics
-from utils.batch import History, SessionBatch
+from utils.batch import SessionBatch
 from utils.checkpoint import load_weights, save_checkpoint
 from utils.cli import UserError, blame, check_at_least, check_used
 from utils.dataloaders import DataConfig, Dataset, SessionLoader
 from utils.replay import PrioritisedReplay, Transition
 from utils.run import Run
 from utils.scoring import judge, scoring_loader
-from utils.track_vectors import load_vectors
-from utils.training import Progress, TrainConfig, clip_gradients, make_optimizers, training_details
+from utils.training import (
+    Progress,
+    TrainConfig,
+    clip_gradients,
+    clock,
+    keep_best,
+    make_optimizers,
+    monitored,
+    rng_state,
+    set_rng_state,
+    training_details,
+)
 from utils.vocab import N_SPECIAL
 
 N_CALIBRATION = 5000
@@ -164,25 +173,6 @@ def build_agent(config: AgentConfig, dataset: Dataset, data: DataConfig) -> Acto
         return ActorCritic(dataset.n_ids, features, history_size=data.history_size, sparse=True, **sizes)
 
 
-def load_items(agent: ActorCritic, config: AgentConfig, dataset: Dataset) -> None:
-    """Start the items from the file of `config.vectors`, if there is one.
-
-    Raises:
-        UserError: it is no such file, or of another vocabulary or width.
-    """
-    if not config.vectors:
-        return
-    vectors = load_vectors(Path(config.vectors), vocabulary_hash=dataset.vocabulary_hash).vectors
-    if vectors.shape[1] != config.d_model:
-        raise UserError(
-            f"{config.vectors} has vectors of width {vectors.shape[1]}, but agent.d_model is {config.d_model}; add "
-            f"--agent.d_model {vectors.shape[1]}"
-        )
-    with torch.no_grad():
-        table = agent.encoder.tracks.table.weight
-        table[N_SPECIAL:] = vectors[N_SPECIAL:].to(table.device)
-
-
 class Learner:
     """The networks with their target networks and optimizers.
 
@@ -288,7 +278,7 @@ class Training:
         self.config = learner.config
         self.evaluate_fn = evaluate_fn
         self.monitor = monitor
-        self.sign = 1 if direction == "max" else -1
+        self.direction: Literal["max", "min"] = direction
         self.progress = Progress()
         """Steps are those of single sessions; the loss is the critic's."""
         self.reward = 0.0
@@ -305,9 +295,9 @@ class Training:
     def episodes(self) -> Iterator[SessionBatch]:
         """Training sessions, an episode at a time; validates between them, and ends with the best weights."""
         device = next(self.model.parameters()).device
-        now = time.monotonic if self.config.clock == "wall" else time.process_time
+        now, limit = clock(self.config.clock), self.config.max_seconds
         loader, progress = self.loader, self.progress
-        stopped = self._out_of_time() or 0 < self.config.patience <= progress.validations_since_best
+        stopped = progress.reached(limit) or 0 < self.config.patience <= progress.validations_since_best
         while loader.epoch < self.config.epochs and not stopped:
             epoch = loader.epoch + 1
             bar = tqdm(loader, initial=loader.next_batch, total=len(loader), unit="episode", desc=f"epoch {epoch}")
@@ -316,7 +306,7 @@ class Training:
                 yield batch.to(device)
                 progress.seconds += now() - started
                 bar.set_postfix(reward=f"{self.reward / max(self.n_rewards, 1):.4f}", refresh=False)
-                stopped = self._out_of_time()
+                stopped = progress.reached(limit)
                 inside = loader.next_batch < len(loader)
                 due = self.config.evaluate_every and loader.next_batch % self.config.evaluate_every == 0
                 if inside and (stopped or due):
@@ -347,18 +337,11 @@ class Training:
             "updates": self.learner.updates,
         }
 
-    def _out_of_time(self) -> bool:
-        return 0 < self.config.max_seconds <= self.progress.seconds
-
     def _validate(self) -> bool:
         """Evaluate, keep the best weights, save the state; true if training should stop."""
         progress, run = self.progress, self.run
         values = self.evaluate_fn()
-        value = values[self.monitor]
-        if value is None:
-            raise UserError(
-                f"the validation metric {self.monitor} is not defined on this validation split; use a larger one"
-            )
+        value = monitored(values, self.monitor)
         reward = self.reward / max(self.n_rewards, 1)
         loss = progress.loss_sum / max(progress.loss_count, 1)
         if not np.isfinite(loss):
@@ -366,14 +349,8 @@ class Training:
         run.log(progress.step, self.loader.epoch, "train", {"reward": reward, "critic_loss": loss})
         run.log(progress.step, self.loader.epoch, "valid", values)
         self.reward, self.n_rewards, progress.loss_sum, progress.loss_count = 0.0, 0, 0.0, 0
-        progress.validations_since_best += 1
-        if progress.best_value is None or self.sign * value > self.sign * progress.best_value:
-            progress.best_step, progress.best_value, progress.validations_since_best = progress.step, value, 0
-            hash_ = run.dataset.vocabulary_hash
-            weights = {"model": self.model.state_dict(), "vocabulary_hash": hash_, "step": progress.step}
-            save_checkpoint(run.folder / "best.pt", weights)
+        best = " (best)" if keep_best(self.model, value, progress, run=run, direction=self.direction) else ""
         self._save()
-        best = " (best)" if progress.best_step == progress.step else ""
         tqdm.write(f"step {progress.step:,}: reward {reward:.4f}, valid {self.monitor} {value:.4f}{best}")
         return 0 < self.config.patience <= progress.validations_since_best
 
@@ -384,11 +361,9 @@ class Training:
             "replay": self.replay.state_dict(),
             "loader": self.loader.state_dict(),
             "progress": vars(self.progress),
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             "vocabulary_hash": self.run.dataset.vocabulary_hash,
         }
-        save_checkpoint(self.run.folder / "last.pt", state)
+        save_checkpoint(self.run.folder / "last.pt", state | rng_state())
 
     def _restore(self) -> None:
         path, hash_ = self.run.folder / "last.pt", self.run.dataset.vocabulary_hash
@@ -397,9 +372,7 @@ class Training:
         self.replay.load_state_dict(state["replay"])
         self.loader.load_state_dict(state["loader"])
         self.progress = Progress(**state["progress"])
-        torch.set_rng_state(state["rng"])
-        if state["cuda_rng"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["cuda_rng"])
+        set_rng_state(state)
         self.run.rewind(self.progress.step)
 
 
@@ -490,7 +463,7 @@ def sampled_ranking(
     for batch in scoring_loader(dataset, data, split):
         history, targets = batch.to(device)[:2]
         inside = targets[:, 0] >= N_SPECIAL
-        history, true = History(*(value[inside] for value in history)), targets[inside, :1]
+        history, true = select(history, inside), targets[inside, :1]
         drawn = torch.randint(N_SPECIAL, dataset.n_ids, (len(true), N_SAMPLED), generator=generator).to(device)
         action = model.agent(history)
         scores = torch.einsum("bd,bcd->bc", action, model.agent.items(torch.cat([true, drawn], dim=1)))

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from model.baselines_skip import HistoryLogistic, SkipInputs, TrackRate
+from model.decoding import select
 from utils import metrics
 from utils.cli import UserError
 from utils.dataloaders import DataConfig, Dataset, SessionLoader
@@ -303,7 +304,7 @@ def policy_scores(
         if not inside.any():
             continue
         mine = mine[mine >= 0]
-        history = type(batch.history)(*(values[inside].to(device) for values in batch.history))
+        history = select(batch.to(device).history, inside.to(device))
         candidates = torch.from_numpy(choices.candidates[mine]).to(device)
         if task == "skip":
             of_each = [-model(history, tracks[:, None])[:, 0] for tracks in candidates.unbind(1)]

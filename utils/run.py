@@ -17,13 +17,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import torch
 import yaml
 from tqdm import tqdm
 
-from utils.cli import UserError
+from utils.checkpoint import load_weights
+from utils.cli import UserError, parse_config
 from utils.dataloaders import Dataset
 from utils.files import atomic_file, write_json
 from utils.schema import SPLITS
@@ -199,6 +200,37 @@ def _check_unchanged(path: Path, values: dict[str, Any], *, defaults: dict[str, 
 def saved_options(path: Path, defaults: dict[str, Any]) -> dict[str, Any]:
     """The options of a run's `config.yml`, flat; an option that is younger than the run has its default."""
     return flat(defaults) | flat(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+class Rebuilt(NamedTuple):
+    """A trained model, with what it was trained by and on."""
+
+    config: Any
+    """The script's Config."""
+    dataset: Dataset
+    model: Any
+
+
+def rebuild(
+    script: Any, folder: Path, *, device: torch.device, data: str | None = None, needs_skips: bool = False
+) -> Rebuilt:
+    """The model of a finished run, with its best weights, on `device`.
+
+    Args:
+        script: the module of the run's script, which knows how to build its model from its Config.
+        folder: the run's.
+        device: of the model.
+        data: dataset folder, if it is not where it was when the run was trained.
+        needs_skips: the dataset must have skips.
+
+    Raises:
+        UserError: there is no such dataset, or it has another vocabulary or no skips; or the weights do not fit.
+    """
+    config = parse_config(script.Config, ["--config", str(folder / "config.yml")])
+    dataset = Dataset.open(data or config.data.folder, needs_skips=needs_skips)
+    model = script.build(config, dataset).to(device)
+    load_weights(model, folder / "best.pt", vocabulary_hash=dataset.vocabulary_hash)
+    return Rebuilt(config, dataset, model)
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -129,24 +129,30 @@ def load_vectors(path: Path, *, vocabulary_hash: str | None = None) -> TrackVect
     return TrackVectors(vectors, names, own)
 
 
-def load_table(table: nn.Embedding, config: TableConfig, dataset: Dataset) -> None:
-    """Copy the vectors that `config` names, if any, into a table (V, D); special ids keep what they have.
+def load_table(table: nn.Embedding, vectors: str, dataset: Dataset, *, width: str = "model.d_model") -> None:
+    """Copy the vectors of a file, if one is named, into a table (V, D); special ids keep what they have.
 
     Call it after the model has its first weights, or they replace the vectors (the seed's mistake).
+
+    Args:
+        table: of the model.
+        vectors: the file; empty for none.
+        dataset: whose tracks they are.
+        width: the option that sets the table's width.
 
     Raises:
         UserError: see `load_vectors`, or they have another width than the table.
     """
-    if not config.vectors:
+    if not vectors:
         return
-    vectors = load_vectors(Path(config.vectors), vocabulary_hash=dataset.vocabulary_hash).vectors
-    if vectors.shape != table.weight.shape:
+    loaded = load_vectors(Path(vectors), vocabulary_hash=dataset.vocabulary_hash).vectors
+    if loaded.shape != table.weight.shape:
         raise UserError(
-            f"{config.vectors} has vectors of {vectors.shape[1]} dimensions, the model's tracks have "
-            f"{table.embedding_dim}; add --model.d_model {vectors.shape[1]}"
+            f"{vectors} has vectors of {loaded.shape[1]} dimensions, the model's tracks have {table.embedding_dim}; "
+            f"add --{width} {loaded.shape[1]}"
         )
     with torch.no_grad():
-        table.weight[N_SPECIAL:] = vectors[N_SPECIAL:]
+        table.weight[N_SPECIAL:] = loaded[N_SPECIAL:]
 
 
 def _read_names(path: Path) -> list[str]:

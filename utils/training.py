@@ -85,6 +85,10 @@ class Progress:
     """Since the last validation."""
     loss_count: int = 0
 
+    def reached(self, max_seconds: float) -> bool:
+        """Whether the time is up; 0 for no limit."""
+        return 0 < max_seconds <= self.seconds
+
 
 def fit(
     model: nn.Module,
@@ -121,34 +125,22 @@ def fit(
     if run.resumed:
         progress = _restore(run, model, optimizers, schedules, loader, vocabulary_hash)
         run.rewind(progress.step)
-    sign = 1 if direction == "max" else -1
 
     def validate() -> bool:
         """Evaluate, keep the best weights, save the state; true if training should stop."""
         values = evaluate_fn(model)
-        if monitor not in values:
-            raise UserError(f"there is no validation metric {monitor}; choose one of {', '.join(values)}")
-        value = values[monitor]
-        if value is None:
-            raise UserError(
-                f"the validation metric {monitor} is not defined on this validation split; use a larger one"
-            )
+        value = monitored(values, monitor)
         loss = progress.loss_sum / max(progress.loss_count, 1)
         run.log(progress.step, loader.epoch, "train", {"loss": loss})
         run.log(progress.step, loader.epoch, "valid", values)
         progress.loss_sum, progress.loss_count = 0.0, 0
-        progress.validations_since_best += 1
-        if progress.best_value is None or sign * value > sign * progress.best_value:
-            progress.best_step, progress.best_value, progress.validations_since_best = progress.step, value, 0
-            weights = {"model": model.state_dict(), "vocabulary_hash": vocabulary_hash, "step": progress.step}
-            save_checkpoint(run.folder / "best.pt", weights)
+        best = " (best)" if keep_best(model, value, progress, run=run, direction=direction) else ""
         _save(run, model, optimizers, schedules, loader, progress, vocabulary_hash)
-        best = " (best)" if progress.best_step == progress.step else ""
         tqdm.write(f"step {progress.step}: train loss {loss:.4f}, valid {monitor} {value:.4f}{best}")
         return 0 < config.patience <= progress.validations_since_best
 
-    now = time.monotonic if config.clock == "wall" else time.process_time
-    stopped = _out_of_time(progress, config) or 0 < config.patience <= progress.validations_since_best
+    now = clock(config.clock)
+    stopped = progress.reached(config.max_seconds) or 0 < config.patience <= progress.validations_since_best
     while loader.epoch < config.epochs and not stopped:
         model.train()
         bar = tqdm(loader, initial=loader.next_batch, total=len(loader), unit="batch", desc=f"epoch {loader.epoch + 1}")
@@ -163,7 +155,7 @@ def fit(
             if progress.step % 10 == 0:
                 bar.set_postfix(loss=f"{progress.loss_sum / max(progress.loss_count, 1):.4f}", refresh=False)
             progress.seconds += now() - started
-            stopped = _out_of_time(progress, config)
+            stopped = progress.reached(config.max_seconds)
             inside = loader.next_batch < len(loader)
             if inside and (stopped or (config.evaluate_every and progress.step % config.evaluate_every == 0)):
                 stopped = validate() or stopped
@@ -175,6 +167,39 @@ def fit(
             stopped = validate() or stopped
     load_weights(model, run.folder / "best.pt", vocabulary_hash=vocabulary_hash)
     return progress
+
+
+def clock(name: Literal["wall", "processor"]) -> Callable[[], float]:
+    """What training time is counted by, in seconds."""
+    return time.monotonic if name == "wall" else time.process_time
+
+
+def monitored(values: dict[str, float | None], monitor: str) -> float:
+    """The value of the metric that chooses the best weights.
+
+    Raises:
+        UserError: it is not measured, or not defined.
+    """
+    if monitor not in values:
+        raise UserError(f"there is no validation metric {monitor}; choose one of {', '.join(values)}")
+    value = values[monitor]
+    if value is None:
+        raise UserError(f"the validation metric {monitor} is not defined on this validation split; use a larger one")
+    return value
+
+
+def keep_best(
+    model: nn.Module, value: float, progress: Progress, *, run: Run, direction: Literal["max", "min"]
+) -> bool:
+    """Take note of a validation's value, and write `best.pt` if it is the best so far; whether it is."""
+    sign = 1 if direction == "max" else -1
+    progress.validations_since_best += 1
+    if progress.best_value is not None and not sign * value > sign * progress.best_value:
+        return False
+    progress.best_step, progress.best_value, progress.validations_since_best = progress.step, value, 0
+    weights = {"model": model.state_dict(), "vocabulary_hash": run.dataset.vocabulary_hash, "step": progress.step}
+    save_checkpoint(run.folder / "best.pt", weights)
+    return True
 
 
 def training_details(model: nn.Module, progress: Progress) -> dict[str, Any]:
@@ -258,10 +283,6 @@ def _lr_factor(step: int, total_steps: int, config: TrainConfig) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
-def _out_of_time(progress: Progress, config: TrainConfig) -> bool:
-    return 0 < config.max_seconds <= progress.seconds
-
-
 def _save(
     run: Run,
     model: nn.Module,
@@ -277,12 +298,9 @@ def _save(
         "schedules": [schedule.state_dict() for schedule in schedules],
         "loader": loader.state_dict(),
         "progress": vars(progress),
-        "rng": torch.get_rng_state(),
-        "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "mps_rng": [torch.mps.get_rng_state()] if torch.backends.mps.is_available() else [],
         "vocabulary_hash": vocabulary_hash,
     }
-    save_checkpoint(run.folder / "last.pt", state)
+    save_checkpoint(run.folder / "last.pt", state | rng_state())
 
 
 def _restore(
@@ -299,9 +317,23 @@ def _restore(
     for schedule, values in zip(schedules, state["schedules"], strict=True):
         schedule.load_state_dict(values)
     loader.load_state_dict(state["loader"])
+    set_rng_state(state)
+    return Progress(**state["progress"])
+
+
+def rng_state() -> dict[str, Any]:
+    """The states of torch's generators, for a checkpoint."""
+    return {
+        "rng": torch.get_rng_state(),
+        "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "mps_rng": [torch.mps.get_rng_state()] if torch.backends.mps.is_available() else [],
+    }
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Put torch's generators in the states of a checkpoint."""
     torch.set_rng_state(state["rng"])
     if state["cuda_rng"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda_rng"])
     if state["mps_rng"] and torch.backends.mps.is_available():
         torch.mps.set_rng_state(*state["mps_rng"])
-    return Progress(**state["progress"])
