@@ -1,4 +1,4 @@
-"""What the tests of all training scripts share: what a script gives to `fit`, and whether its options arrive there."""
+"""What the tests of all training scripts share: refusals, what a script gives to `fit`, and whether options arrive."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import random_batch
 
-from utils.cli import parse_config
+from utils.cli import cli, parse_config
 from utils.dataloaders import Dataset, SessionLoader
 from utils.objectives import LossConfig, seq_loss, skip_loss, track_loss
 from utils.scoring import seq_predictor
@@ -27,6 +27,14 @@ class Given(NamedTuple):
     model: Any
     loss_fn: Any
     evaluate_fn: Any
+
+
+def refused(main, config, arguments, capsys) -> str:
+    """What a command says when it ends with exit code 2 and without a traceback."""
+    with pytest.raises(SystemExit) as caught:
+        cli(main, config, description="", args=arguments)
+    assert caught.value.code == 2
+    return capsys.readouterr().err
 
 
 def given_to_fit(script, arguments, monkeypatch, *, trains=None):

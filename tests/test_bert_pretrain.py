@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import N_IDS, make_dataset, random_batch
-from script_checks import CPU, check_loss_arrives, given_to_fit
+from script_checks import CPU, check_loss_arrives, given_to_fit, refused
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import evaluate
@@ -18,7 +18,7 @@ import report
 import sweep
 import train_bert_pretrain as script
 from utils.checkpoint import load_checkpoint
-from utils.cli import UserError, cli, parse_config
+from utils.cli import UserError, parse_config
 from utils.dataloaders import DataConfig, Dataset
 from utils.masking import MaskingConfig, masked_loss, masked_predictor
 from utils.model_configs import BertConfig
@@ -228,10 +228,7 @@ def test_ragged_sessions_without_features_or_skips(tmp_path, capsys):
     ],
 )
 def test_bad_input(more, named, dataset_folder, tmp_path, capsys):
-    with pytest.raises(SystemExit) as caught:
-        cli(each_seed(script.main), script.Config, description="", args=options(dataset_folder, tmp_path, *more))
-    assert caught.value.code == 2
-    assert named in capsys.readouterr().err
+    assert named in refused(each_seed(script.main), script.Config, options(dataset_folder, tmp_path, *more), capsys)
     assert not (tmp_path / "runs").exists(), "nothing is left behind"
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import script_checks
 import torch
 import yaml
 from conftest import make_dataset
@@ -27,7 +28,7 @@ import train_transformer_skip
 from model.bert import BertForContinuation
 from model.filling import fill
 from utils.checkpoint import load_checkpoint, save_checkpoint
-from utils.cli import UserError, cli, parse_config
+from utils.cli import UserError, parse_config
 from utils.dataloaders import Dataset, SessionLoader
 from utils.objectives import hidden_targets_loss
 from utils.run import each_seed
@@ -400,10 +401,7 @@ def test_random_masks_train_another_model(dataset_folder, tmp_path, pretrained, 
 def refused(name: str, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """What a script says before it exits with 2."""
     script = SCRIPTS[name]
-    with pytest.raises(SystemExit) as caught:
-        cli(each_seed(script.main), script.Config, description="", args=arguments)
-    assert caught.value.code == 2
-    return capsys.readouterr().err
+    return script_checks.refused(each_seed(script.main), script.Config, arguments, capsys)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from conftest import N_IDS, make_dataset
+from script_checks import refused
 from test_scripts import FILES, lines, result, train
 
 import evaluate
@@ -12,7 +13,6 @@ import evaluate_policy
 import train_ddpg_seq
 import train_ddpg_skip
 from utils import synthetic
-from utils.cli import cli
 from utils.dataloaders import Dataset
 from utils.datapreprocessing import Config as PreprocessingConfig
 from utils.datapreprocessing import main as preprocess
@@ -207,22 +207,14 @@ def test_evaluate_scores_a_run_again(dataset_folder, tmp_path):
 )
 def test_bad_input(task, more, named, dataset_folder, tmp_path, capsys):
     script = SCRIPTS[task]
-    with pytest.raises(SystemExit) as caught:
-        cli(each_seed(script.main), script.Config, description="", args=options(dataset_folder, tmp_path, *more))
-    assert caught.value.code == 2
-    assert named in capsys.readouterr().err
+    assert named in refused(each_seed(script.main), script.Config, options(dataset_folder, tmp_path, *more), capsys)
     assert not (tmp_path / "runs").exists(), "nothing is left behind"
 
 
 def test_a_monitor_that_is_none(dataset_folder, tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        cli(
-            train_ddpg_seq.main,
-            train_ddpg_seq.Config,
-            description="",
-            args=options(dataset_folder, tmp_path, "--monitor", "mma"),
-        )
-    assert "monitor is mma, which is no metric of this task" in capsys.readouterr().err
+    arguments = options(dataset_folder, tmp_path, "--monitor", "mma")
+    said = refused(train_ddpg_seq.main, train_ddpg_seq.Config, arguments, capsys)
+    assert "monitor is mma, which is no metric of this task" in said
     assert not (tmp_path / "runs").exists()
 
 
@@ -272,7 +264,4 @@ def test_a_policy_needs_its_own_simulation(simulated, dataset_folder, tmp_path, 
         (tmp_path / "nothing", "does not exist"),
     ):
         arguments = ["--run", str(run), "--raw", str(folder)]
-        with pytest.raises(SystemExit) as caught:
-            cli(evaluate_policy.main, evaluate_policy.Config, description="", args=arguments)
-        assert caught.value.code == 2
-        assert named in capsys.readouterr().err
+        assert named in refused(evaluate_policy.main, evaluate_policy.Config, arguments, capsys)

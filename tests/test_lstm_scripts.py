@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import script_checks
 import torch
 from conftest import make_dataset
 from safetensors.torch import load_file
@@ -18,7 +19,7 @@ import train_lstm_skip
 from utils import schema
 from utils.batch import History
 from utils.checkpoint import load_checkpoint
-from utils.cli import cli, parse_config
+from utils.cli import parse_config
 from utils.dataloaders import Dataset
 from utils.run import each_seed
 from utils.scoring import DecodingConfig
@@ -212,10 +213,7 @@ def test_random_codes_can_be_frozen(dataset_folder, tmp_path):
 def refused(task: str, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """What a script says before it exits with 2."""
     script = SCRIPTS[task]
-    with pytest.raises(SystemExit) as caught:
-        cli(each_seed(script.main), script.Config, description="", args=arguments)
-    assert caught.value.code == 2
-    return capsys.readouterr().err
+    return script_checks.refused(each_seed(script.main), script.Config, arguments, capsys)
 
 
 @each_task
