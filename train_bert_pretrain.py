@@ -20,6 +20,7 @@ import torch
 from model.bert import BertForMaskedTracks
 from utils.cli import cli
 from utils.dataloaders import DataConfig, Dataset, training_loader
+from utils.distributed import once
 from utils.evaluation import MASKED_METRICS, direction
 from utils.masking import MaskingConfig, check_whole, masked_loss, masked_predictor
 from utils.model_configs import BertConfig
@@ -78,12 +79,12 @@ def main(config: Config) -> dict[str, Any]:
     )
     with torch.no_grad():
         vectors = model.bert.tracks(torch.arange(dataset.n_ids, device=device))  # (V, D)
-    save_vectors(run.folder, vectors, dataset)
+    once(partial(save_vectors, run.folder, vectors, dataset))
     scores = score(predict, dataset, config.data)
     result = run.finish(task="pretrain", scores=scores, **training_details(model, progress))
-    plot_vectors(run.folder / PICTURE, vectors, dataset)  # last: a run is finished without it
+    once(partial(plot_vectors, run.folder / PICTURE, vectors, dataset))  # last: a run is finished without it
     return result
 
 
 if __name__ == "__main__":
-    cli(each_seed(main), Config, description=__doc__)
+    cli(each_seed(main), Config, description=__doc__, processes=True)

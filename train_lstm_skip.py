@@ -86,4 +86,4 @@ def main(config: Config) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    cli(each_seed(main), Config, description=__doc__)
+    cli(each_seed(main), Config, description=__doc__, processes=True)

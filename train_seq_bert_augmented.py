@@ -97,4 +97,4 @@ def main(config: Config, experiment: str = "seq_bert_augmented") -> dict[str, An
 
 
 if __name__ == "__main__":
-    cli(each_seed(main), Config, description=__doc__)
+    cli(each_seed(main), Config, description=__doc__, processes=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 
@@ -26,7 +27,9 @@ class DropNet(nn.Module):
     def forward(self, own: Tensor, bert: Tensor) -> Tensor:
         """What both attentions saw (...) -> their mix, of the same shape."""
         if self.training and self.p > 0:
-            u = torch.rand(()).item()
+            u = torch.rand(())
+            if dist.is_initialized():  # all processes must train the same weights in a step
+                dist.broadcast(u, 0)
             if u < self.p / 2:
                 return own
             if u >= 1 - self.p / 2:

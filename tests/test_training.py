@@ -179,16 +179,17 @@ def test_lines_after_the_last_save_are_forgotten(bench, monkeypatch):
     assert (bench.last_run.folder / "metrics.jsonl").read_text() == text
 
 
-def test_the_generator_of_mps_is_saved_and_restored(bench, monkeypatch):
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_the_generator_of_a_device_is_saved_and_restored(kind, monkeypatch):
     restored = []
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: torch.tensor([7, 8], dtype=torch.uint8))
-    monkeypatch.setattr(torch.mps, "set_rng_state", lambda state: restored.append(state.tolist()))
-    config = TrainConfig(epochs=1, batch_size=32)
-    bench.fit(Weight(), constant_gradient, scripted([0.1]), config)
+    monkeypatch.setattr(getattr(torch, kind), "get_rng_state", lambda: torch.tensor([7, 8], dtype=torch.uint8))
+    monkeypatch.setattr(getattr(torch, kind), "set_rng_state", lambda state: restored.append(state.tolist()))
+    states = training.rng_state(torch.device(kind))
+    training.set_rng_state(states, torch.device("cpu"))
     assert restored == []
-    bench.fit(Weight(), constant_gradient, scripted([]), config, resume=str(bench.last_run.folder))
+    training.set_rng_state(states, torch.device(kind))
     assert restored == [[7, 8]]
+    assert torch.equal(torch.get_rng_state(), states["cpu"])
 
 
 def test_more_epochs_can_be_added(bench):

@@ -362,8 +362,9 @@ class Training:
             "loader": self.loader.state_dict(),
             "progress": vars(self.progress),
             "vocabulary_hash": self.run.dataset.vocabulary_hash,
+            "rng": rng_state(next(self.model.parameters()).device),
         }
-        save_checkpoint(self.run.folder / "last.pt", state | rng_state())
+        save_checkpoint(self.run.folder / "last.pt", state)
 
     def _restore(self) -> None:
         path, hash_ = self.run.folder / "last.pt", self.run.dataset.vocabulary_hash
@@ -372,7 +373,7 @@ class Training:
         self.replay.load_state_dict(state["replay"])
         self.loader.load_state_dict(state["loader"])
         self.progress = Progress(**state["progress"])
-        set_rng_state(state)
+        set_rng_state(state["rng"], next(self.model.parameters()).device)
         self.run.rewind(self.progress.step)
 
 

@@ -52,6 +52,10 @@ class SessionBatch(NamedTuple):
         history = History(*(tensor.to(device, non_blocking=True) for tensor in self.history))
         return SessionBatch(history, *(tensor.to(device, non_blocking=True) for tensor in self[1:]))
 
+    def take(self, rows: slice) -> SessionBatch:
+        """Some of its rows."""
+        return SessionBatch(History(*(tensor[rows] for tensor in self.history)), *(tensor[rows] for tensor in self[1:]))
+
 
 def whole_sessions(batch: SessionBatch) -> Tensor:
     """All plays of each session of a batch: int64 (B, S + T), padded on both sides."""

@@ -7,6 +7,7 @@ Unknown keys and wrong types are errors (exit code 2), and so is every `UserErro
 
 from __future__ import annotations
 
+import os
 import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Sequence
@@ -75,14 +76,35 @@ def parse_config(config_class: type[C], args: Sequence[str] | None = None, *, de
 
 
 def cli(
-    main: Callable[[C], Any], config_class: type[C], *, description: str, args: Sequence[str] | None = None
+    main: Callable[[C], Any],
+    config_class: type[C],
+    *,
+    description: str,
+    args: Sequence[str] | None = None,
+    processes: bool = False,
 ) -> None:
     """Parse the command line into `config_class`, call `main` with it and exit.
 
     Exit codes: 0 done, 2 bad input (`UserError`, or an argument that does not parse), 130 interrupted.
+
+    Args:
+        main: what the command does.
+        config_class: its options, a dataclass.
+        description: for `--help`.
+        args: instead of those of the command line.
+        processes: whether `main` can share its work with the other processes that torchrun started.
     """
     try:
-        main(parse_config(config_class, args, description=description))
+        config = parse_config(config_class, args, description=description)
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            main(config)
+        elif processes:
+            from utils import distributed  # imports torch
+
+            with distributed.processes():
+                main(config)
+        else:
+            raise UserError("this command runs in one process; start it with python instead of torchrun")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from model.bert import BertForMaskedTracks
+from utils import distributed
 from utils.batch import SessionBatch, whole_sessions
 from utils.cli import UserError
 from utils.dataloaders import DataConfig, Dataset, SessionLoader
@@ -118,14 +119,19 @@ def predict_masked(
     tracks = np.full(shape, PAD, np.int32)
     log_probability = np.zeros(shape, np.float32)
     rank = np.full(shape, np.inf, np.float32)
+    done, mine = [], distributed.mine()
     for batch in progress(loader):
-        rows = batch.rows.numpy()
         sessions = whole_sessions(batch).to(device)
         labels = mask_tracks(sessions, len(model.head.bias), masking, generator=generator).labels
+        rows, sessions, labels = batch.rows[mine].numpy(), sessions[mine], labels[mine]
+        if len(rows) == 0:
+            continue
+        done.append(rows)
         hidden = sessions.where(labels == PAD, MASK)
         log_p, ranks = judge(model, model(hidden), labels)
         tracks[rows], log_probability[rows] = labels.cpu().numpy(), log_p.cpu().numpy()
         rank[rows] = ranks.cpu().numpy()
+    distributed.put_together(tracks, log_probability, rank, rows=done)
     return MaskedPredictions(tracks, log_probability, rank)
 
 

@@ -21,6 +21,7 @@ from model.decoding import TargetModel
 from model.embeddings import TrackHead
 from model.filling import SlotModel
 from model.gru import NextTrackGRU
+from utils import distributed
 from utils.batch import SessionBatch, whole_sessions
 from utils.cli import UserError, check_at_least, check_used
 from utils.vocab import MASK, N_SPECIAL, PAD
@@ -156,6 +157,8 @@ def _full_softmax(states: Tensor, targets: Tensor, head: TrackHead) -> Tensor:
 class Negatives:
     """Draws the negatives that all targets of a batch share, with replacement, from torch's global generator.
 
+    Several processes get the same ones.
+
     Args:
         train_plays: int64 (V,), plays of each id in training.
         n: k, negatives of a draw.
@@ -176,7 +179,7 @@ class Negatives:
 
     def draw(self) -> Tensor:
         """int64 (k,)"""
-        uniform = torch.rand(self.n, dtype=torch.float64)
+        uniform = distributed.shared(torch.rand(self.n, dtype=torch.float64))
         return torch.searchsorted(self._cumulative, uniform, right=True).clamp(max=len(self._cumulative) - 1)
 
 
@@ -201,8 +204,9 @@ def sampled_softmax(
     """
     others, n_more = negatives.draw(), 0  # (k,)
     if in_batch:
-        others = torch.cat([targets.cpu(), others])  # (N + k,)
-        n_more = int((targets >= N_SPECIAL).sum()) - 1
+        of_batch = distributed.gathered(targets.cpu())  # (N,), or more than these of one process
+        others = torch.cat([of_batch, others])  # (N + k,)
+        n_more = int((of_batch >= N_SPECIAL).sum()) - 1
     expected = negatives.expected[others] + n_more * negatives.popularity[others]
     others, log_expected = others.to(targets.device), expected.log().to(targets.device)
     vectors, bias = head.at(others)

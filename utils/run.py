@@ -23,6 +23,7 @@ import torch
 import yaml
 from tqdm import tqdm
 
+from utils import distributed
 from utils.checkpoint import load_weights
 from utils.cli import UserError, parse_config
 from utils.dataloaders import Dataset
@@ -104,18 +105,26 @@ class Run:
         # Numbers of a restricted type (PositiveInt) become plain ones, which YAML can write.
         self._values = json.loads(json.dumps(dataclasses.asdict(config)))
         self._values["run"]["resume"] = None
-        if config.run.resume is not None:
-            self.folder = Path(config.run.resume)
-            if not (self.folder / "last.pt").exists():
-                raise UserError(f"{self.folder} has no last.pt to resume from; start a new run without --run.resume")
-            _check_unchanged(self.folder / "config.yml", self._values, defaults=dataclasses.asdict(type(config)()))
+        self.folder = Path(distributed.once(lambda: str(self._open())))
+
+    def _open(self) -> Path:
+        """The folder, with the config in it."""
+        run = self.config.run
+        if run.resume is not None:
+            folder = Path(run.resume)
+            if not (folder / "last.pt").exists():
+                raise UserError(f"{folder} has no last.pt to resume from; start a new run without --run.resume")
+            _check_unchanged(folder / "config.yml", self._values, defaults=dataclasses.asdict(type(self.config)()))
         else:
-            self.folder = _new_folder(Path(config.run.folder) / experiment, config.run.name)
-        with atomic_file(self.folder / "config.yml") as temporary:
+            folder = _new_folder(Path(run.folder) / self.experiment, run.name)
+        with atomic_file(folder / "config.yml") as temporary:
             temporary.write_text(yaml.safe_dump(self._values, sort_keys=False), encoding="utf-8")
+        return folder
 
     def log(self, step: int, epoch: int, split: str, values: dict[str, float | None]) -> None:
         """Append a line to `metrics.jsonl` and to TensorBoard."""
+        if not distributed.is_first():
+            return
         line = {"step": step, "epoch": epoch, "split": split, **values}
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -126,6 +135,8 @@ class Run:
 
     def rewind(self, step: int) -> None:
         """Forget what was logged after `step`."""
+        if not distributed.is_first():
+            return
         self._purge_step = step + 1
         path = self.folder / "metrics.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
@@ -161,6 +172,7 @@ class Run:
             "command": " ".join(["python", *sys.argv]),
             "git_commit": git_commit(),
             "device": "cpu",
+            "processes": distributed.n_processes(),
             "n_parameters": None,
             "best_step": None,
             "best_value": None,
@@ -169,7 +181,8 @@ class Run:
             "scores": scores,
             **details,
         }
-        write_json(self.folder / "result.json", result)
+        if distributed.is_first():
+            write_json(self.folder / "result.json", result)
         tqdm.write(f"{result['label']}: {headline(result)} -> {self.folder}")
         return result
 
@@ -291,7 +304,10 @@ def peak_memory_mib() -> int:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed torch's generators, for weights, dropout and negatives; numpy generators are seeded where they are made."""
+    """Seed torch's generators, for weights, dropout and negatives; numpy generators are seeded where they are made.
+
+    Those of several processes go apart when training starts, for dropout.
+    """
     torch.manual_seed(seed)
 
 

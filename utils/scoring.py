@@ -5,7 +5,7 @@ Shapes: see the legend in `utils/batch.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,8 +20,9 @@ from tqdm import tqdm
 from model.catalogue import Catalogue, rows_at_once
 from model.decoding import HasHead, SeqModel, TargetModel, beam_search, greedy, sample
 from model.filling import Order, SlotModel, fill
+from utils import distributed
 from utils.allocator import reuse_memory
-from utils.batch import History
+from utils.batch import History, SessionBatch
 from utils.cli import UserError, check_at_least, check_used
 from utils.dataloaders import DataConfig, Dataset, SessionLoader
 from utils.evaluation import (
@@ -198,7 +199,7 @@ def score(predict: Predict, dataset: Dataset, data: DataConfig, *, folder: Path 
             name = split + PREFIXES if prefixes else split
             loader, predictions, scores = score_split(predict, dataset, data, split, prefixes=prefixes)
             result[name] = scores.summary()
-            if folder is not None and split == "test":
+            if folder is not None and split == "test" and distributed.is_first():
                 save_predictions(folder / f"predictions_{name}.npz", predictions, scores, loader.targets())
     return result
 
@@ -275,10 +276,12 @@ def predict_skip(model: nn.Module, device: torch.device, loader: SessionLoader) 
     """Skip probabilities of all examples of `loader`, in order."""
     model.eval()
     probability = np.zeros((loader.n_examples, loader.target_size), np.float32)
-    for batch in progress(loader):
-        on_device = batch.to(device)
-        logits = model(on_device.history, on_device.target_tracks)
-        probability[batch.rows.numpy()] = logits.float().sigmoid().cpu().numpy()
+    done = []
+    for batch in shares(loader):
+        history, targets = batch.to(device)[:2]
+        done.append(batch.rows.numpy())
+        probability[done[-1]] = model(history, targets).float().sigmoid().cpu().numpy()
+    distributed.put_together(probability, rows=done)
     return SkipPredictions.of(probability)
 
 
@@ -309,19 +312,27 @@ def predict_seq(
     tracks = np.full((n, t), PAD, np.int32)
     log_probability = np.zeros((n, t), np.float32)
     rank = np.full(n, np.inf, np.float32)
-    for batch in progress(loader):
+    done = []
+    for batch in shares(loader):
         rows = batch.rows.numpy()
+        done.append(rows)
         history, targets = batch.to(device)[:2]
         states = model(history, model.previous_tracks(history, targets))  # (B, T, D)
         log_p, ranks = judge(model, states, targets)
         log_probability[rows], rank[rows] = log_p.cpu().numpy(), ranks[:, 0].cpu().numpy()
         tracks[rows] = continue_sessions(history, t).cpu().numpy()
+    distributed.put_together(tracks, log_probability, rank, rows=done)
     return SeqPredictions(tracks, log_probability, rank)
 
 
 def progress(loader: SessionLoader) -> tqdm:
     """The batches of a loader, with a bar from two seconds on."""
     return tqdm(loader, desc=f"predict {loader.arrays.folder.name}", leave=False, delay=2, unit="batch")
+
+
+def shares(loader: SessionLoader) -> Iterator[SessionBatch]:
+    """The same, but only the rows that this process predicts."""
+    return (batch for batch in map(distributed.share, progress(loader)) if len(batch.rows))
 
 
 def judge(model: HasHead, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,11 +21,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from model.catalogue import bfloat16_is_fast
+from utils import distributed
 from utils.allocator import reuse_memory
 from utils.batch import SessionBatch
 from utils.checkpoint import load_weights, save_checkpoint
 from utils.cli import UserError, check_at_least
 from utils.dataloaders import SessionLoader
+from utils.distributed import sparse_tables
 from utils.run import Run
 
 LossFn = Callable[[Any, SessionBatch], tuple[Tensor, int]]
@@ -119,9 +121,12 @@ def fit(
     device = next(model.parameters()).device
     vocabulary_hash = run.dataset.vocabulary_hash
     optimizers = make_optimizers(model, config)
+    loss_fn = distributed.averaging(model, loss_fn)
     total_steps = config.epochs * len(loader)
     schedules = [LambdaLR(optimizer, lambda step: _lr_factor(step, total_steps, config)) for optimizer in optimizers]
     progress = Progress()
+    if not distributed.is_first():  # each has its own rows of a batch, and drops out others of their units
+        torch.manual_seed(torch.initial_seed() + 1_000_003 * distributed.rank())
     if run.resumed:
         progress = _restore(run, model, optimizers, schedules, loader, vocabulary_hash)
         run.rewind(progress.step)
@@ -130,7 +135,7 @@ def fit(
         """Evaluate, keep the best weights, save the state; true if training should stop."""
         values = evaluate_fn(model)
         value = monitored(values, monitor)
-        loss = progress.loss_sum / max(progress.loss_count, 1)
+        loss = sum(distributed.from_all(progress.loss_sum)) / max(distributed.total(progress.loss_count), 1)
         run.log(progress.step, loader.epoch, "train", {"loss": loss})
         run.log(progress.step, loader.epoch, "valid", values)
         progress.loss_sum, progress.loss_count = 0.0, 0
@@ -155,7 +160,7 @@ def fit(
             if progress.step % 10 == 0:
                 bar.set_postfix(loss=f"{progress.loss_sum / max(progress.loss_count, 1):.4f}", refresh=False)
             progress.seconds += now() - started
-            stopped = progress.reached(config.max_seconds)
+            stopped = distributed.agreed(progress.reached(config.max_seconds)) if config.max_seconds else False
             inside = loader.next_batch < len(loader)
             if inside and (stopped or (config.evaluate_every and progress.step % config.evaluate_every == 0)):
                 stopped = validate() or stopped
@@ -198,7 +203,8 @@ def keep_best(
         return False
     progress.best_step, progress.best_value, progress.validations_since_best = progress.step, value, 0
     weights = {"model": model.state_dict(), "vocabulary_hash": run.dataset.vocabulary_hash, "step": progress.step}
-    save_checkpoint(run.folder / "best.pt", weights)
+    if distributed.is_first():
+        save_checkpoint(run.folder / "best.pt", weights)
     return True
 
 
@@ -220,13 +226,11 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
     A row that no batch touches keeps its moments as they are, where the dense algorithm would let them fade and the
     row drift ("lazy" Adam). Only the weights of linear layers are decayed: no embeddings, positions, biases or norms.
     """
-    modules = list(model.modules())
-    sparse_tables = {module.weight for module in modules if isinstance(module, nn.Embedding) and module.sparse}
-    linear_weights = {module.weight for module in modules if isinstance(module, nn.Linear)}
+    linear_weights = {module.weight for module in model.modules() if isinstance(module, nn.Linear)}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    sparse = [parameter for parameter in trained if parameter in sparse_tables]
+    sparse = sparse_tables(model)
     decayed = [parameter for parameter in trained if parameter in linear_weights]
-    rest = [parameter for parameter in trained if parameter not in sparse_tables | linear_weights]
+    rest = [parameter for parameter in trained if parameter not in linear_weights | set(sparse)]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
     optimizers: list[Optimizer] = [torch.optim.AdamW(groups, lr=config.lr, fused=True)]
     if sparse:
@@ -237,11 +241,13 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
 def update(
     model: nn.Module, loss_fn: LossFn, batch: SessionBatch, optimizers: list[Optimizer], config: TrainConfig
 ) -> tuple[float, int]:
-    """One update; returns the sum and the number of the batch's losses."""
+    """One update; returns the sum and the number of the batch's losses, or of this process's share of them."""
     model.zero_grad(set_to_none=True)
     with autocast(batch.rows.device, config.precision):
         loss_sum, count = loss_fn(model, batch)
-    (loss_sum / max(count, 1)).backward()
+    # The mean over the whole batch: gradients are averaged over processes, each of which has losses of its own.
+    (loss_sum * distributed.n_processes() / max(distributed.total(count), 1)).backward()
+    distributed.average_sparse(model)
     if config.clip:
         clip_gradients(model, config.clip)
     for optimizer in optimizers:
@@ -299,8 +305,10 @@ def _save(
         "loader": loader.state_dict(),
         "progress": vars(progress),
         "vocabulary_hash": vocabulary_hash,
+        "rng": distributed.from_all(rng_state(next(model.parameters()).device)),
     }
-    save_checkpoint(run.folder / "last.pt", state | rng_state())
+    if distributed.is_first():
+        save_checkpoint(run.folder / "last.pt", state)
 
 
 def _restore(
@@ -317,23 +325,21 @@ def _restore(
     for schedule, values in zip(schedules, state["schedules"], strict=True):
         schedule.load_state_dict(values)
     loader.load_state_dict(state["loader"])
-    set_rng_state(state)
+    if distributed.rank() < len(state["rng"]):  # a process that was not there before goes on with its own
+        set_rng_state(state["rng"][distributed.rank()], next(model.parameters()).device)
     return Progress(**state["progress"])
 
 
-def rng_state() -> dict[str, Any]:
-    """The states of torch's generators, for a checkpoint."""
-    return {
-        "rng": torch.get_rng_state(),
-        "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "mps_rng": [torch.mps.get_rng_state()] if torch.backends.mps.is_available() else [],
-    }
+def rng_state(device: torch.device) -> dict[str, Tensor]:
+    """The states of torch's generators, of the CPU and of `device`, for a checkpoint."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type != "cpu":
+        states[device.type] = getattr(torch, device.type).get_rng_state()
+    return states
 
 
-def set_rng_state(state: dict[str, Any]) -> None:
-    """Put torch's generators in the states of a checkpoint."""
-    torch.set_rng_state(state["rng"])
-    if state["cuda_rng"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda_rng"])
-    if state["mps_rng"] and torch.backends.mps.is_available():
-        torch.mps.set_rng_state(*state["mps_rng"])
+def set_rng_state(states: dict[str, Tensor], device: torch.device) -> None:
+    """Put torch's generators in the states of a checkpoint; that of `device` only if it is of the same type."""
+    torch.set_rng_state(states["cpu"])
+    if device.type != "cpu" and device.type in states:
+        getattr(torch, device.type).set_rng_state(states[device.type])

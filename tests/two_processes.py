@@ -1,0 +1,130 @@
+"""What two processes do together: started by torchrun from test_distributed.py, each with the arguments of a script.
+
+Every process checks what it sees; then both train by the script, and the first one says that all was well.
+"""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_batch
+from torch import nn
+
+import train_transformer_seq as script
+from model.dropnet import DropNet
+from utils import distributed
+from utils.cli import UserError, cli
+from utils.objectives import Negatives
+from utils.run import each_seed
+from utils.training import TrainConfig, make_optimizers, update
+from utils.vocab import UNK
+
+
+class Table(nn.Module):
+    """Two row-sparse tables, one of which the second process does not use, and a dense weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.all_use, self.first_uses, self.none_uses = (nn.Embedding(6, 2, sparse=True) for _ in range(3))
+        self.factor = nn.Parameter(torch.ones(2))
+        for table in (self.all_use, self.first_uses, self.none_uses):
+            nn.init.ones_(table.weight)
+
+
+def sum_of_tracks(model, batch):
+    """Sum over rows with a known track of the factor times the table's row of it, and the number of such rows."""
+    rows = batch.target_tracks[:, 0]
+    rows = rows[rows != UNK]
+    tables = [model.all_use, model.first_uses] if distributed.is_first() else [model.all_use]
+    return sum((table(rows) * model.factor).sum() for table in tables), len(rows)
+
+
+def check_collectives() -> None:
+    assert (distributed.n_processes(), distributed.is_first()) == (2, distributed.rank() == 0)
+    mine = distributed.rank() + 1  # 1, 2
+    assert distributed.total(mine) == 3
+    assert distributed.agreed(mine == 1)
+    assert not distributed.agreed(mine == 2)
+    assert distributed.shared(torch.tensor([mine])).item() == 1
+    assert distributed.gathered(torch.full((mine, 2), mine)).tolist() == [[1, 1], [2, 2], [2, 2]]
+    assert distributed.gathered(torch.full((2 - mine,), mine)).tolist() == [1]
+    assert distributed.from_all(mine) == [1, 2]
+
+
+def check_once() -> None:
+    calls = []
+    assert distributed.once(lambda: calls.append(1) or "said") == "said"
+    assert len(calls) == (1 if distributed.is_first() else 0)
+
+    def refuse():
+        raise UserError("no such folder")
+
+    with pytest.raises(UserError, match="no such folder"):
+        distributed.once(refuse)
+
+
+def check_put_together() -> None:
+    whole = np.array([[1.0, -2.0], [np.inf, 4.0], [5.0, 6.0]], np.float32)
+    rows = np.array([0, 2]) if distributed.is_first() else np.array([1])
+    array = np.full_like(whole, np.inf)
+    array[rows] = whole[rows]
+    names = np.full(3, 7, np.int32)
+    names[rows] = rows
+    distributed.put_together(array, names, rows=[rows])
+    assert np.array_equal(array, whole)
+    assert names.tolist() == [0, 1, 2]
+
+
+def check_shares() -> None:
+    batch = random_batch(n=5)
+    own = distributed.share(batch)
+    assert own.rows.tolist() == batch.rows[distributed.rank() :: 2].tolist()
+    assert torch.equal(own.history.log, batch.history.log[distributed.rank() :: 2])
+    assert len(distributed.share(batch.take(slice(1))).rows) == (1 if distributed.is_first() else 0)
+
+
+def check_gradients() -> None:
+    """Of the mean over all rows: rows 0, 2 and 4 of the batch are the first process's, 1 and 3 the second's."""
+    batch = random_batch(n=5)
+    batch = batch._replace(target_tracks=torch.tensor([1, 1, 2, 1, 5])[:, None])
+    model = Table()
+    loss_fn = distributed.averaging(model, sum_of_tracks)
+    config = TrainConfig(precision="float32")
+    losses = update(model, loss_fn, batch, [], config)
+    assert losses == ((12.0, 3) if distributed.is_first() else (4.0, 2))
+    assert model.factor.grad.tolist() == pytest.approx([(3 * 2 + 2) / 5] * 2)
+    assert model.all_use.weight.grad.to_dense()[:, 0].tolist() == pytest.approx([0, 3 / 5, 1 / 5, 0, 0, 1 / 5])
+    assert model.first_uses.weight.grad.to_dense()[:, 0].tolist() == pytest.approx([0, 1 / 5, 1 / 5, 0, 0, 1 / 5])
+    assert model.none_uses.weight.grad is None
+    losses = update(model, loss_fn, batch.take(slice(1)), [], config)  # nothing for the second one
+    assert losses == ((4.0, 1) if distributed.is_first() else (0.0, 0))
+    assert model.factor.grad.tolist() == [2.0, 2.0]
+    assert model.all_use.weight.grad.to_dense()[:, 0].tolist() == [0, 1, 0, 0, 0, 0]
+    assert len(make_optimizers(model, config)) == 2
+
+
+def check_draws() -> None:
+    """Drawn by the first process for all, whatever the generators of the others."""
+    torch.manual_seed(distributed.rank())
+    negatives = Negatives(torch.tensor([0] * 5 + [3, 2, 1]), n=50, power=1.0)
+    drawn = distributed.from_all(negatives.draw().tolist())
+    assert drawn[0] == drawn[1]
+    drop_net = DropNet(0.8).train()
+    mixed = [drop_net(torch.zeros(1), torch.ones(1)).item() for _ in range(30)]
+    assert set(mixed) == {0.0, 0.5, 1.0}
+    assert distributed.from_all(mixed) == [mixed] * 2
+
+
+def main(config) -> None:
+    state = torch.get_rng_state()
+    for check in (check_collectives, check_once, check_put_together, check_shares, check_gradients, check_draws):
+        check()
+    torch.set_rng_state(state)
+    each_seed(script.main)(config)
+    print("all was well")
+    print("SECOND PROCESS SPEAKS" if not distributed.is_first() else "", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    cli(main, script.Config, description="", processes=True)
