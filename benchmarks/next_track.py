@@ -6,8 +6,9 @@
 
 Families of models learn from different numbers of targets in the same session: an encoder-decoder from the second
 half, ten tracks, the GRU from every track but the first, nineteen. So the unit is the target here, and ratios are in
-targets. The GRU is as wide as the Transformer. Its own straightforward version (same network; a softmax over all tracks
-at once, dense Adam, Python collation) stands in a second table: the share of our doing in the whole ratio.
+targets. The GRU is as wide as the Transformer. A second table has straightforward versions of the same network (Python
+collation, dense Adam), with a softmax over all tracks at once and with the same negatives in plain autograd: the share
+of our doing in the whole ratio.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from benchmarks.training import (
     Config,
     Variant,
     Work,
+    compare,
     compare_variants,
     count_flops,
     learner,
@@ -41,12 +43,14 @@ from benchmarks.training import (
 from benchmarks.workload import Sizes
 from utils.cli import cli
 from utils.dataloaders import SessionArrays
-from utils.objectives import next_track_loss, track_loss
+from utils.objectives import LossConfig, Negatives, next_track_loss, track_loss
 
 GRU, TRANSFORMER = "next-track/gru", "next-track/transformer"
 NAMES = ("sampled-2048", "sampled-2048-fp32")
 """Of `benchmarks.training.VARIANTS`."""
 QUICK_NAMES = ("sampled-2048",)
+N_NEGATIVES = 2048
+SAMPLED_REFERENCE = f"{GRU}/reference-{N_NEGATIVES}"
 
 
 def targets_of(sizes: Sizes) -> int:
@@ -68,6 +72,19 @@ def setup_reference(folder: Path, sizes: Sizes) -> Step:
     return updates(reference.next_track_learner(model, lr=LR), batches, steps=1, units=targets_of(sizes))
 
 
+def setup_sampled_reference(folder: Path, sizes: Sizes, steps: int, n_negatives: int) -> Step:
+    """The same GRU with the same negatives, and Python collation, plain autograd, dense Adam."""
+    arrays = SessionArrays.open(folder)
+    model = reference.without_fast_paths(workload.next_track_gru(sizes))
+    learn = reference.sampled_next_track_learner(model, negatives_of(arrays, sizes, n_negatives), lr=LR)
+    return updates(learn, reference.batches(arrays, sizes), steps=steps, units=targets_of(sizes))
+
+
+def negatives_of(arrays: SessionArrays, sizes: Sizes, n: int) -> Negatives:
+    """The negatives of our sampled softmax."""
+    return Negatives(workload.train_plays(arrays, sizes), n=n, power=LossConfig().power)
+
+
 def setup_gru(folder: Path, sizes: Sizes, steps: int, variant: Variant) -> Step:
     """What `train_gru_seq.py` does."""
     arrays = SessionArrays.open(folder)
@@ -85,6 +102,8 @@ def gru_learner(arrays: SessionArrays, sizes: Sizes, variant: Variant) -> Learn:
 def check(arrays: SessionArrays, sizes: Sizes, variants: dict[str, Variant]) -> None:
     """From the same weights, without dropout, the same losses as the straightforward GRU; estimates of them fall.
 
+    With the same negatives, the first loss is that of plain autograd (later ones differ: dense Adam moves all rows).
+
     Raises:
         UserError: not so.
     """
@@ -93,6 +112,12 @@ def check(arrays: SessionArrays, sizes: Sizes, variants: dict[str, Variant]) -> 
     full = {"full-fp32": VARIANTS["full-fp32"]}  # is not timed, but says most
     theirs = losses(reference.next_track_learner(workload.next_track_gru(sizes), lr=LR), batch)
     compare_variants(GRU, full | variants, lambda variant: gru_learner(arrays, sizes, variant), theirs, batch)
+    for name, variant in variants.items():
+        negatives = negatives_of(arrays, sizes, variant.loss.n_negatives)
+        plain = reference.sampled_next_track_learner(workload.next_track_gru(sizes), negatives, lr=LR)
+        tolerance = 1e-4 if variant.precision == "float32" else 1e-2
+        ours = losses(gru_learner(arrays, sizes, variant), batch)
+        compare(f"{GRU}/{name}", ours[:1], losses(plain, batch)[:1], tolerance)
 
 
 def work_of(arrays: SessionArrays, sizes: Sizes, variants: dict[str, Variant]) -> dict[str, Work]:
@@ -103,6 +128,9 @@ def work_of(arrays: SessionArrays, sizes: Sizes, variants: dict[str, Variant]) -
     full = count_flops(reference.next_track_learner(workload.next_track_gru(sizes), lr=LR), few)
     work = work_of_variants(GRU, variants, lambda variant: gru_learner(arrays, sizes, variant), full, batch)
     of_target = {name: Work(flops / targets_of(sizes), precision) for name, (flops, precision) in work.items()}
+    negatives = negatives_of(arrays, sizes, N_NEGATIVES)
+    plain = count_flops(reference.sampled_next_track_learner(workload.next_track_gru(sizes), negatives, lr=LR), batch)
+    of_target[SAMPLED_REFERENCE] = Work(plain / targets_of(sizes), "float32")
     return of_target | {f"{TRANSFORMER}/reference": Work(transformer / sizes.target_size, "float32")}
 
 
@@ -121,7 +149,9 @@ def measure_all(config: Config, folder: Path) -> list[Row]:
     ]
     tables = [[Contender(f"{TRANSFORMER}/reference", setup_transformer, data), *gru]]
     if not config.quick:
-        tables.append([Contender(f"{GRU}/reference", setup_reference, data), gru[0]])
+        sampled = {**data, "steps": config.steps, "n_negatives": N_NEGATIVES}
+        plain = Contender(SAMPLED_REFERENCE, setup_sampled_reference, sampled)
+        tables.append([Contender(f"{GRU}/reference", setup_reference, data), plain, gru[0]])
     rows: dict[str, Row] = {}
     for contenders in tables:
         measured = measure_beside_ceilings(contenders, work, config, title="next track", targets=1, unit="targets/s")

@@ -24,6 +24,7 @@ from utils import schema
 from utils.batch import History, SessionBatch, whole_sessions
 from utils.dataloaders import SessionArrays, SessionLoader
 from utils.masking import MaskingConfig, mask_tracks
+from utils.objectives import Negatives
 from utils.vocab import N_SPECIAL, PAD
 
 
@@ -156,6 +157,28 @@ def next_track_learner(model: NextTrackGRU, *, lr: float) -> Learn:
         tracks = whole_sessions(batch)
         states, _ = model.read(tracks[:, :-1])
         loss = softmax(model.logits(states).flatten(0, 1), tracks[:, 1:].flatten())
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return learn
+
+
+def sampled_next_track_learner(model: NextTrackGRU, negatives: Negatives, *, lr: float) -> Learn:
+    """Scores of shared negatives in one matrix (N, 1 + k), the target's first; dense gradients, Adam."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+
+    def learn(batch: SessionBatch) -> float:
+        optimizer.zero_grad()
+        tracks = whole_sessions(batch)
+        states, _ = model.read(tracks[:, :-1])
+        x, targets = states.flatten(0, 1), tracks[:, 1:].flatten()
+        others = negatives.draw()
+        (vectors, bias), (own, own_bias) = model.head.at(others), model.head.at(targets)
+        scores = x @ vectors.T + bias - negatives.expected[others].log()
+        scores = scores.masked_fill(others == targets[:, None], -torch.inf)
+        logits = torch.cat([(x * own).sum(1, keepdim=True) + own_bias[:, None], scores], dim=1)
+        loss = functional.cross_entropy(logits, torch.zeros_like(targets))
         loss.backward()
         optimizer.step()
         return loss.item()

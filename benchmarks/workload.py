@@ -146,7 +146,7 @@ def bert(sizes: Sizes, *, sparse: bool = False) -> BertForMaskedTracks:
 
 
 @blame("sizes")
-def next_track_gru(sizes: Sizes, *, sparse: bool = False) -> NextTrackGRU:
+def next_track_gru(sizes: Sizes, *, sparse: bool = False, tie_weights: bool = False) -> NextTrackGRU:
     """The GRU, as wide as the Transformers, in track vectors and state alike; the same weights each time."""
     torch.manual_seed(0)
     return NextTrackGRU(
@@ -155,6 +155,7 @@ def next_track_gru(sizes: Sizes, *, sparse: bool = False) -> NextTrackGRU:
         d_model=sizes.d_model,
         d_hidden=sizes.d_model,
         dropout=sizes.dropout,
+        tie_weights=tie_weights,
         sparse=sparse,
     )
 

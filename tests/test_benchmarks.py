@@ -22,6 +22,7 @@ from benchmarks import __main__ as everything
 from benchmarks import (
     decoding,
     evaluation,
+    large,
     loading,
     next_track,
     predicting,
@@ -238,7 +239,7 @@ def measure_here(contenders: Sequence[Contender], *, rounds: int, title: str) ->
 @pytest.fixture
 def here(saved: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Measure in this process, and save there."""
-    for module in (training, predicting, loading, preprocessing):  # which measure for the other parts, too
+    for module in (training, predicting, large, loading, preprocessing):  # which measure for the other parts, too
         monkeypatch.setattr(module, "measure", measure_here)
     return saved
 
@@ -290,7 +291,7 @@ def test_next_track(here: Path, quick: bool) -> None:
     path = here / "rows.json"
     found = next_track.main(next_track.Config(TINY, rounds=1, steps=1, matmul_size=16, quick=quick, out=path))
     names = ["transformer/reference", "gru/sampled-2048"]
-    names += [] if quick else ["gru/sampled-2048-fp32", "gru/reference"]
+    names += [] if quick else ["gru/sampled-2048-fp32", "gru/reference", "gru/reference-2048"]
     check_rows(found, [f"next-track/{name}" for name in names], path)
     for row in found:
         assert (row.unit, row.targets_per_second) == ("targets/s", row.value)
@@ -299,11 +300,40 @@ def test_next_track(here: Path, quick: bool) -> None:
     assert found[0].ratio == 1.0
 
 
+def test_large(here: Path) -> None:
+    path = here / "rows.json"
+    found = large.main(large.Config(replace(TINY, tracks=400), rounds=1, steps=1, out=path))
+    tasks = [f"train/{name}" for name in large.BUILDS] + list(large.PREDICTORS)
+    check_rows(found, [f"large/{task}/{size}" for task in tasks for size in ("few-tracks", "all-tracks")], path)
+    assert all(row.unit == "sessions/s" for row in found)
+    assert [row.ratio for row in found[::2]] == [1.0] * len(tasks)
+
+
+def test_large_has_all_of_msssds_tracks_by_default() -> None:
+    assert large.Config().sizes.tracks == 3_700_000
+    assert large.Config(quick=True).sizes.tracks == 370_000
+    assert large.Config(TINY, quick=True).sizes.tracks == TINY.tracks
+
+
+def test_moments_are_in_memory_from_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workload.full_sessions(tmp_path / "train", 64, TINY)
+    kept: list[torch.optim.Optimizer] = []
+    monkeypatch.setattr(large, "fill_memory", lambda optimizers: kept.extend(optimizers))
+    step = large.setup_training(tmp_path / "train", TINY, 1, large.skip_transformer)
+    assert step() == TINY.batch_size
+    monkeypatch.undo()
+    moments = next(iter(kept[1].state.values()))["exp_avg"]
+    assert (moments == 0).all(1).any(), "some tracks have not been seen"
+    large.fill_memory(kept)
+    assert not (moments == 0).all(1).any()
+
+
 def test_units_of_next_track_are_targets(tmp_path: Path) -> None:
     workload.full_sessions(tmp_path / "train", 64, TINY)
     n = TINY.batch_size
     assert next_track.setup_transformer(tmp_path / "train", TINY)() == n * 10
     assert next_track.setup_reference(tmp_path / "train", TINY)() == n * 19
+    assert next_track.setup_sampled_reference(tmp_path / "train", TINY, 2, 50)() == 2 * n * 19
     variant = training.VARIANTS["sampled-2048"]
     assert next_track.setup_gru(tmp_path / "train", TINY, 2, variant)() == 2 * n * 19
 
@@ -318,7 +348,12 @@ def test_flops_of_next_track_are_those_of_a_target(tmp_path: Path) -> None:
     dense = 6 * TINY.d_model * 200
     gru, transformer = next_track.GRU, next_track.TRANSFORMER
     assert difference == pytest.approx(
-        {f"{gru}/reference": dense, f"{gru}/sampled": 0, f"{transformer}/reference": dense}
+        {
+            f"{gru}/reference": dense,
+            f"{gru}/reference-2048": 0,
+            f"{gru}/sampled": 0,
+            f"{transformer}/reference": dense,
+        }
     )
     sampled, full = few[f"{gru}/sampled"].flops, few[f"{gru}/reference"].flops
     assert sampled - full == pytest.approx(6 * TINY.d_model * (2048 - TINY.n_ids), rel=0.01)
@@ -401,7 +436,7 @@ def test_simulated_files_are_used_again_for_the_same_sizes_only(tmp_path: Path) 
 def parts(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
     """The parts by the names of their rows, each of which only says that it was there."""
     found = {"matmul": training, "next-track": next_track, "pretrain": pretraining, "decode": decoding}
-    found |= {"evaluate": evaluation, "load": loading, "preprocess": preprocessing}
+    found |= {"evaluate": evaluation, "large": large, "load": loading, "preprocess": preprocessing}
     for name, part in found.items():
         measured = partial(measured_at_once, name)
         monkeypatch.setattr(part, "measure_all", measured)
@@ -447,7 +482,7 @@ def test_a_part_that_fails_costs_no_rows_of_others(
     assert str(error) in printed.err
     assert ("Traceback" in printed.err) == isinstance(error, OSError)
     values = {r["name"]: r["value"] for r in read_json(saved / "latest.json")}
-    assert values == {f"{name}/x": 5 if name == "preprocess" else 7 for name in parts} | {"pretrain/x": 99}
+    assert values == {f"{name}/x": 5 if name in ("preprocess", "large") else 7 for name in parts} | {"pretrain/x": 99}
 
 
 @pytest.mark.parametrize(
