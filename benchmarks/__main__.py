@@ -10,11 +10,11 @@ import sys
 import traceback
 from dataclasses import dataclass
 
-from benchmarks import decoding, evaluation, large, loading, next_track, preprocessing, pretraining, training
+from benchmarks import decoding, evaluation, large, loading, next_track, preprocessing, pretraining, processes, training
 from benchmarks.rows import Row, heading, latest, save_rows, table
 from utils.cli import UserError, cli
 
-PARTS = (training, next_track, pretraining, decoding, evaluation, large, loading, preprocessing)
+PARTS = (training, next_track, pretraining, decoding, evaluation, large, processes, loading, preprocessing)
 
 
 @dataclass

@@ -28,6 +28,7 @@ from benchmarks import (
     predicting,
     preprocessing,
     pretraining,
+    processes,
     reference,
     rows,
     training,
@@ -328,6 +329,27 @@ def test_moments_are_in_memory_from_the_start(tmp_path: Path, monkeypatch: pytes
     assert not (moments == 0).all(1).any()
 
 
+def test_processes(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of two processes are set up in one here; tests/test_distributed.py has two."""
+    path = here / "rows.json"
+    asked: dict[str, int] = {}
+
+    def measure_one(contenders: Sequence[Contender], *, rounds: int, title: str) -> dict[str, Measured]:
+        asked.update((contender.name, contender.options["processes"]) for contender in contenders)
+        alone = [replace(c, options={**c.options, "processes": 1}) for c in contenders if "sharded" not in c.name]
+        return measure_here(alone, rounds=rounds, title=title)
+
+    monkeypatch.setattr(processes, "measure", measure_one)
+    found = processes.main(processes.Config(TINY, TINY, rounds=1, steps=2, out=path))
+    check_rows(found, ["processes/train/one", "processes/train/two", "processes/table/replicated"], path)
+    assert asked == {
+        "processes/train/one": 1,
+        "processes/train/two": 2,
+        "processes/table/replicated": 2,
+        "processes/table/sharded": 2,
+    }
+
+
 def test_units_of_next_track_are_targets(tmp_path: Path) -> None:
     workload.full_sessions(tmp_path / "train", 64, TINY)
     n = TINY.batch_size
@@ -436,7 +458,13 @@ def test_simulated_files_are_used_again_for_the_same_sizes_only(tmp_path: Path) 
 def parts(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
     """The parts by the names of their rows, each of which only says that it was there."""
     found = {"matmul": training, "next-track": next_track, "pretrain": pretraining, "decode": decoding}
-    found |= {"evaluate": evaluation, "large": large, "load": loading, "preprocess": preprocessing}
+    found |= {
+        "evaluate": evaluation,
+        "large": large,
+        "processes": processes,
+        "load": loading,
+        "preprocess": preprocessing,
+    }
     for name, part in found.items():
         measured = partial(measured_at_once, name)
         monkeypatch.setattr(part, "measure_all", measured)
@@ -482,7 +510,9 @@ def test_a_part_that_fails_costs_no_rows_of_others(
     assert str(error) in printed.err
     assert ("Traceback" in printed.err) == isinstance(error, OSError)
     values = {r["name"]: r["value"] for r in read_json(saved / "latest.json")}
-    assert values == {f"{name}/x": 5 if name in ("preprocess", "large") else 7 for name in parts} | {"pretrain/x": 99}
+    assert values == {f"{name}/x": 5 if name in ("preprocess", "large", "processes") else 7 for name in parts} | {
+        "pretrain/x": 99
+    }
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ def from_all(value: T) -> list[T]:
     return values
 
 
-class _LossOfBatch(nn.Module):
+class LossOfBatch(nn.Module):
     """A loss as a module, whose call is all of a forward pass: what DistributedDataParallel wants to see."""
 
     def __init__(self, model: nn.Module, loss_fn: Callable[[Any, SessionBatch], tuple[Tensor, int]]) -> None:
@@ -169,7 +169,7 @@ def averaging(
     """
     if n_processes() == 1:
         return loss_fn
-    wrapped = _LossOfBatch(model, loss_fn)
+    wrapped = LossOfBatch(model, loss_fn)
     tables = set(sparse_tables(model))
     theirs = [name for name, value in wrapped.named_parameters(remove_duplicate=False) if value in tables]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(wrapped, theirs)

@@ -1,0 +1,187 @@
+"""One model in two processes: the speed of torchrun, and what a sharded track table costs beside a replicated one.
+
+    python -m benchmarks.processes
+    python -m benchmarks.processes --quick true
+
+Two processes share the cores that one has for itself, so on one machine there is little to win: the rows say what the
+exchange of gradients costs. The second group has a table of a million tracks. Replicated, each process keeps all of it
+and the rows that were touched are exchanged, as in training; sharded by torch's FSDP2, each process keeps half of it,
+and the whole of it goes through the network in each step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
+
+from benchmarks import workload
+from benchmarks.options import fill_in
+from benchmarks.rounds import Contender, Step, measure, rows_of
+from benchmarks.rows import Row, publish
+from benchmarks.training import LR, our_batches, updates
+from benchmarks.workload import Sizes
+from utils import distributed
+from utils.batch import SessionBatch
+from utils.cli import check_at_least, cli
+from utils.dataloaders import SessionArrays
+from utils.objectives import LossConfig, next_track_loss, seq_loss, track_loss
+from utils.training import LossFn, TrainConfig, autocast, make_optimizers, update
+
+N_PROCESSES = 2
+TABLE = Sizes(tracks=1_000_000, d_model=64)
+
+
+@dataclass
+class Config:
+    """Sizes of the measurement."""
+
+    sizes: Sizes = field(default_factory=lambda: Sizes(d_ff=512))
+    """Of the SeqTransformer that one and two processes train."""
+    table: Sizes = field(default_factory=lambda: TABLE)
+    """Of the next-track GRU whose table is replicated or sharded."""
+    rounds: int = 0
+    """Rounds that are timed; 0: five, or two if quick."""
+    steps: int = 0
+    """Batches of a round; 0: four, or one if quick."""
+    quick: bool = False
+    """Two rounds of one step, a table of 100,000 tracks."""
+    out: Path | None = None
+    """File for the rows. Without it benchmarks/latest.json, if sizes are the defaults."""
+
+    def __post_init__(self) -> None:
+        fill_in(self, rounds=(5, 2), steps=(4, 1))
+        check_at_least(self, "benchmark", rounds=1, steps=1)
+        if self.quick and self.table == TABLE:
+            self.table = replace(TABLE, tracks=TABLE.tracks // 10)
+
+
+# ---------------------------------------------------------------------------------------------------- contenders
+
+
+def train(arrays: SessionArrays, sizes: Sizes) -> Callable[[SessionBatch], float]:
+    """Updates of a SeqTransformer as `fit` makes them, in any number of processes."""
+    loss = track_loss(LossConfig(), workload.train_plays(arrays, sizes))
+    return _replicated(workload.seq_transformer(sizes, sparse=True), partial(seq_loss, loss=loss))
+
+
+def replicated(arrays: SessionArrays, sizes: Sizes) -> Callable[[SessionBatch], float]:
+    """Updates of a GRU as `fit` makes them."""
+    loss = track_loss(LossConfig(), workload.train_plays(arrays, sizes))
+    model = workload.next_track_gru(sizes, sparse=True, tie_weights=True)
+    return _replicated(model, partial(next_track_loss, loss=loss))
+
+
+def _replicated(model: torch.nn.Module, loss_fn: LossFn) -> Callable[[SessionBatch], float]:
+    config = TrainConfig(lr=LR)
+    optimizers = make_optimizers(model, config)
+    loss_fn = distributed.averaging(model, loss_fn)
+    return lambda batch: update(model, loss_fn, batch, optimizers, config)[0]
+
+
+def sharded(arrays: SessionArrays, sizes: Sizes) -> Callable[[SessionBatch], float]:
+    """Updates of the same GRU with dense gradients, all of its weights sharded over the processes by FSDP2."""
+    loss = track_loss(LossConfig(), workload.train_plays(arrays, sizes))
+    model = workload.next_track_gru(sizes, tie_weights=True)
+    wrapped = distributed.LossOfBatch(model, partial(next_track_loss, loss=loss))
+    fully_shard(wrapped, mesh=dist.init_device_mesh("cpu", (dist.get_world_size(),)))
+    optimizer = torch.optim.AdamW(wrapped.parameters(), lr=LR)
+
+    def learn(batch: SessionBatch) -> float:
+        optimizer.zero_grad()
+        with autocast(torch.device("cpu"), "auto"):
+            loss_sum, count = wrapped(distributed.share(batch))
+        (loss_sum / count).backward()
+        optimizer.step()
+        return loss_sum.item()
+
+    return learn
+
+
+LEARNERS = {learner.__name__: learner for learner in (train, replicated, sharded)}
+
+
+def setup(folder: Path, sizes: Sizes, steps: int, learner: str, processes: int) -> Step:
+    """Updates in this process and in others that it starts; units are sessions of the common batch."""
+    if processes > 1:
+        port = _free_port()
+        for rank in range(1, processes):
+            task = {"folder": str(folder), "sizes": asdict(sizes), "learner": learner}
+            command = [sys.executable, "-c", f"from benchmarks.processes import follow; follow({json.dumps(task)!r})"]
+            subprocess.Popen(
+                command, env=_environment(rank, processes, port), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+        os.environ.update(_environment(0, processes, port))
+        dist.init_process_group("gloo")
+        torch.set_num_threads(max(1, torch.get_num_threads() // processes))
+    arrays = SessionArrays.open(folder)
+    return updates(LEARNERS[learner](arrays, sizes), our_batches(arrays, sizes), steps=steps)
+
+
+def follow(task: str) -> None:
+    """What runs in the other processes: the same updates, until the first process is gone."""
+    options: dict[str, Any] = json.loads(task)
+    dist.init_process_group("gloo")
+    torch.set_num_threads(max(1, torch.get_num_threads() // dist.get_world_size()))
+    arrays, sizes = SessionArrays.open(options["folder"]), Sizes(**options["sizes"])
+    step = updates(LEARNERS[options["learner"]](arrays, sizes), our_batches(arrays, sizes), steps=1)
+    while True:
+        step()
+
+
+def _environment(rank: int, processes: int, port: int) -> dict[str, str]:
+    """What torchrun tells each process."""
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    return {**os.environ, **where, "RANK": str(rank), "WORLD_SIZE": str(processes), "LOCAL_RANK": str(rank)}
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+# --------------------------------------------------------------------------------------------------- measurement
+
+
+def measure_all(config: Config, folder: Path) -> list[Row]:
+    """One and two processes, then a replicated and a sharded table in two."""
+    rows: list[Row] = []
+    tasks = {
+        "processes/train": (config.sizes, {"one": ("train", 1), "two": ("train", N_PROCESSES)}),
+        "processes/table": (
+            config.table,
+            {name: (name, N_PROCESSES) for name in ("replicated", "sharded")},
+        ),
+    }
+    for group, (sizes, learners) in tasks.items():
+        place = folder / group
+        workload.full_sessions(place, (config.rounds + 1) * config.steps * sizes.batch_size, sizes)
+        options = {"folder": place, "sizes": sizes, "steps": config.steps}
+        contenders = [
+            Contender(f"{group}/{name}", setup, {**options, "learner": learner, "processes": n})
+            for name, (learner, n) in learners.items()
+        ]
+        measured = measure(contenders, rounds=config.rounds, title=group.replace("/", ", "))
+        rows += rows_of(measured, "sessions/s", quick=config.quick)
+    return rows
+
+
+def main(config: Config) -> list[Row]:
+    """Measure, print and save."""
+    return publish(config, measure_all)
+
+
+if __name__ == "__main__":
+    cli(main, Config, description=__doc__)
