@@ -26,7 +26,7 @@ def fill_in(config: Options, **values: tuple[int, int]) -> None:
 
 def settings(config: Any) -> dict[str, Any]:
     """How much was measured, for the rows: all options but those that only choose contenders and places."""
-    return {name: value for name, value in asdict(config).items() if name not in ("quick", "out", "work")}
+    return {name: value for name, value in asdict(config).items() if name not in ("quick", "out", "work", "picture")}
 
 
 def has_usual_sizes(config: Any) -> bool:

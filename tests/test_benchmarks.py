@@ -22,6 +22,7 @@ from benchmarks import __main__ as everything
 from benchmarks import (
     decoding,
     evaluation,
+    growth,
     large,
     loading,
     next_track,
@@ -240,7 +241,14 @@ def measure_here(contenders: Sequence[Contender], *, rounds: int, title: str) ->
 @pytest.fixture
 def here(saved: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Measure in this process, and save there."""
-    for module in (training, predicting, large, loading, preprocessing):  # which measure for the other parts, too
+    for module in (
+        training,
+        predicting,
+        large,
+        growth,
+        loading,
+        preprocessing,
+    ):  # which measure for others, too
         monkeypatch.setattr(module, "measure", measure_here)
     return saved
 
@@ -348,6 +356,29 @@ def test_processes(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "processes/table/replicated": 2,
         "processes/table/sharded": 2,
     }
+
+
+def test_growth(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(growth, "MANY", TINY)
+    monkeypatch.setattr(growth, "FEW_TRACKS", 1000)
+    monkeypatch.setattr(growth, "SCORED_SESSIONS", 500)
+    picture, path = here / "growth.png", here / "rows.json"
+    found = growth.main(growth.Config([400], [300, 600], rounds=1, steps=1, picture=picture, out=path))
+    names = ["preprocess/sessions-400", "train/sessions-400", "score/sessions-400"]
+    names += ["train/tracks-300", "train/tracks-600", "rank/tracks-300", "rank/tracks-600"]
+    check_rows(found, [f"growth/{name}" for name in [*names, "top-10/tracks-300", "top-10/tracks-600"]], path)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "time as n^" in capsys.readouterr().out
+
+
+def test_growth_by_hand() -> None:
+    """A thousand sessions take 1 s, ten thousand 20 s, with memory that does not grow; ranking slows down tenfold."""
+    rates = {"train/sessions-1000": 1000.0, "train/sessions-10000": 500.0, "rank/tracks-10": 50.0}
+    rows = [row(f"growth/{name}", value) for name, value in {**rates, "rank/tracks-100": 5.0}.items()]
+    first, _, second, ends = growth.describe(rows).splitlines()
+    assert first.split() == ["train/sessions", "time", "as", "n^1.30,", "memory", "as", "n^0.00"]
+    assert second.split() == ["rank/tracks", "time", "as", "n^1.00,", "memory", "as", "n^0.00"]
+    assert ends == "    10: 20 s a thousand sessions, 2 MiB, 100: 200 s a thousand sessions, 2 MiB"
 
 
 def test_units_of_next_track_are_targets(tmp_path: Path) -> None:

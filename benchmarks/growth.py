@@ -1,0 +1,204 @@
+"""How time and memory grow with the number of sessions and of tracks: a table, exponents, a picture.
+
+    python -m benchmarks.growth
+    python -m benchmarks.growth --quick true
+    python -m benchmarks.growth --sessions '[10000, 100000]' --tracks '[10000, 100000]' --picture growth.png
+
+Each point is a process of its own. Along sessions: preprocessing (of raw logs over ten days), training (an epoch, by
+the rate of its updates), and scoring (metrics with intervals, of predictions that are there). Along tracks: training
+with 2,048 negatives, ranking of the true next tracks, and the search for the ten best. The exponent b of n^b is the
+slope of a line through the logarithms of the last three points, where fixed costs count less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from benchmarks import workload
+from benchmarks.evaluation import our_ranks, our_top
+from benchmarks.large import MANY, seq_transformer, setup_prediction, setup_training
+from benchmarks.options import fill_in, has_usual_sizes
+from benchmarks.preprocessing import preprocess, simulate
+from benchmarks.preprocessing import setup as setup_preprocessing
+from benchmarks.rounds import Contender, Step, measure
+from benchmarks.rows import Row, publish
+from utils.cli import check_at_least, cli
+from utils.dataloaders import SessionArrays
+from utils.evaluation import SkipPredictions, evaluate_skip
+from utils.files import atomic_file
+
+LATEST_PICTURE = Path(__file__).parent.parent / "docs" / "growth.png"
+RAW_SESSIONS = 1_000_000
+"""More are not preprocessed here: their logs would take 3 GB for each million."""
+SCORED_SESSIONS = 1_000_000
+"""More are not scored: test splits are not larger."""
+FEW_TRACKS = 103_000
+DAYS = 10
+
+
+@dataclass
+class Config:
+    """Sizes of the measurement."""
+
+    sessions: list[int] = field(default_factory=lambda: [10_000, 100_000, 1_000_000, 10_000_000])
+    """Numbers of sessions, with 103,000 tracks; preprocessing and scoring stop at a million."""
+    tracks: list[int] = field(default_factory=lambda: [10_000, 103_000, 1_000_000, 3_700_000])
+    """Numbers of tracks."""
+    rounds: int = 0
+    """Rounds that are timed; 0: three, or one if quick."""
+    steps: int = 4
+    """Batches of a round of training."""
+    quick: bool = False
+    """One round, and only the two smallest numbers of each."""
+    picture: Path = LATEST_PICTURE
+    """File for the picture; drawn only if sizes are the defaults, or a file is named."""
+    out: Path | None = None
+    """File for the rows. Without it benchmarks/latest.json, if sizes are the defaults."""
+
+    def __post_init__(self) -> None:
+        fill_in(self, rounds=(3, 1))
+        check_at_least(self, "benchmark", rounds=1, steps=1)
+        if self.quick:
+            self.sessions, self.tracks = sorted(self.sessions)[:2], sorted(self.tracks)[:2]
+
+
+# ---------------------------------------------------------------------------------------------------- contenders
+
+
+def setup_scoring(folder: Path) -> Step:
+    """Metrics with intervals of all sessions of a folder, whose predictions are random; units are sessions."""
+    arrays = SessionArrays.open(folder)
+    loader = workload.loader(arrays, replace(MANY, batch_size=4096), shuffle=False)
+    probability = np.random.default_rng(0).random((loader.n_examples, loader.target_size), np.float32)
+
+    def step() -> float:
+        evaluate_skip(SkipPredictions.of(probability), loader.targets()).summary()
+        return loader.n_examples
+
+    return step
+
+
+# --------------------------------------------------------------------------------------------------- measurement
+
+
+def contenders_of(config: Config, folder: Path) -> dict[str, dict[int, Contender]]:
+    """What is measured: name of the curve -> size -> contender. Simulates what they work on."""
+    curves: dict[str, dict[int, Contender]] = {}
+
+    def add(curve: str, size: int, setup: Callable[..., Step], options: dict[str, Any]) -> None:
+        contender = Contender(f"growth/{curve}-{size}", setup, options)
+        curves.setdefault(curve, {})[size] = contender
+
+    for n in sorted(config.sessions):
+        if n <= RAW_SESSIONS:
+            raw = simulate(folder, sessions=n, tracks=FEW_TRACKS, days=DAYS)
+            out = folder / f"out-{n}"
+            add("preprocess/sessions", n, setup_preprocessing, {"job": preprocess, "raw": raw, "out": out, "rows": n})
+        arrays = folder / f"sessions-{n}"
+        sizes = replace(MANY, tracks=FEW_TRACKS)
+        workload.full_sessions(arrays, n, sizes)
+        options = {"sizes": sizes, "steps": config.steps, "build": seq_transformer}
+        add("train/sessions", n, setup_training, {"folder": arrays, **options})
+        if n <= SCORED_SESSIONS:
+            add("score/sessions", n, setup_scoring, {"folder": arrays})
+    for n in sorted(config.tracks):
+        sizes, arrays = replace(MANY, tracks=n), folder / f"tracks-{n}"
+        workload.full_sessions(arrays, config.steps * MANY.batch_size, sizes)
+        common = {"folder": arrays, "sizes": sizes}
+        add("train/tracks", n, setup_training, {**common, "steps": config.steps, "build": seq_transformer})
+        add("rank/tracks", n, setup_prediction, {**common, "predictor": our_ranks})
+        add("top-10/tracks", n, setup_prediction, {**common, "predictor": our_top})
+    return curves
+
+
+def measure_all(config: Config, folder: Path) -> list[Row]:
+    """Curve after curve, each point in a process of its own, one at a time."""
+    rows = []
+    for curve, points in contenders_of(config, folder).items():
+        for size, contender in points.items():
+            measured = measure([contender], rounds=config.rounds, title=f"{curve} {size:,}")
+            rows += [found.row("sessions/s", quick=config.quick) for found in measured.values()]
+    return rows
+
+
+Points = dict[int, Row]
+"""Size -> what was measured."""
+
+
+def curves_of(rows: Sequence[Row]) -> dict[str, Points]:
+    """The rows of each curve: "train/sessions" -> size -> row."""
+    curves: dict[str, Points] = {}
+    for row in rows:
+        curve, _, size = row.name.removeprefix("growth/").rpartition("-")
+        curves.setdefault(curve, {})[int(size)] = row
+    return curves
+
+
+def seconds(curve: str, size: int, row: Row) -> float:
+    """What a point costs: all of its sessions where their number grows, else a thousand sessions."""
+    return (size if curve.endswith("sessions") else 1000) / row.value
+
+
+def exponent(sizes: Sequence[int], costs: Sequence[float]) -> float:
+    """b of the power law n^b through the last three points (or two)."""
+    return float(np.polyfit(np.log(sizes[-3:]), np.log(costs[-3:]), 1)[0])
+
+
+def describe(rows: Sequence[Row]) -> str:
+    """A line for each curve: time and memory at its ends, and the exponents."""
+    lines = []
+    for curve, points in curves_of(rows).items():
+        sizes = list(points)
+        times = [seconds(curve, size, row) for size, row in points.items()]
+        memory = [row.peak_mib or 0.0 for row in points.values()]
+        unit = "" if curve.endswith("sessions") else " a thousand sessions"
+        grows = "one point only"
+        if len(sizes) > 1:
+            grows = f"time as n^{exponent(sizes, times):.2f}, memory as n^{exponent(sizes, memory):.2f}"
+        ends = ", ".join(
+            f"{size:,}: {time:.3g} s{unit}, {mib:,.0f} MiB"
+            for size, time, mib in zip(sizes, times, memory, strict=True)
+        )
+        lines.append(f"{curve:20} {grows}\n    {ends}")
+    return "\n".join(lines)
+
+
+def draw(rows: Sequence[Row], path: Path) -> None:
+    """Time and memory against sessions and tracks, all axes logarithmic."""
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    axes = figure.subplots(2, 2, sharex="col")
+    for curve, points in curves_of(rows).items():
+        name, _, axis = curve.partition("/")
+        column = int(axis == "tracks")
+        sizes = list(points)
+        costs = [[seconds(curve, size, row) for size, row in points.items()], [r.peak_mib for r in points.values()]]
+        for line, values in enumerate(costs):
+            axes[line, column].plot(sizes, values, marker="o", label=name)
+    labels = (("seconds for all sessions", "seconds for a thousand sessions"), ("peak memory, MiB", "peak memory, MiB"))
+    for line, column in np.ndindex(2, 2):
+        axes[line, column].set(xscale="log", yscale="log", ylabel=labels[line][column])
+        axes[line, column].grid(alpha=0.3)
+    for column, axis in enumerate(("sessions", "tracks")):
+        axes[1, column].set_xlabel(axis)
+        axes[0, column].legend()
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=100)
+
+
+def main(config: Config) -> list[Row]:
+    """Measure, print, save and draw."""
+    rows = publish(config, measure_all)
+    print("", describe(rows), sep="\n")
+    if config.picture != LATEST_PICTURE or (has_usual_sizes(config) and not config.quick):
+        draw(rows, config.picture)
+    return rows
+
+
+if __name__ == "__main__":
+    cli(main, Config, description=__doc__)
