@@ -84,8 +84,11 @@ bench: $(STAMP)  ## measure everything beside straightforward references (some 2
 bench-quick: $(STAMP)  ## the same with fewer contenders and rounds (under five minutes)
 	$(PYTHON) -m benchmarks --quick true
 
+bench-gpu: $(STAMP)  ## measure every model's training step on a GPU (under nine minutes)
+	$(PYTHON) -m benchmarks.gpu
+
 clean:  ## remove the demo's data, the runs and the caches; keep .venv and other datasets
 	rm -rf data/demo data/raw/demo runs build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
-.PHONY: help install test lint format demo tables bench bench-quick clean
+.PHONY: help install test lint format demo tables bench bench-quick bench-gpu clean

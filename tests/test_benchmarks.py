@@ -22,6 +22,7 @@ from benchmarks import __main__ as everything
 from benchmarks import (
     decoding,
     evaluation,
+    gpu,
     growth,
     large,
     loading,
@@ -356,6 +357,35 @@ def test_processes(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "processes/table/replicated": 2,
         "processes/table/sharded": 2,
     }
+
+
+def test_gpu_benchmark_on_the_processor(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = saved / "rows.json"
+    config = gpu.Config(device="cpu", sizes=TINY, seconds=0.01, sessions=64, matmul_size=16, out=path)
+    found = gpu.main(config)
+    names = [f"gpu/{name}/eager" for name in gpu.BUILDS]
+    assert [row.name for row in found] == ["gpu/matmul-bf16", *names]
+    assert [row["name"] for row in read_json(path)] == ["gpu/matmul-bf16", *names]
+    for row in found[1:]:
+        assert row.value > 0
+        assert row.peak_mib is not None
+        assert row.ceiling_share is not None
+        assert row.ceiling_share > 0
+    assert capsys.readouterr().out.count(" min") == len(gpu.BUILDS)
+
+
+def test_epochs_by_hand() -> None:
+    rows = [Row("gpu/matmul-bf16", 9.0, "GFLOP/s"), Row("gpu/x/eager", 1000.0, "sessions/s")]
+    _, line = gpu.epochs(rows, replace(TINY, batch_size=256)).splitlines()
+    assert line.split() == ["x/eager", "256.0", "55.0", "min"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_gpu_benchmark_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli(gpu.main, gpu.Config, description="", args=[])
+    assert stopped.value.code == 2
+    assert "there is no CUDA GPU here" in capsys.readouterr().err
 
 
 def test_growth(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

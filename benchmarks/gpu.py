@@ -1,0 +1,250 @@
+"""Training steps of every model on a GPU: time, share of the ceiling, memory, and an epoch of 3.3 million sessions.
+
+    python -m benchmarks.gpu
+    python -m benchmarks.gpu --compiled true
+    python -m benchmarks.gpu --device cpu --sizes.tracks 1000 --sizes.batch_size 64 --seconds 2
+
+A step is all of it: loading the batch, the way to the GPU, forward, backward, optimiser. The ceiling is one large
+product of bfloat16 matrices on the same device. Sessions are simulated. Models are measured one after another in this
+process, each for so many seconds.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from itertools import chain, repeat
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from benchmarks import workload
+from benchmarks.large import next_track_gru, seq_transformer, skip_transformer
+from benchmarks.options import settings
+from benchmarks.rounds import memory_mib
+from benchmarks.rows import Row, heading, save_rows, table
+from benchmarks.workload import Sizes
+from model import BertAugmentedSeqTransformer, LSTMForContinuation, LSTMForSkips, SeqTransformer
+from utils.cli import UserError, check_at_least, cli
+from utils.dataloaders import SessionArrays
+from utils.masking import MaskingConfig, masked_loss
+from utils.objectives import LossConfig, TrackLoss, seq_loss, skip_loss, track_loss
+from utils.run import pick_device
+from utils.training import LossFn, TrainConfig, make_optimizers, update
+
+LATEST_GPU = Path(__file__).parent / "latest_gpu.json"
+EPOCH = 3_300_000
+"""Sessions."""
+WARM_UP = 3
+"""Updates before the clock starts."""
+MATMUL = 8192
+"""Rows and columns of the matrices of the ceiling."""
+
+
+@dataclass
+class Config:
+    """What to measure."""
+
+    device: str = "cuda"
+    """cuda, cuda:1, mps; cpu to try it without a GPU."""
+    sizes: Sizes = field(default_factory=lambda: Sizes(batch_size=2048))
+    """Of the catalogue, the models and the batches."""
+    seconds: float = 20.0
+    """Time for each model."""
+    sessions: int = 200_000
+    """Simulated sessions."""
+    compiled: bool = False
+    """Measure each model compiled by torch.compile as well; compiling takes a minute each."""
+    matmul_size: int = MATMUL
+    """Rows and columns of the matrices whose product is the ceiling."""
+    out: Path | None = None
+    """File for the rows. Without it benchmarks/latest_gpu.json, unless the device is the CPU."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, "benchmark", seconds=0.01, sessions=1, matmul_size=1)
+
+
+# --------------------------------------------------------------------------------------------------------- models
+
+
+Build = Callable[[SessionArrays, Sizes], tuple[nn.Module, LossFn]]
+
+
+def sampled(arrays: SessionArrays, sizes: Sizes) -> TrackLoss:
+    """The default loss of the catalogue."""
+    return track_loss(LossConfig(), workload.train_plays(arrays, sizes))
+
+
+def full_seq_transformer(arrays: SessionArrays, sizes: Sizes) -> tuple[nn.Module, LossFn]:
+    """With the softmax over all tracks."""
+    loss = track_loss(LossConfig("full"), workload.train_plays(arrays, sizes))
+    return workload.seq_transformer(sizes, tie_weights=True), partial(seq_loss, loss=loss)
+
+
+def bert(arrays: SessionArrays, sizes: Sizes) -> tuple[nn.Module, LossFn]:
+    """Pre-training."""
+    masking = MaskingConfig()
+    return workload.bert(sizes, sparse=True), partial(masked_loss, loss=sampled(arrays, sizes), masking=masking)
+
+
+def augmented(arrays: SessionArrays, sizes: Sizes) -> tuple[nn.Module, LossFn]:
+    """A SeqTransformer beside a frozen BERT."""
+    reader = workload.bert(sizes, sparse=True).bert
+    names = ("d_model", "n_heads", "n_layers", "d_ff", "dropout", "history_size", "target_size")
+    options = {name: value for name, value in asdict(sizes).items() if name in names}
+    features = torch.randn(sizes.n_ids, sizes.features)
+    transformer = SeqTransformer(sizes.n_ids, features, d_bert=sizes.d_model, sparse=True, **options)
+    return BertAugmentedSeqTransformer(transformer, reader), partial(seq_loss, loss=sampled(arrays, sizes))
+
+
+def lstm_skip(arrays: SessionArrays, sizes: Sizes) -> tuple[nn.Module, LossFn]:
+    """The LSTM that tells skips."""
+    features = torch.randn(sizes.n_ids, sizes.features)
+    return LSTMForSkips(sizes.n_ids, features, d_model=sizes.d_model, sparse=True), skip_loss
+
+
+def lstm_seq(arrays: SessionArrays, sizes: Sizes) -> tuple[nn.Module, LossFn]:
+    """The LSTM that continues sessions."""
+    features = torch.randn(sizes.n_ids, sizes.features)
+    model = LSTMForContinuation(sizes.n_ids, features, d_model=sizes.d_model, sparse=True)
+    return model, partial(seq_loss, loss=sampled(arrays, sizes))
+
+
+BUILDS: dict[str, Build] = {
+    "seq-transformer": seq_transformer,
+    "seq-transformer-full": full_seq_transformer,
+    "skip-transformer": skip_transformer,
+    "bert": bert,
+    "seq-bert-augmented": augmented,
+    "lstm-seq": lstm_seq,
+    "lstm-skip": lstm_skip,
+    "next-track-gru": next_track_gru,
+}
+
+
+# --------------------------------------------------------------------------------------------------- measurement
+
+
+def wait_for(device: torch.device) -> None:
+    """Until the device has done all that it was given."""
+    if device.type != "cpu":
+        getattr(torch, device.type).synchronize()
+
+
+def rate_of(step: Callable[[], float], device: torch.device, seconds: float) -> float:
+    """Units a second of a step that is repeated for some time, after a warm-up."""
+    for _ in range(WARM_UP):
+        step()
+    wait_for(device)
+    started, units = time.perf_counter(), 0.0
+    while units == 0 or time.perf_counter() - started < seconds:
+        units += step()
+        wait_for(device)  # a step reads its loss anyway
+    return units / (time.perf_counter() - started)
+
+
+def ceiling(device: torch.device, size: int, seconds: float) -> float:
+    """Floating-point operations a second of one large product in bfloat16."""
+    a, b = torch.randn(2, size, size, device=device).bfloat16()
+
+    def step() -> float:
+        torch.mm(a, b)
+        return 2.0 * size**3
+
+    return rate_of(step, device, seconds)
+
+
+def peak_mib(device: torch.device) -> float:
+    """Of the device's memory; of this process's on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return memory_mib("VmHWM")
+
+
+def measure_model(
+    name: str, build: Build, arrays: SessionArrays, config: Config, device: torch.device, *, highest: float
+) -> Row:
+    """Updates as `fit` makes them; `highest` is the ceiling."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    model, loss_fn = build(arrays, config.sizes)
+    model = model.to(device)
+    if name.endswith("/compiled"):
+        model.compile()
+    training = TrainConfig()
+    optimizers = make_optimizers(model, training)
+    batches = chain.from_iterable(repeat(workload.loader(arrays, config.sizes)))
+
+    def step() -> float:
+        batch = next(batches)
+        update(model, loss_fn, batch.to(device), optimizers, training)
+        return len(batch.rows)
+
+    with FlopCounterMode(display=False) as counter:
+        n_sessions = step()
+    flops = counter.get_total_flops() / n_sessions
+    rate = rate_of(step, device, config.seconds)
+    return Row(name, rate, "sessions/s", peak_mib=peak_mib(device), ceiling_share=flops * rate / highest)
+
+
+def measure_all(config: Config, folder: Path) -> list[Row]:
+    """The ceiling, then model after model.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    device = pick_device(config.device)
+    sizes = config.sizes
+    arrays = workload.full_sessions(folder, max(config.sessions, sizes.batch_size), sizes)
+    highest = ceiling(device, config.matmul_size, min(config.seconds, 3.0))
+    rows = [Row("gpu/matmul-bf16", highest / 1e9, "GFLOP/s")]
+    variants = ("eager", "compiled") if config.compiled else ("eager",)
+    for name, build in tqdm(BUILDS.items(), desc="models"):
+        for variant in variants:
+            row = measure_model(f"gpu/{name}/{variant}", build, arrays, config, device, highest=highest)
+            rows.append(replace(row, settings=settings(config)))
+    return rows
+
+
+def epochs(rows: list[Row], sizes: Sizes) -> str:
+    """A line for each model: time of a step, and of an epoch."""
+    lines = [f"{'':40}{'ms a step':>10}{'epoch':>12}"]
+    for row in rows:
+        if row.unit == "sessions/s":
+            step, minutes = 1000 * sizes.batch_size / row.value, EPOCH / row.value / 60
+            lines.append(f"{row.name.removeprefix('gpu/'):40}{step:10.1f}{minutes:8.1f} min")
+    return "\n".join(lines)
+
+
+def device_name(device: torch.device) -> str:
+    """As its maker calls it."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def main(config: Config) -> list[Row]:
+    """Measure, print and save.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    if config.device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError("there is no CUDA GPU here; --device cpu tries the benchmark on the processor")
+    with tempfile.TemporaryDirectory() as folder:
+        rows = measure_all(config, Path(folder) / "train")
+    print(
+        f"{device_name(pick_device(config.device))}; {heading()}", table(rows), epochs(rows, config.sizes), sep="\n\n"
+    )
+    if config.out or config.device != "cpu":
+        save_rows(rows, config.out or LATEST_GPU)
+    return rows
+
+
+if __name__ == "__main__":
+    cli(main, Config, description=__doc__)
