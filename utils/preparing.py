@@ -2,7 +2,7 @@
 
 A door (MSSD's logs, a table of plays) counts plays with `build_vocabulary`, turns its events into chunks of whole
 sessions and hands them to a `SplitWriter` for each split; `write_tracks` and `write_dataset` add the rest. Memory is
-that of one chunk and the vocabulary, whatever the number of files.
+that of a few chunks and the vocabulary, whatever the number of files.
 """
 
 from __future__ import annotations
@@ -58,8 +58,11 @@ def connect(*, memory_limit: str, folder: Path) -> Engine:
 
 
 @contextmanager
-def arrow_view(connection: Any, name: str, data: pa.Table) -> Iterator[ibis.Table]:
-    """`data` as a table of the engine, without a copy, until the block ends (`ibis.memtable` keeps it until exit)."""
+def arrow_view(connection: Any, name: str, data: pa.Table | pa.RecordBatchReader) -> Iterator[ibis.Table]:
+    """`data` as a table of the engine, without a copy, until the block ends (`ibis.memtable` keeps it until exit).
+
+    A reader can be read once.
+    """
     connection.con.register(name, data)
     try:
         yield connection.table(name)
