@@ -18,14 +18,13 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import duckdb
 import numpy as np
@@ -37,24 +36,24 @@ from tqdm import tqdm
 from utils import protocols, schema, vocab
 from utils.cli import UserError, cli
 from utils.files import atomic_folder
-from utils.importers import mssd, plays
+from utils.importers import mssd, mssd_spark, plays
 from utils.importers.parts import Part, find_part, make_part, parts_folder
 from utils.importers.plays import PlaysColumns
 from utils.preparing import (
     Chunk,
+    CodedLogs,
     Engine,
     Funnel,
     SplitWriter,
     arrow_view,
     build_vocabulary,
     connect,
+    in_threads,
     summary,
     write_dataset,
     write_tracks,
 )
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 SESSIONS_A_SLICE = 100_000
 """`check_unique` compares about so many sessions at a time."""
 
@@ -87,28 +86,16 @@ class Config:
     """plays: shorter sessions are dropped."""
     max_session_length: int | None = None
     """plays: longer sessions are cut into pieces of this many plays."""
+    engine: Literal["duckdb", "spark"] = "duckdb"
+    """What works on MSSD's files: this machine, or Spark (docs/data.md). The dataset is the same."""
+    spark_remote: str | None = None
+    """A Spark Connect server, sc://host:15002; without it, what spark-submit offers, or Spark on this machine."""
     memory_limit: str = "2GB"
-    """Memory of the engine; beyond it, sorts and counts go through temporary files beside --out."""
+    """duckdb: memory of the engine; beyond it, counts go through temporary files beside --out."""
     workers: int = 0
     """MSSD's logs that are worked on at a time, each on one core and in memory; 0: as many as cores, at most four."""
     overwrite: bool = False
     """Replace an existing --out."""
-
-
-def in_threads(function: Callable[[Item], Result], items: Iterable[Item], *, workers: int) -> Iterator[Result]:
-    """`map`, a few items ahead of the caller, who gets the results in order; no more than `workers` of them wait."""
-    with ThreadPoolExecutor(workers) as pool:
-        pending: deque[Future[Result]] = deque()
-        try:
-            for item in items:
-                if len(pending) == workers:
-                    yield pending.popleft().result()
-                pending.append(pool.submit(function, item))
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
 
 
 # ------------------------------------------------------------------------------------------------------- reading
@@ -146,34 +133,23 @@ def check_unique(engine: Engine, parts: Sequence[Part]) -> None:
         repeated = some.group_by("session_id").agg(n=some.count())
         repeated = repeated.filter(repeated.n > 1).select("session_id").limit(1)
         for session_id in engine.connection.to_pyarrow(repeated)["session_id"]:
-            where = [
-                str(part.log.path) for part in parts if pc.is_in(session_id, part.sessions()["session_id"]).as_py()
-            ]
-            raise UserError(
-                f"session {session_id} is in {' and in '.join(where)}; a session belongs to one file: remove one"
+            raise mssd.in_two_files(
+                session_id.as_py(),
+                [part.log.path for part in parts if pc.is_in(session_id, part.sessions()["session_id"]).as_py()],
             )
 
 
 # --------------------------------------------------------------------------------------------------- MSSD's door
 
 
-def right_length(protocol: protocols.Protocol, plays: np.ndarray) -> np.ndarray:
-    """Which sessions, by their plays, have a length that the protocol keeps: bool (M,)."""
-    shortest, longest = protocol.lengths
-    return (plays >= shortest) & (plays <= longest)
-
-
 def count_plays(protocol: protocols.Protocol, part: Part) -> pa.RecordBatch:
     """`track_id` and `plays` int64: the plays of a part that count for the vocabulary."""
     sessions = part.sessions()
-    plays = sessions["plays"].to_numpy()
-    counted = protocol.assign(part.log, sessions["session_id"].combine_chunks()) == protocols.TRAIN
-    if not protocol.count_all:
-        counted = counted & sessions["complete"].to_numpy() & right_length(protocol, plays)
-    elif counted.any():
-        counted = np.ones(len(plays), bool)
+    ids, plays, complete = (sessions[name].combine_chunks() for name in ("session_id", "plays", "complete"))
+    lengths, whole = plays.to_numpy(), complete.to_numpy(zero_copy_only=False)
+    counted = protocols.counted_sessions(protocol, part.log, ids, lengths, whole)
     track_ids = part.track_ids()
-    n_plays = np.bincount(part.tracks()[np.repeat(counted, plays)], minlength=len(track_ids))
+    n_plays = np.bincount(part.tracks()[np.repeat(counted, lengths)], minlength=len(track_ids))
     return pa.record_batch({"track_id": track_ids, "plays": n_plays}).filter(pa.array(n_plays > 0))
 
 
@@ -186,8 +162,8 @@ def count_tracks(engine: Engine, protocol: protocols.Protocol, parts: Sequence[P
         return build_vocabulary(table, min_count=protocol.min_count)
 
 
-def part_chunk(vocabulary: pa.Table, part: Part) -> tuple[Chunk, pa.Table]:
-    """All sessions of a part, its tracks looked up in the vocabulary, and what `Part.sessions` says of them."""
+def part_chunk(vocabulary: pa.Table, part: Part) -> tuple[Chunk, np.ndarray]:
+    """All sessions of a part, its tracks looked up in the vocabulary, and which are complete, bool (M,)."""
     sessions, track_ids = part.sessions(), part.track_ids()
     places = pc.fill_null(pc.index_in(vocabulary["track_id"], value_set=track_ids), -1).to_numpy()
     ids = np.full(len(track_ids), vocab.UNK, np.int32)
@@ -202,7 +178,22 @@ def part_chunk(vocabulary: pa.Table, part: Part) -> tuple[Chunk, pa.Table]:
         day=sessions["day"].combine_chunks(),
         file=part.log.path.name,
     )
-    return chunk, sessions
+    return chunk, sessions["complete"].to_numpy()
+
+
+def code_logs(
+    engine: Engine, protocol: protocols.Protocol, logs: Sequence[mssd.LogFile], parsed: Path, *, workers: int
+) -> CodedLogs:
+    """Parse and count the logs on this machine, with their parts in `parsed`.
+
+    Raises:
+        UserError: something is wrong with a log, or a session is in two.
+    """
+    parts = read_parts(logs, parsed, workers=workers)
+    check_unique(engine, parts)
+    tracks = count_tracks(engine, protocol, parts, workers=workers)
+    chunks = in_threads(partial(part_chunk, tracks), parts, workers=workers)
+    return CodedLogs(tracks, [part.rows for part in parts], chunks)
 
 
 def any_in_session(events: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -210,7 +201,7 @@ def any_in_session(events: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.logical_or.reduceat(events, np.cumsum(lengths) - lengths) if len(lengths) else np.zeros(0, bool)
 
 
-def write_part(
+def write_log(
     protocol: protocols.Protocol,
     log: mssd.LogFile,
     chunk: Chunk,
@@ -227,7 +218,7 @@ def write_part(
     def count(reason: str, which: np.ndarray) -> None:
         funnel.add(reason, rows=chunk.lengths[which].sum(), sessions=which.sum())
 
-    fits = right_length(protocol, chunk.lengths)
+    fits = protocols.right_length(protocol, chunk.lengths)
     kept = complete & fits
     shortest, longest = protocol.lengths
     lengths = f"{shortest} to {longest}" if shortest < longest else str(longest)
@@ -262,30 +253,35 @@ def choose_protocol(config: Config, logs: Sequence[mssd.LogFile]) -> protocols.P
     )
 
 
-def prepare_mssd(config: Config, folder: Path, engine: Engine, parsed: Path) -> dict[str, Any]:
-    """Write the dataset of `config.raw` into `folder`, with its parsed logs in `parsed`; returns `dataset.json`."""
+def prepare_mssd(config: Config, folder: Path, work: Path, engine: Engine, parsed: Path) -> dict[str, Any]:
+    """Write the dataset of `config.raw` into `folder`; returns `dataset.json`.
+
+    Args:
+        work: folder for temporary files.
+        parsed: folder for the parts of logs (DuckDB).
+    """
     assert config.raw is not None
     logs = mssd.find_logs(config.raw)
     if config.protocol == "seed":
         logs = protocols.seed_logs(logs)
     protocol = choose_protocol(config, logs)
     workers = config.workers or min(os.cpu_count() or 1, 4)
-    parts = read_parts(logs, parsed, workers=workers)
-    check_unique(engine, parts)
+    if config.engine == "spark":
+        coded = mssd_spark.code_logs(engine, protocol, logs, work, workers=workers)
+    else:
+        coded = code_logs(engine, protocol, logs, parsed, workers=workers)
 
-    tracks = count_tracks(engine, protocol, parts, workers=workers)
     funnel = Funnel()
     writers = [SplitWriter(folder / split) for split in schema.SPLITS]
     feature_files = mssd.feature_files(config.raw, mini=logs[0].day == "")
     with (
         ThreadPoolExecutor(1) as pool,
-        tqdm(total=sum(part.rows for part in parts), desc="writing", unit=" rows", unit_scale=True) as bar,
+        tqdm(total=sum(coded.rows), desc="writing", unit=" rows", unit_scale=True) as bar,
     ):
-        features = pool.submit(mssd.read_features, feature_files, tracks["track_id"])  # meanwhile
-        chunks = in_threads(partial(part_chunk, tracks), parts, workers=workers)
-        for part, (chunk, sessions) in zip(parts, chunks, strict=True):
-            write_part(protocol, part.log, chunk, sessions["complete"].to_numpy(), writers, funnel)
-            bar.update(part.rows)
+        features = pool.submit(mssd.read_features, feature_files, coded.tracks["track_id"])  # meanwhile
+        for log, (chunk, complete) in zip(logs, coded.chunks, strict=True):
+            write_log(protocol, log, chunk, complete, writers, funnel)
+            bar.update(len(chunk.tracks))
     splits = {split: writer.close() for split, writer in zip(schema.SPLITS, writers, strict=True)}
 
     raw, notes = features.result()
@@ -294,14 +290,14 @@ def prepare_mssd(config: Config, folder: Path, engine: Engine, parsed: Path) -> 
         name=config.out.name,
         protocol=config.protocol,
         sources=[
-            {"file": str(p.log.path.relative_to(config.raw)), "bytes": p.log.path.stat().st_size, "rows": p.rows}
-            for p in parts
+            {"file": str(log.path.relative_to(config.raw)), "bytes": log.path.stat().st_size, "rows": rows}
+            for log, rows in zip(logs, coded.rows, strict=True)
         ],
         funnel=funnel,
         splits=splits,
-        tracks=tracks,
+        tracks=coded.tracks,
         min_count=protocol.min_count,
-        features=write_tracks(folder, tracks, raw),
+        features=write_tracks(folder, coded.tracks, raw),
         has_skips=True,
         has_log=True,
         notes=notes,
@@ -419,6 +415,12 @@ def check_config(config: Config) -> None:
         raise UserError("give either --raw (a folder with MSSD's files) or --plays (a table of plays)")
     if config.plays is not None and config.protocol != "temporal":
         raise UserError(f"--protocol {config.protocol} is for MSSD's files; a table of plays is split by time")
+    if config.plays is not None and config.engine == "spark":
+        raise UserError("--engine spark is for MSSD's files (--raw); a table of plays is worked on by DuckDB")
+    if config.engine == "duckdb" and config.spark_remote is not None:
+        raise UserError("--spark_remote is for --engine spark")
+    if config.engine == "spark" and config.memory_limit != Config(out=config.out).memory_limit:
+        raise UserError("--memory_limit is for --engine duckdb; Spark's memory is configured where it is started")
     protocol = "plays" if config.plays is not None else config.protocol
     default = Config(out=config.out)
     for name, meant_for in OPTIONS_OF.items():
@@ -447,14 +449,18 @@ def main(config: Config) -> dict[str, Any]:
             files is kept for the next run (`utils.importers.parts`).
     """
     check_config(config)
-    parsed = parts_folder(config.out) if config.plays is None else nullcontext(Path())
+    keeps_parts = config.plays is None and config.engine == "duckdb"
+    parsed = parts_folder(config.out) if keeps_parts else nullcontext(Path())
     try:
         with parsed as parts, atomic_folder(config.out, overwrite=config.overwrite, holds="dataset.json") as folder:
             work = folder / "work"
             work.mkdir()
-            engine = connect(memory_limit=config.memory_limit, folder=work)
+            if config.engine == "spark":
+                engine = mssd_spark.connect(config.spark_remote)
+            else:
+                engine = connect(memory_limit=config.memory_limit, folder=work)
             if config.plays is None:
-                dataset = prepare_mssd(config, folder, engine, parts)
+                dataset = prepare_mssd(config, folder, work, engine, parts)
             else:
                 dataset = prepare_plays(config, folder, work, engine)
             engine.connection.disconnect()

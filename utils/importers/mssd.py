@@ -8,6 +8,7 @@ carries. All of it happens in one thread, so that several logs can be read side 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -141,6 +142,15 @@ def session_days(session_ids: pa.Array, path: Path) -> pa.Array:
     return pa.array(names[offsets], pa.string())
 
 
+def days_of(log: LogFile, session_ids: pa.Array) -> pa.Array:
+    """The day of each session of a log: that of the file, or of the session where the file has none.
+
+    Raises:
+        UserError: see `session_days`.
+    """
+    return pa.repeat(log.day, len(session_ids)) if log.day else session_days(session_ids, log.path)
+
+
 # --------------------------------------------------------------------------------------------------------- parse
 
 
@@ -156,12 +166,11 @@ def read_log(path: Path) -> Log:
     tracks, track_ids = encode(table["track_id_clean"])
     position, claimed = (table[name].to_numpy() for name in ("session_position", "session_length"))
     skips, log = code_skips(table), code_log(table)
-    place = session.astype(np.int64) * 256 + position
-    if not (place[1:] >= place[:-1]).all():  # MSSD's own files are sorted
-        order = np.argsort(place)
-        place, position, claimed = place[order], position[order], claimed[order]
-        session, tracks, skips, log = session[order], tracks[order], skips[order], log[order]
-    check_unique_positions(path, place, session_ids)
+    order = order_of(session, position)
+    if order is not None:
+        session, position, claimed = session[order], position[order], claimed[order]
+        tracks, skips, log = tracks[order], skips[order], log[order]
+    check_unique_positions(path, session, position, session_ids)
     lengths, complete = summarise_sessions(session, position, claimed)
     return Log(session_ids, lengths, complete, track_ids, tracks, skips, log)
 
@@ -207,6 +216,12 @@ def encode_ascending(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
     rank = np.empty(len(order), np.int32)
     rank[order] = np.arange(len(order), dtype=np.int32)
     return rank[codes], values.take(pa.array(order))
+
+
+def order_of(session: np.ndarray, position: np.ndarray) -> np.ndarray | None:
+    """What sorts plays by session and position, int64 (N,); None if they are sorted, as MSSD's own files are."""
+    place = session.astype(np.int64) * 256 + position
+    return None if (place[1:] >= place[:-1]).all() else np.argsort(place)
 
 
 def whole_number(highest: int) -> Check:
@@ -291,22 +306,28 @@ def check_positions(path: Path, table: pa.Table) -> None:
             raise UserError(f"{path}, line {at}: session_position is {position}, not 1 to {schema.MAX_LENGTH}")
 
 
-def check_unique_positions(path: Path, place: np.ndarray, session_ids: pa.Array) -> None:
+def check_unique_positions(path: Path, session: np.ndarray, position: np.ndarray, session_ids: pa.Array) -> None:
     """
     Args:
-        place: 256 times the session plus the position, ascending, int64 (N,).
+        session: places in `session_ids` (N,), ascending, and in it `position` (N,).
 
     Raises:
         UserError: a position occurs twice in a session (a file that was concatenated or unpacked over another).
     """
-    twice = np.flatnonzero(place[1:] == place[:-1])
+    twice = np.flatnonzero((session[1:] == session[:-1]) & (position[1:] == position[:-1]))
     if len(twice):
-        session, position = session_ids[place[twice[0]] // 256].as_py(), place[twice[0]] % 256
-        at = find_line(path, {"session_id": session, "session_position": str(position)}, occurrence=2)
+        name, number = session_ids[session[twice[0]]].as_py(), position[twice[0]]
+        at = find_line(path, {"session_id": name, "session_position": str(number)}, occurrence=2)
         raise UserError(
-            f"{path}, line {at}: session {session} has position {position} twice; was the file written twice? "
+            f"{path}, line {at}: session {name} has position {number} twice; was the file written twice? "
             "Unpack it again, or remove one of the lines"
         )
+
+
+def in_two_files(session_id: str, paths: Sequence[Path]) -> UserError:
+    """The error of a session that is in several logs: it would be in two splits."""
+    where = " and in ".join(map(str, paths))
+    return UserError(f"session {session_id} is in {where}; a session belongs to one file: remove one")
 
 
 def summarise_sessions(session: np.ndarray, position: np.ndarray, claimed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -149,12 +149,16 @@ def make_part(folder: Path, log: mssd.LogFile) -> Part:
     """Parse a log and leave its part in `folder`, in the place of an older one.
 
     Raises:
-        UserError: see `mssd.read_log` and `mssd.session_days`.
+        UserError: see `mssd.read_log` and `mssd.days_of`.
     """
     source = identity(log)  # before the parse: a log that changes meanwhile has another one afterwards
     parsed = mssd.read_log(log.path)
-    day = pa.repeat(log.day, len(parsed.lengths)) if log.day else mssd.session_days(parsed.session_ids, log.path)
-    sessions = {"session_id": parsed.session_ids, "day": day, "plays": parsed.lengths, "complete": parsed.complete}
+    sessions = {
+        "session_id": parsed.session_ids,
+        "day": mssd.days_of(log, parsed.session_ids),
+        "plays": parsed.lengths,
+        "complete": parsed.complete,
+    }
     path = part_path(folder, log)
     with atomic_folder(path, overwrite=True, holds="part.json") as part:
         pq.write_table(pa.table(sessions), part / "sessions.parquet", use_dictionary=["day"], compression="none")
