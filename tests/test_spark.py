@@ -134,6 +134,24 @@ def test_a_damaged_line_is_named_as_here(tmp_path: Path, remote: str, change, me
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
 
 
+def test_an_error_of_spark_is_explained_by_the_log_that_it_names(tmp_path: Path) -> None:
+    raw = mssd_files.write_mssd(tmp_path / "raw", n_days=2, n_sessions=12)
+    for day in range(2):  # both are damaged, the second is named
+        lines = log_path(raw, day=day).read_text().splitlines(keepends=True)
+        log_path(raw, day=day).write_text("".join([*lines[:9], "1,2\n", *lines[10:]]))
+    logs = mssd.find_logs(raw)
+    java_error = type("Py4JJavaError", (Exception,), {"__module__": "py4j.protocol"})  # of Spark without a server
+    with pytest.raises(UserError, match=r"log_0_20180716.*, line 10: 2 fields"), mssd_spark.explained(logs):
+        raise java_error(f"[FAILED_READ_FILE.NO_HINT] while reading file file://{logs[1].path}.\n\tat java.lang")
+    with pytest.raises(UserError, match=r"log_0_20180715.*, line 10: 2 fields"), mssd_spark.explained(logs):
+        raise java_error("Csv error: incorrect number of fields")
+    whole = mssd.LogFile(mssd_files.write_log(tmp_path / "log.csv", mssd_files.mssd_frame()), 0, "20180715")
+    with pytest.raises(UserError, match=r"^Spark: no memory$"), mssd_spark.explained([whole]):
+        raise java_error("no memory\n\tat java.lang")
+    with pytest.raises(KeyError), mssd_spark.explained(logs):
+        raise KeyError("of our own")
+
+
 def test_a_session_in_two_files_is_named(raw: Path, tmp_path: Path, remote: str) -> None:
     mine = tmp_path / "raw"
     shutil.copytree(raw, mine)

@@ -38,6 +38,8 @@ from utils.protocols import Protocol, counted_sessions
 
 CONNECT_PORT = 15002
 """Of a Spark Connect server, if its address names none."""
+SPARK_MODULES = {"pyspark", "py4j", "grpc"}
+"""Where errors of Spark come from: they have no base in common."""
 PATIENCE = 10.0
 """Seconds to wait for a Spark Connect server."""
 
@@ -100,11 +102,11 @@ def check_server(remote: str) -> None:
 @contextmanager
 def explained(logs: Sequence[mssd.LogFile]) -> Iterator[None]:
     """Turn what Spark says of a log into the error of `mssd.read_log`, which names file, line, column and value."""
-    from pyspark.errors import PySparkException
-
     try:
         yield
-    except PySparkException as error:
+    except Exception as error:
+        if type(error).__module__.split(".")[0] not in SPARK_MODULES:
+            raise
         message = str(error)
         # Spark names the file that it could not read, Sail does not: then each is a suspect.
         for log in [log for log in logs if log.path.name in message] or logs:
