@@ -12,20 +12,17 @@ import mssd_files
 import numpy as np
 import pandas as pd
 import pytest
+from pysail.spark import SparkConnectServer
 
 from utils import schema
 from utils.cli import UserError
 from utils.datapreprocessing import Config, main
 from utils.importers import mssd, mssd_spark
 
-pytest.importorskip("pysail", reason="pip install -e '.[dev]'")
-
 
 @pytest.fixture(scope="module")
 def remote() -> Iterator[str]:
     """The address of a server in this process."""
-    from pysail.spark import SparkConnectServer
-
     server = SparkConnectServer(ip="127.0.0.1", port=0)
     server.start(background=True)
     yield f"sc://127.0.0.1:{server.listening_address[1]}"
@@ -41,6 +38,7 @@ def odd_frame() -> pd.DataFrame:
     frame = mssd_files.mssd_frame(n_sessions=14).astype(object)
     sessions = frame["session_id"].unique()
     frame.loc[frame["session_id"] == sessions[2], "session_length"] -= 1  # a wrong claim
+    frame.loc[frame.index[frame["session_id"] == sessions[3]][4], "session_length"] -= 1  # one row disagrees
     frame = frame.drop(index=frame.index[frame["session_id"] == sessions[0]][-1])  # the last play is missing
     frame = frame.drop(index=frame.index[frame["session_id"] == sessions[1]][3])  # so is one in the middle
     frame = frame.reset_index(drop=True)
@@ -94,7 +92,7 @@ def test_spark_and_duckdb_write_the_same_bytes(raw: Path, tmp_path: Path, remote
     assert "--engine spark" in there["command"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["duckdb", "spark"]  # no parts, no work folder
     dropped = {row["reason"]: row["sessions"] for row in here["funnel"]}
-    assert dropped["dropped: rows or positions missing"] == 3
+    assert dropped["dropped: rows or positions missing"] == 4
     assert (np.load(tmp_path / "spark" / "train" / "skips.npy") == schema.SKIP_UNKNOWN).any() or "seed" in str(options)
 
 
@@ -178,6 +176,24 @@ def test_options_and_servers_that_do_not_fit(raw: Path, tmp_path: Path, remote: 
         with pytest.raises(UserError, match=message):
             main(config)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_spark_left_unsorted_is_sorted(tmp_path: Path) -> None:
+    plays = {"session_id": ["b", "a", "b", "a", "a"], "position": [1, 3, 2, 1, 2], "index": [14, 13, 15, 11, 12]}
+    codes = {name: [24, 23, 25, 21, 22] for name in schema.LOG_COLUMNS}
+    frame = pd.DataFrame({**plays, "skip": [3, 2, 255, 0, 1], **codes})
+    sessions = {"session_id": ["b", "a"], "plays": [2, 3], "positions": [2, 3], "last": [2, 3], "shortest": [2, 3]}
+    for name, table in (("plays", frame), ("sessions", pd.DataFrame({**sessions, "longest": [2, 4]}))):
+        (tmp_path / name / "log=0").mkdir(parents=True)
+        table.to_parquet(tmp_path / name / "log=0" / "part.parquet")
+    logs = [mssd.LogFile(tmp_path / "log.csv", 0, "20180715")]
+    chunk, complete = mssd_spark.log_chunk(tmp_path / "plays", tmp_path / "sessions", logs, 0)
+    assert chunk.session_id.to_pylist() == ["a", "b"]
+    assert chunk.lengths.tolist() == [3, 2]
+    assert complete.tolist() == [False, True]
+    assert chunk.tracks.tolist() == [11, 12, 13, 14, 15]
+    assert chunk.skips.tolist() == [0, 1, 2, 3, 255]
+    assert chunk.log.tolist() == [[n] * len(schema.LOG_COLUMNS) for n in (21, 22, 23, 24, 25)]
 
 
 def test_the_plan_codes_as_this_machine_does(tmp_path: Path) -> None:

@@ -281,7 +281,6 @@ def prepare_mssd(config: Config, folder: Path, work: Path, engine: Engine, parse
         features = pool.submit(mssd.read_features, feature_files, coded.tracks["track_id"])  # meanwhile
         for log, (chunk, complete) in zip(logs, coded.chunks, strict=True):
             write_log(protocol, log, chunk, complete, writers, funnel)
-            pa.default_memory_pool().release_unused()
             bar.update(len(chunk.tracks))
     splits = {split: writer.close() for split, writer in zip(schema.SPLITS, writers, strict=True)}
 
