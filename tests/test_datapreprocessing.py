@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,13 +17,11 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from utils import protocols, schema, vocab
 from utils.cli import UserError
 from utils.datapreprocessing import Config, command_line, main
-from utils.importers import mssd
+from utils.importers import mssd, parts
 from utils.preparing import NpyWriter, standardise
 
 SPLITS = ("train", "valid", "test")
@@ -313,18 +313,6 @@ def test_unknown_values_get_code_0_and_are_counted(tmp_path: Path) -> None:
     assert plays.loc[4, "log_hist_user_behavior_n_seekfwd"] == schema.MAX_SEEKS + 1
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 5), *(st.integers(0, n - 1) for n in schema.LOG_COLUMNS.values()))))
-def test_unpacking_gives_back_every_code(plays: list[tuple[int, ...]]) -> None:
-    codes = np.array(plays, np.int64).reshape(-1, 1 + len(schema.LOG_COLUMNS))
-    packed = sum(
-        (codes[:, i] << mssd.SHIFTS[name] for i, name in enumerate(mssd.FIELDS)), np.zeros(len(plays), np.int64)
-    )
-    skips, log = mssd.unpack(packed)
-    assert (skips == mssd.SKIP_FIELD[codes[:, 0]]).all()
-    assert (log == codes[:, 1:]).all()
-
-
 # --------------------------------------------------------------------------------------------------------- features
 
 
@@ -536,6 +524,7 @@ def test_options_that_contradict_each_other(raw: Path, tmp_path: Path) -> None:
         (Config(out=out, plays=raw, max_session_length=1), "is below --min_session_length"),
         (Config(out=out, raw=raw, min_count=10**6), "no track has 1000000 plays"),
         (Config(out=out, raw=raw, memory_limit="much"), "memory_limit 'much'"),
+        (Config(out=out, raw=raw, workers=-1), "--workers -1"),
         (Config(out=raw, raw=raw), "exists already"),
         (Config(out=next(raw.rglob("*.csv")) / "d", raw=raw), "may you not write there"),
     ]:
@@ -544,36 +533,197 @@ def test_options_that_contradict_each_other(raw: Path, tmp_path: Path) -> None:
     assert not out.exists()
 
 
-def test_a_full_disk_is_an_error_and_leaves_nothing(raw: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("bytes_a_file", "left"), [(1000, []), (9000, ["d.parts"])])
+def test_a_full_disk_is_an_error_and_leaves_whole_parts_only(
+    raw: Path, tmp_path: Path, bytes_a_file: int, left: list[str]
+) -> None:
     code = (
         "import resource, sys; from utils.datapreprocessing import *;"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000));"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({bytes_a_file}, {bytes_a_file}));"
         "sys.argv[1:] = ['--raw', sys.argv[1], '--out', sys.argv[2]]; cli(main, Config, description='')"
     )
     done = subprocess.run([sys.executable, "-c", code, str(raw), str(tmp_path / "d")], capture_output=True, text=True)
     assert done.returncode == 2
     assert "is the disk full" in done.stderr
     assert "Traceback" not in done.stderr
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == left
+    assert ("10 parsed files are kept" in done.stderr) == bool(left)
+
+
+# ---------------------------------------------------------------------------------------------------------- resuming
+
+
+@pytest.fixture
+def read_logs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the logs that are parsed, as they are."""
+    names = []
+    read = mssd.read_log
+
+    def recording(path: Path) -> mssd.Log:
+        names.append(path.name)
+        return read(path)
+
+    monkeypatch.setattr(mssd, "read_log", recording)
+    return names
+
+
+def assert_same_dataset(found: Path, expected: Path) -> None:
+    """Byte for byte, but for the name and the command."""
+    names = {str(path.relative_to(expected)) for path in expected.rglob("*") if path.is_file()}
+    assert {str(path.relative_to(found)) for path in found.rglob("*") if path.is_file()} == names
+    for name in names - {"dataset.json"}:
+        assert (found / name).read_bytes() == (expected / name).read_bytes(), name
+    infos = [json.loads((folder / "dataset.json").read_text()) for folder in (found, expected)]
+    own = {"name", "command"}
+    assert infos[0].keys() == infos[1].keys()
+    for key in infos[0].keys() - own:
+        assert infos[0][key] == infos[1][key], key
+
+
+def test_a_failed_run_goes_on_with_what_is_parsed(tmp_path: Path, read_logs: list[str], capsys) -> None:
+    raw = mssd_files.write_mssd(tmp_path / "raw", n_days=5, n_sessions=12)
+    main(Config(raw=raw, out=tmp_path / "whole"))
+    good = log_path(raw, day=3).read_bytes()
+    damage_line(log_path(raw, day=3), 40, replace_field("skip_1", "maybe"))
+    out = tmp_path / "d"
+    with pytest.raises(UserError, match="line 40"):
+        main(Config(raw=raw, out=out, workers=1))
+    assert not out.exists()
+    assert "3 parsed files are kept in" in capsys.readouterr().err
+    log_path(raw, day=3).write_bytes(good)
+    read_logs.clear()
+    main(Config(raw=raw, out=out, workers=1))
+    assert read_logs == [log_path(raw, day=day).name for day in (3, 4)]
+    assert f"3 of 5 files are parsed already: taken from {tmp_path / 'd.parts'}" in capsys.readouterr().out
+    assert not (tmp_path / "d.parts").exists()
+    assert not list(tmp_path.glob(".d*"))
+    assert_same_dataset(out, tmp_path / "whole")
+
+
+def test_parts_serve_every_protocol_and_option(raw: Path, tmp_path: Path, read_logs: list[str]) -> None:
+    for options in ({"protocol": "seed", "min_count": 5}, {"protocol": "session"}, {"valid_days": 2, "min_count": 3}):
+        out = tmp_path / "d"
+        with pytest.raises(UserError, match="no track has 1000000 plays"):
+            main(Config(raw=raw, out=out, min_count=10**6))
+        read_logs.clear()
+        main(Config(raw=raw, out=out, **options))
+        assert read_logs == []
+        main(Config(raw=raw, out=tmp_path / "whole", overwrite=True, **options))
+        assert len(read_logs) == 10
+        assert_same_dataset(out, tmp_path / "whole")
+        shutil.rmtree(out)
+
+
+def touch(log: Path, part: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.utime(log, ns=(0, 0))
+
+
+def rewrite(log: Path, part: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other content of the same size and time."""
+    state = log.stat()
+    damage_line(log, 3, lambda line: line.replace("True", "true"))
+    os.utime(log, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+def change_code(log: Path, part: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the other parts, too, were of another version; but only this one is."""
+    found = json.loads((part / "part.json").read_text())
+    found["log"]["code"] = "another"
+    (part / "part.json").write_text(json.dumps(found))
+
+
+def cut_off(log: Path, part: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a power failure."""
+    (part / "log.npy").write_bytes(b"")
+
+
+def garble(log: Path, part: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (part / "part.json").write_text("[]")
+
+
+def exchange(log: Path, part: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The part of another day."""
+    shutil.rmtree(part)
+    shutil.copytree(part.with_name(part.name.replace("0716", "0717")), part)
+
+
+@pytest.mark.parametrize("change", [touch, rewrite, change_code, cut_off, garble, exchange])
+def test_a_part_of_something_else_is_made_again(raw: Path, tmp_path: Path, read_logs, monkeypatch, change) -> None:
+    mine = tmp_path / "raw"
+    shutil.copytree(raw, mine)
+    main(Config(raw=mine, out=tmp_path / "whole"))
+    with pytest.raises(UserError, match="no track has"):
+        main(Config(raw=mine, out=tmp_path / "d", min_count=10**6))
+    log = log_path(mine, day=1)
+    change(log, tmp_path / "d.parts" / log.stem, monkeypatch)
+    read_logs.clear()
+    main(Config(raw=mine, out=tmp_path / "d"))
+    assert read_logs == [log.name]
+    assert_same_dataset(tmp_path / "d", tmp_path / "whole")
+
+
+def test_the_code_of_a_part_is_every_file_that_decides_over_it() -> None:
+    before = parts.code_version()
+    parts.code_version.cache_clear()
+    assert parts.code_version() == before
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mssd, "__file__", schema.__file__)
+        parts.code_version.cache_clear()
+        assert parts.code_version() != before
+    parts.code_version.cache_clear()
+
+
+def test_a_folder_of_others_is_not_taken_for_parts(raw: Path, tmp_path: Path) -> None:
+    (tmp_path / "d.parts").mkdir()
+    (tmp_path / "d.parts" / "novel.txt").write_text("Chapter 1")
+    with pytest.raises(UserError, match=r"novel.txt is no part of a dataset; move it away"):
+        main(Config(raw=raw, out=tmp_path / "d"))
+    assert (tmp_path / "d.parts" / "novel.txt").read_text() == "Chapter 1"
+
+
+def test_two_runs_do_not_share_parts(raw: Path, tmp_path: Path) -> None:
+    with (
+        parts.parts_folder(tmp_path / "d"),
+        pytest.raises(UserError, match="another process is making"),
+    ):
+        main(Config(raw=raw, out=tmp_path / "d"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_an_interrupted_run_leaves_no_dataset(tmp_path: Path, number: signal.Signals) -> None:
+def test_an_interrupted_run_leaves_no_dataset_and_goes_on(
+    tmp_path: Path, number: signal.Signals, read_logs: list[str]
+) -> None:
     raw = mssd_files.write_mssd(tmp_path / "raw", n_days=3, n_sessions=12)
+    main(Config(raw=raw, out=tmp_path / "whole"))
     code = (
         "import sys, time; from utils.importers import mssd; from utils.datapreprocessing import *;"
         "read = mssd.read_log; mssd.read_log = lambda path: time.sleep(2 * ('20180717' in path.name)) or read(path);"
-        "sys.argv[1:] = ['--raw', sys.argv[1], '--out', sys.argv[2]]; cli(main, Config, description='')"
+        "sys.argv[1:] = ['--raw', sys.argv[1], '--out', sys.argv[2], '--workers', '1'];"
+        "cli(main, Config, description='')"
     )
-    process = subprocess.Popen([sys.executable, "-c", code, str(raw), str(tmp_path / "d")], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 30
-    while not list(tmp_path.glob(".d*/work/00000.tracks.parquet")) and time.monotonic() < deadline:
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(raw), str(tmp_path / "d")], stderr=subprocess.PIPE, text=True
+    )
+    second = tmp_path / "d.parts" / log_path(raw, day=1).stem / "part.json"
+    deadline = time.monotonic() + 60
+    while not second.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert list(tmp_path.glob(".d*/work/00000.tracks.parquet"))
+    assert second.exists()
     process.send_signal(number)
-    process.wait(timeout=30)
-    assert process.returncode != 0
+    _, words = process.communicate(timeout=60)
     assert not (tmp_path / "d").exists()
+    if number == signal.SIGINT:
+        assert process.returncode == 130
+        assert "files are kept in" in words
+        assert "the same command goes on from there" in words
+        assert not list(tmp_path.glob(".d*"))
+    else:
+        assert process.returncode == -signal.SIGTERM  # killed on the spot, in the middle of things
+    read_logs.clear()
+    main(Config(raw=raw, out=tmp_path / "d"))
+    assert set(read_logs) <= {log_path(raw, day=2).name}
+    assert not (tmp_path / "d.parts").exists()
+    assert_same_dataset(tmp_path / "d", tmp_path / "whole")
 
 
 # ------------------------------------------------------------------------------------------------------------ arrays

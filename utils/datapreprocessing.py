@@ -15,16 +15,18 @@ Protocols for MSSD's files:
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import duckdb
-import ibis
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -34,16 +36,19 @@ from tqdm import tqdm
 from utils import protocols, schema, vocab
 from utils.cli import UserError, cli
 from utils.files import atomic_folder
-from utils.importers import mssd, plays
+from utils.importers import mssd, mssd_spark, plays
+from utils.importers.parts import Part, find_part, make_part, parts_folder
 from utils.importers.plays import PlaysColumns
 from utils.preparing import (
     Chunk,
+    CodedLogs,
     Engine,
     Funnel,
     SplitWriter,
     arrow_view,
     build_vocabulary,
     connect,
+    in_threads,
     summary,
     write_dataset,
     write_tracks,
@@ -81,8 +86,14 @@ class Config:
     """plays: shorter sessions are dropped."""
     max_session_length: int | None = None
     """plays: longer sessions are cut into pieces of this many plays."""
+    engine: Literal["duckdb", "spark"] = "duckdb"
+    """What works on MSSD's files: this machine, or Spark (docs/data.md). The dataset is the same."""
+    spark_remote: str | None = None
+    """A Spark Connect server, sc://host:15002; without it, what spark-submit offers, or Spark on this machine."""
     memory_limit: str = "2GB"
-    """Memory of the engine; beyond it, sorts and counts go through temporary files beside --out."""
+    """duckdb: memory of the engine; beyond it, counts go through temporary files beside --out."""
+    workers: int = 0
+    """MSSD's logs that are worked on at a time, each on one core and in memory; 0: as many as cores, at most four."""
     overwrite: bool = False
     """Replace an existing --out."""
 
@@ -90,90 +101,21 @@ class Config:
 # ------------------------------------------------------------------------------------------------------- reading
 
 
-class Part(NamedTuple):
-    """One log after parsing, in temporary files. N plays, M sessions, K tracks; plays by session and position."""
-
-    log: mssd.LogFile
-    stem: Path
-    rows: int
-
-    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """Track codes int32 (N,), below K, and packed codes int64 (N,); memory-mapped."""
-        return np.load(f"{self.stem}.tracks.npy", mmap_mode="r"), np.load(f"{self.stem}.packed.npy", mmap_mode="r")
-
-    def tracks(self) -> Path:
-        """`code` int32, `track_id`, `plays` int64 (those that count for the vocabulary) (K,)"""
-        return Path(f"{self.stem}.tracks.parquet")
-
-    def sessions(self) -> Path:
-        """`session_id`, `day`, `plays` int64, `complete` bool, `right_length` bool, `split` uint8 (M,)"""
-        return Path(f"{self.stem}.sessions.parquet")
-
-
-def read_part(engine: Engine, protocol: protocols.Protocol, log: mssd.LogFile, parsed: mssd.Log, stem: Path) -> Part:
-    """Check and split the sessions of a log, count its plays, and leave them sorted in temporary files.
-
-    Raises:
-        UserError: a position outside 1..20, or twice in a session.
-    """
-    mssd.check_positions(log.path, parsed)
-    with arrow_view(engine.connection, "log", parsed.events) as log_table:
-        found = engine.connection.to_pyarrow(mssd.summarise_sessions(log_table))
-        events = parsed.events
-        if not mssd.is_sorted(events):
-            events = engine.connection.to_pyarrow(mssd.sort_events(log_table))
-    plays = found["plays"].to_numpy()
-    shortest, longest = protocol.lengths
-    columns = {
-        "session_id": parsed.session_ids,
-        "day": pa.repeat(log.day, len(found)) if log.day else mssd.session_days(parsed.session_ids, log.path),
-        "plays": plays,
-        "complete": mssd.check_sessions(log.path, parsed, found),
-        "right_length": (plays >= shortest) & (plays <= longest),
-    }
-    columns["split"] = protocol.assign(log, parsed.session_ids)
-    part = Part(log, stem, len(parsed.events))
-    pq.write_table(pa.table(columns), part.sessions(), use_dictionary=["day"], compression="none")
-
-    tracks = events["track_id"].to_numpy()
-    np.save(f"{stem}.tracks.npy", tracks)
-    np.save(f"{stem}.packed.npy", events["packed"].to_numpy())
-    counted = columns["split"] == protocols.TRAIN
-    if not protocol.count_all:
-        counted = counted & columns["complete"] & columns["right_length"]
-    elif counted.any():
-        counted = np.ones(len(plays), bool)
-    n_plays = np.bincount(tracks[np.repeat(counted, plays)], minlength=len(parsed.track_ids))
-    codes = np.arange(len(n_plays), dtype=np.int32)
-    table = pa.table({"code": codes, "track_id": parsed.track_ids, "plays": n_plays})
-    pq.write_table(table, part.tracks(), use_dictionary=False, compression="none")
-    return part
-
-
-def read_ahead(logs: Sequence[mssd.LogFile]) -> Iterator[mssd.Log]:
-    """Parse the logs in order, the next one while the caller works on the last: two are in memory at a time."""
-    with ThreadPoolExecutor(1) as pool:
-        pending = pool.submit(mssd.read_log, logs[0].path)
-        for log in logs[1:]:
-            parsed = pending.result()
-            pending = pool.submit(mssd.read_log, log.path)
-            yield parsed
-        yield pending.result()
-
-
-def read_parts(
-    engine: Engine, protocol: protocols.Protocol, logs: Sequence[mssd.LogFile], folder: Path
-) -> Iterator[Part]:
-    total = sum(log.path.stat().st_size for log in logs)
+def read_parts(logs: Sequence[mssd.LogFile], folder: Path, *, workers: int) -> list[Part]:
+    """The part of each log, in order: those in `folder` that are still good, and new ones of all other logs."""
+    parts = {log: find_part(folder, log) for log in logs}
+    missing = [log for log in logs if parts[log] is None]
+    if len(missing) < len(logs):
+        print(f"{len(logs) - len(missing)} of {len(logs)} files are parsed already: taken from {folder}")
+    total = sum(log.path.stat().st_size for log in missing)
     done = 0
-    with tqdm(desc="reading", unit=" rows", unit_scale=True, smoothing=0) as bar:
-        for i, (log, parsed) in enumerate(zip(logs, read_ahead(logs), strict=True)):
-            part = read_part(engine, protocol, log, parsed, folder / f"{i:05d}")
-            done += log.path.stat().st_size
+    with tqdm(desc="reading", unit=" rows", unit_scale=True, smoothing=0, disable=not missing) as bar:
+        for part in in_threads(partial(make_part, folder), missing, workers=workers):
+            parts[part.log] = part
+            done += part.log.path.stat().st_size
             bar.total = round((bar.n + part.rows) * total / done)  # rows to come, by the bytes to come
             bar.update(part.rows)
-            pa.default_memory_pool().release_unused()
-            yield part
+    return [part for part in parts.values() if part is not None]
 
 
 def check_unique(engine: Engine, parts: Sequence[Part]) -> None:
@@ -182,8 +124,8 @@ def check_unique(engine: Engine, parts: Sequence[Part]) -> None:
     Raises:
         UserError: there is one.
     """
-    sessions = engine.connection.read_parquet([str(part.sessions()) for part in parts], table_name="sessions")
-    total = sum(pq.read_metadata(part.sessions()).num_rows for part in parts)
+    sessions = engine.connection.read_parquet([str(part.sessions_file) for part in parts], table_name="sessions")
+    total = sum(pq.read_metadata(part.sessions_file).num_rows for part in parts)
     n_slices = 1 << min((total // SESSIONS_A_SLICE).bit_length(), 6)  # 64 at most: each is another pass
     for i in range(n_slices):
         # An engine's own hash may choose the slices: what is found does not depend on them.
@@ -191,30 +133,44 @@ def check_unique(engine: Engine, parts: Sequence[Part]) -> None:
         repeated = some.group_by("session_id").agg(n=some.count())
         repeated = repeated.filter(repeated.n > 1).select("session_id").limit(1)
         for session_id in engine.connection.to_pyarrow(repeated)["session_id"]:
-            where = [
-                str(part.log.path)
-                for part in parts
-                if pc.is_in(session_id, pq.read_table(part.sessions(), columns=["session_id"])["session_id"]).as_py()
-            ]
-            raise UserError(
-                f"session {session_id} is in {' and in '.join(where)}; a session belongs to one file: remove one"
+            raise mssd.in_two_files(
+                session_id.as_py(),
+                [part.log.path for part in parts if pc.is_in(session_id, part.sessions()["session_id"]).as_py()],
             )
 
 
 # --------------------------------------------------------------------------------------------------- MSSD's door
 
 
-def part_chunk(engine: Engine, part: Part, sessions: pa.Table, vocabulary: ibis.Table) -> Chunk:
-    """All sessions of a part, its tracks looked up in the vocabulary."""
-    local = engine.connection.read_parquet(str(part.tracks()), table_name="part")
-    index = ibis.coalesce(vocabulary.index, vocab.UNK).cast("int32")
-    found = engine.connection.to_pyarrow(local.left_join(vocabulary, "track_id").select("code", index=index))
-    ids = np.empty(len(found), np.int32)
-    ids[found["code"].to_numpy()] = found["index"].to_numpy()
-    coded, packed = part.arrays()
-    skips, log = mssd.unpack(packed)
-    return Chunk(
-        tracks=ids[coded],
+def count_plays(protocol: protocols.Protocol, part: Part) -> pa.RecordBatch:
+    """`track_id` and `plays` int64: the plays of a part that count for the vocabulary."""
+    sessions = part.sessions()
+    ids, plays, complete = (sessions[name].combine_chunks() for name in ("session_id", "plays", "complete"))
+    lengths, whole = plays.to_numpy(), complete.to_numpy(zero_copy_only=False)
+    counted = protocols.counted_sessions(protocol, part.log, ids, lengths, whole)
+    track_ids = part.track_ids()
+    n_plays = np.bincount(part.tracks()[np.repeat(counted, lengths)], minlength=len(track_ids))
+    return pa.record_batch({"track_id": track_ids, "plays": n_plays}).filter(pa.array(n_plays > 0))
+
+
+def count_tracks(engine: Engine, protocol: protocols.Protocol, parts: Sequence[Part], *, workers: int) -> pa.Table:
+    """The vocabulary of all parts (see `build_vocabulary`), whose counts stream through the engine one by one."""
+    counts = in_threads(partial(count_plays, protocol), parts, workers=workers)
+    bar = tqdm(counts, desc="counting", unit=" files", total=len(parts), leave=False)
+    columns = pa.schema([("track_id", pa.string()), ("plays", pa.int64())])
+    with arrow_view(engine.connection, "counts", pa.RecordBatchReader.from_batches(columns, bar)) as table:
+        return build_vocabulary(table, min_count=protocol.min_count)
+
+
+def part_chunk(vocabulary: pa.Table, part: Part) -> tuple[Chunk, np.ndarray]:
+    """All sessions of a part, its tracks looked up in the vocabulary, and which are complete, bool (M,)."""
+    sessions, track_ids = part.sessions(), part.track_ids()
+    places = pc.fill_null(pc.index_in(vocabulary["track_id"], value_set=track_ids), -1).to_numpy()
+    ids = np.full(len(track_ids), vocab.UNK, np.int32)
+    ids[places[places >= 0]] = vocabulary["index"].to_numpy()[places >= 0]
+    skips, log = part.codes()
+    chunk = Chunk(
+        tracks=ids[part.tracks()],
         skips=skips,
         log=log,
         lengths=sessions["plays"].to_numpy(),
@@ -222,6 +178,22 @@ def part_chunk(engine: Engine, part: Part, sessions: pa.Table, vocabulary: ibis.
         day=sessions["day"].combine_chunks(),
         file=part.log.path.name,
     )
+    return chunk, sessions["complete"].to_numpy()
+
+
+def code_logs(
+    engine: Engine, protocol: protocols.Protocol, logs: Sequence[mssd.LogFile], parsed: Path, *, workers: int
+) -> CodedLogs:
+    """Parse and count the logs on this machine, with their parts in `parsed`.
+
+    Raises:
+        UserError: something is wrong with a log, or a session is in two.
+    """
+    parts = read_parts(logs, parsed, workers=workers)
+    check_unique(engine, parts)
+    tracks = count_tracks(engine, protocol, parts, workers=workers)
+    chunks = in_threads(partial(part_chunk, tracks), parts, workers=workers)
+    return CodedLogs(tracks, [part.rows for part in parts], chunks)
 
 
 def any_in_session(events: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -229,21 +201,30 @@ def any_in_session(events: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.logical_or.reduceat(events, np.cumsum(lengths) - lengths) if len(lengths) else np.zeros(0, bool)
 
 
-def write_part(
-    protocol: protocols.Protocol, chunk: Chunk, sessions: pa.Table, writers: Sequence[SplitWriter], funnel: Funnel
+def write_log(
+    protocol: protocols.Protocol,
+    log: mssd.LogFile,
+    chunk: Chunk,
+    complete: np.ndarray,
+    writers: Sequence[SplitWriter],
+    funnel: Funnel,
 ) -> None:
-    """Send the sessions of a part to their splits, and count those that go nowhere."""
+    """Send the sessions of a log to their splits, and count those that go nowhere.
+
+    Args:
+        complete: which sessions have all their rows, bool (M,).
+    """
 
     def count(reason: str, which: np.ndarray) -> None:
         funnel.add(reason, rows=chunk.lengths[which].sum(), sessions=which.sum())
 
-    complete, right_length = sessions["complete"].to_numpy(), sessions["right_length"].to_numpy()
-    kept = complete & right_length
+    fits = protocols.right_length(protocol, chunk.lengths)
+    kept = complete & fits
     shortest, longest = protocol.lengths
     lengths = f"{shortest} to {longest}" if shortest < longest else str(longest)
     count("read", np.ones(len(kept), bool))
     count("dropped: rows or positions missing", ~complete)
-    count(f"dropped: not {lengths} plays", complete & ~right_length)
+    count(f"dropped: not {lengths} plays", complete & ~fits)
     if protocol.known_tracks_only:
         unknown = any_in_session(chunk.tracks == vocab.UNK, chunk.lengths)
         count("dropped: a track outside the vocabulary", kept & unknown)
@@ -255,7 +236,7 @@ def write_part(
         ("kept, of which an unknown category", mssd.unknown_category(kept_chunk.log)),
     ):
         funnel.add(reason, rows=events.sum(), sessions=any_in_session(events, kept_chunk.lengths).sum())
-    split = sessions["split"].to_numpy()[kept]
+    split = protocol.assign(log, kept_chunk.session_id)
     for i, writer in enumerate(writers):
         writer.add(kept_chunk.take(split == i))
 
@@ -272,31 +253,35 @@ def choose_protocol(config: Config, logs: Sequence[mssd.LogFile]) -> protocols.P
     )
 
 
-def prepare_mssd(config: Config, folder: Path, work: Path, engine: Engine) -> dict[str, Any]:
-    """Write the dataset of `config.raw` into `folder`, with temporary files in `work`; returns `dataset.json`."""
+def prepare_mssd(config: Config, folder: Path, work: Path, engine: Engine, parsed: Path) -> dict[str, Any]:
+    """Write the dataset of `config.raw` into `folder`; returns `dataset.json`.
+
+    Args:
+        work: folder for temporary files.
+        parsed: folder for the parts of logs (DuckDB).
+    """
     assert config.raw is not None
     logs = mssd.find_logs(config.raw)
     if config.protocol == "seed":
         logs = protocols.seed_logs(logs)
     protocol = choose_protocol(config, logs)
-    parts = list(read_parts(engine, protocol, logs, work))
-    check_unique(engine, parts)
+    workers = config.workers or min(os.cpu_count() or 1, 4)
+    if config.engine == "spark":
+        coded = mssd_spark.code_logs(engine, protocol, logs, work, workers=workers)
+    else:
+        coded = code_logs(engine, protocol, logs, parsed, workers=workers)
 
-    counts = engine.connection.read_parquet([str(part.tracks()) for part in parts])
-    tracks = build_vocabulary(counts, min_count=protocol.min_count)
     funnel = Funnel()
     writers = [SplitWriter(folder / split) for split in schema.SPLITS]
     feature_files = mssd.feature_files(config.raw, mini=logs[0].day == "")
     with (
         ThreadPoolExecutor(1) as pool,
-        arrow_view(engine.connection, "vocabulary", tracks) as vocabulary,
-        tqdm(total=sum(part.rows for part in parts), desc="writing", unit=" rows", unit_scale=True) as bar,
+        tqdm(total=sum(coded.rows), desc="writing", unit=" rows", unit_scale=True) as bar,
     ):
-        features = pool.submit(mssd.read_features, feature_files, tracks["track_id"])  # meanwhile
-        for part in parts:
-            sessions = pq.read_table(part.sessions())
-            write_part(protocol, part_chunk(engine, part, sessions, vocabulary), sessions, writers, funnel)
-            bar.update(part.rows)
+        features = pool.submit(mssd.read_features, feature_files, coded.tracks["track_id"])  # meanwhile
+        for log, (chunk, complete) in zip(logs, coded.chunks, strict=True):
+            write_log(protocol, log, chunk, complete, writers, funnel)
+            bar.update(len(chunk.tracks))
     splits = {split: writer.close() for split, writer in zip(schema.SPLITS, writers, strict=True)}
 
     raw, notes = features.result()
@@ -305,14 +290,14 @@ def prepare_mssd(config: Config, folder: Path, work: Path, engine: Engine) -> di
         name=config.out.name,
         protocol=config.protocol,
         sources=[
-            {"file": str(p.log.path.relative_to(config.raw)), "bytes": p.log.path.stat().st_size, "rows": p.rows}
-            for p in parts
+            {"file": str(log.path.relative_to(config.raw)), "bytes": log.path.stat().st_size, "rows": rows}
+            for log, rows in zip(logs, coded.rows, strict=True)
         ],
         funnel=funnel,
         splits=splits,
-        tracks=tracks,
+        tracks=coded.tracks,
         min_count=protocol.min_count,
-        features=write_tracks(folder, tracks, raw),
+        features=write_tracks(folder, coded.tracks, raw),
         has_skips=True,
         has_log=True,
         notes=notes,
@@ -430,6 +415,12 @@ def check_config(config: Config) -> None:
         raise UserError("give either --raw (a folder with MSSD's files) or --plays (a table of plays)")
     if config.plays is not None and config.protocol != "temporal":
         raise UserError(f"--protocol {config.protocol} is for MSSD's files; a table of plays is split by time")
+    if config.plays is not None and config.engine == "spark":
+        raise UserError("--engine spark is for MSSD's files (--raw); a table of plays is worked on by DuckDB")
+    if config.engine == "duckdb" and config.spark_remote is not None:
+        raise UserError("--spark_remote is for --engine spark")
+    if config.engine == "spark" and config.memory_limit != Config(out=config.out).memory_limit:
+        raise UserError("--memory_limit is for --engine duckdb; Spark's memory is configured where it is started")
     protocol = "plays" if config.plays is not None else config.protocol
     default = Config(out=config.out)
     for name, meant_for in OPTIONS_OF.items():
@@ -441,6 +432,8 @@ def check_config(config: Config) -> None:
             raise UserError(f"--{name} {value}: must be 1 or more")
     if config.max_session_length is not None and config.max_session_length < config.min_session_length:
         raise UserError("--max_session_length is below --min_session_length: nothing would be left")
+    if config.workers < 0:
+        raise UserError(f"--workers {config.workers}: must be 1 or more, or 0 to choose it")
     for name in ("valid_fraction", "test_fraction"):
         if not 0 < getattr(config, name) < 1:
             raise UserError(f"--{name} {getattr(config, name)}: must be between 0 and 1")
@@ -452,16 +445,24 @@ def main(config: Config) -> dict[str, Any]:
     """Write the dataset folder `config.out`; returns its `dataset.json`.
 
     Raises:
-        UserError: bad input, or no space to write to. Nothing is left at `config.out` then.
+        UserError: bad input, or no space to write to. Nothing is at `config.out` then, and what was parsed of MSSD's
+            files is kept for the next run (`utils.importers.parts`).
     """
     check_config(config)
+    keeps_parts = config.plays is None and config.engine == "duckdb"
+    parsed = parts_folder(config.out) if keeps_parts else nullcontext(Path())
     try:
-        with atomic_folder(config.out, overwrite=config.overwrite, holds="dataset.json") as folder:
+        with parsed as parts, atomic_folder(config.out, overwrite=config.overwrite, holds="dataset.json") as folder:
             work = folder / "work"
             work.mkdir()
-            engine = connect(memory_limit=config.memory_limit, folder=work)
-            prepare = prepare_mssd if config.plays is None else prepare_plays
-            dataset = prepare(config, folder, work, engine)
+            if config.engine == "spark":
+                engine = mssd_spark.connect(config.spark_remote)
+            else:
+                engine = connect(memory_limit=config.memory_limit, folder=work)
+            if config.plays is None:
+                dataset = prepare_mssd(config, folder, work, engine, parts)
+            else:
+                dataset = prepare_plays(config, folder, work, engine)
             engine.connection.disconnect()
             shutil.rmtree(work)
     except (OSError, duckdb.IOException, duckdb.OutOfMemoryException) as error:

@@ -2,16 +2,18 @@
 
 A door (MSSD's logs, a table of plays) counts plays with `build_vocabulary`, turns its events into chunks of whole
 sessions and hands them to a `SplitWriter` for each split; `write_tracks` and `write_dataset` add the rest. Memory is
-that of one chunk and the vocabulary, whatever the number of files.
+that of a few chunks and the vocabulary, whatever the number of files.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import ibis
 import numpy as np
@@ -34,6 +36,8 @@ SESSIONS_SCHEMA = pa.schema(
         ("shuffle", pa.uint8()),
     ]
 )
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 LOG_INDEX = {name: i for i, name in enumerate(schema.LOG_COLUMNS)}
 
 
@@ -58,13 +62,32 @@ def connect(*, memory_limit: str, folder: Path) -> Engine:
 
 
 @contextmanager
-def arrow_view(connection: Any, name: str, data: pa.Table) -> Iterator[ibis.Table]:
-    """`data` as a table of the engine, without a copy, until the block ends (`ibis.memtable` keeps it until exit)."""
+def arrow_view(connection: Any, name: str, data: pa.Table | pa.RecordBatchReader) -> Iterator[ibis.Table]:
+    """`data` as a table of the engine, without a copy, until the block ends (`ibis.memtable` keeps it until exit).
+
+    A reader can be read once.
+    """
     connection.con.register(name, data)
     try:
         yield connection.table(name)
     finally:
         connection.con.unregister(name)
+
+
+def in_threads(function: Callable[[Item], Result], items: Iterable[Item], *, workers: int) -> Iterator[Result]:
+    """`map`, a few items ahead of the caller, who gets the results in order; no more than `workers` of them wait."""
+    with ThreadPoolExecutor(workers) as pool:
+        pending: deque[Future[Result]] = deque()
+        try:
+            for item in items:
+                if len(pending) == workers:
+                    yield pending.popleft().result()
+                pending.append(pool.submit(function, item))
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
 
 
 class Funnel:
@@ -167,6 +190,17 @@ class Chunk(NamedTuple):
             session_id=self.session_id.filter(keep),
             day=self.day.filter(keep),
         )
+
+
+class CodedLogs(NamedTuple):
+    """MSSD's logs when all are read and nothing is written."""
+
+    tracks: pa.Table
+    """What `build_vocabulary` returns."""
+    rows: list[int]
+    """Of each log."""
+    chunks: Iterator[tuple[Chunk, np.ndarray]]
+    """All sessions of each log, in order, and which of them have all their rows, bool (M,)."""
 
 
 class SplitWriter:

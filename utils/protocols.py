@@ -38,6 +38,22 @@ class Protocol(NamedTuple):
     """Count the plays of every row of the training files, not only of the training sessions."""
 
 
+def right_length(protocol: Protocol, plays: np.ndarray) -> np.ndarray:
+    """Which sessions, by their plays, have a length that the protocol keeps: bool (M,)."""
+    shortest, longest = protocol.lengths
+    return (plays >= shortest) & (plays <= longest)
+
+
+def counted_sessions(
+    protocol: Protocol, log: LogFile, session_ids: pa.Array, plays: np.ndarray, complete: np.ndarray
+) -> np.ndarray:
+    """Which sessions of a log count for the vocabulary: bool (M,)."""
+    training = protocol.assign(log, session_ids) == TRAIN
+    if protocol.count_all:
+        return np.full(len(training), training.any())
+    return training & complete & right_length(protocol, plays)
+
+
 def session_share(session_ids: pa.Array) -> np.ndarray:
     """A number in [0, 1) for each session id, float64 (M,): the same on every machine and engine."""
     digests = [hashlib.blake2b(s.encode(), digest_size=8).digest() for s in session_ids.to_pylist()]

@@ -1,18 +1,17 @@
-"""MSSD's raw files: which there are, how a log is parsed, coded and checked.
+"""MSSD's raw files: which there are, how a log is parsed, coded, checked and sorted.
 
 A log is parsed once, by PyArrow, and leaves as integers: session and track ids as codes of the file's own dictionaries
-(those of sessions in ascending order, so that sorting codes sorts ids), all that a play carries packed into one int64.
-What follows (sorting, checking, counting, joining) is a plan of Ibis expressions over small integer columns, which is
-what makes the whole job take little more than the parse.
+(those of sessions in ascending order, so that sorting codes sorts ids), and one byte for everything else that a play
+carries. All of it happens in one thread, so that several logs can be read side by side.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import ibis
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -34,6 +33,13 @@ CATEGORIES = {
     "hist_user_behavior_reason_start": schema.REASONS_START,
     "hist_user_behavior_reason_end": schema.REASONS_END,
 }
+SKIP_LEVELS = {
+    "not_skipped": schema.SKIP_PLAYED,
+    "skip_3": schema.SKIP_3_ONLY,
+    "skip_2": schema.SKIP_2,
+    "skip_1": schema.SKIP_1,
+}
+"""What each flag means; they are cumulative, and the levels ascend."""
 SEEKS = ("hist_user_behavior_n_seekfwd", "hist_user_behavior_n_seekback")
 NUMBERS = {
     "session_position": pa.uint8(),
@@ -62,15 +68,22 @@ class LogFile(NamedTuple):
 
 
 class Log(NamedTuple):
-    """A parsed log. N plays, M sessions, K tracks."""
+    """A log, its plays by session and position. N plays, M sessions, K tracks."""
 
-    events: pa.Table
-    """(N,): `session_id` int32 in 0..M-1, `session_position` uint8, `session_length` uint8, `track_id` int32 in 0..K-1,
-    `packed` int64 (see `unpack`)"""
     session_ids: pa.Array
     """string (M,), ascending"""
+    lengths: np.ndarray
+    """int64 (M,): plays of each session"""
+    complete: np.ndarray
+    """bool (M,): whether each position from 1 to `session_length` is there"""
     track_ids: pa.Array
     """string (K,)"""
+    tracks: np.ndarray
+    """int32 (N,): places in `track_ids`"""
+    skips: np.ndarray
+    """uint8 (N,): `schema.SKIP_*`"""
+    log: np.ndarray
+    """uint8 (N, L): codes of `schema.LOG_COLUMNS`"""
 
 
 # --------------------------------------------------------------------------------------------------------- files
@@ -87,7 +100,7 @@ def find_logs(raw: Path) -> list[LogFile]:
     logs: dict[tuple[str, int], LogFile] = {}
     for path in sorted(raw.rglob("log_*.csv*")):
         match = LOG_NAME.fullmatch(path.name)
-        if match:
+        if match and path.is_file():
             log = LogFile(path, int(match[1]), match[2])
             twin = logs.setdefault((log.day, log.split), log)
             if twin is not log:
@@ -129,16 +142,47 @@ def session_days(session_ids: pa.Array, path: Path) -> pa.Array:
     return pa.array(names[offsets], pa.string())
 
 
+def days_of(log: LogFile, session_ids: pa.Array) -> pa.Array:
+    """The day of each session of a log: that of the file, or of the session where the file has none.
+
+    Raises:
+        UserError: see `session_days`.
+    """
+    return pa.repeat(log.day, len(session_ids)) if log.day else session_days(session_ids, log.path)
+
+
 # --------------------------------------------------------------------------------------------------------- parse
 
 
 def read_log(path: Path) -> Log:
-    """Parse a log, plain or gzipped, its columns in any order.
+    """Parse, code, check and sort a log.
+
+    Raises:
+        UserError: names file, line and column of what cannot be read.
+    """
+    table = parse(path)
+    check_positions(path, table)
+    session, session_ids = encode_ascending(table["session_id"])
+    tracks, track_ids = encode(table["track_id_clean"])
+    position, claimed = (table[name].to_numpy() for name in ("session_position", "session_length"))
+    skips, log = code_skips(table), code_log(table)
+    order = order_of(session, position)
+    if order is not None:
+        session, position, claimed = session[order], position[order], claimed[order]
+        tracks, skips, log = tracks[order], skips[order], log[order]
+    check_unique_positions(path, session, position, session_ids)
+    lengths, complete = summarise_sessions(session, position, claimed)
+    return Log(session_ids, lengths, complete, track_ids, tracks, skips, log)
+
+
+def parse(path: Path) -> pa.Table:
+    """`COLUMNS` of a log, plain or gzipped, its columns in any order.
 
     Raises:
         UserError: names file, line and column of what cannot be read.
     """
     check_columns(path, COLUMNS)
+    blocks = pa.csv.ReadOptions(block_size=1 << 20, use_threads=False)  # blocks that fit the cache
     options = pa.csv.ConvertOptions(
         include_columns=COLUMNS,
         column_types=COLUMN_TYPES,
@@ -148,26 +192,14 @@ def read_log(path: Path) -> Log:
         false_values=FALSE,
     )
     try:
-        table = pa.csv.read_csv(path, pa.csv.ReadOptions(block_size=1 << 20), convert_options=options)
+        table = pa.csv.read_csv(path, blocks, convert_options=options)
     except (pa.ArrowInvalid, OSError) as error:
         raise explain(path, error, LOG_CHECKS, required=REQUIRED) from None
     if any(table[column].null_count for column in REQUIRED):
         raise explain(path, "an id or a position is empty", LOG_CHECKS, required=REQUIRED)
     if table.num_rows == 0:
         raise UserError(f"{path} has no rows below its header; unpack or download it again")
-    session, session_ids = encode(table["session_id"])
-    track, track_ids = encode(table["track_id_clean"])
-    order = pc.sort_indices(session_ids).to_numpy()
-    rank = np.empty(len(order), np.int32)
-    rank[order] = np.arange(len(order), dtype=np.int32)
-    events = {
-        "session_id": rank[session],
-        "session_position": table["session_position"],
-        "session_length": table["session_length"],
-        "track_id": track,
-        "packed": pack(table),
-    }
-    return Log(pa.table(events), session_ids.take(pa.array(order)), track_ids)
+    return table
 
 
 def encode(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
@@ -175,6 +207,21 @@ def encode(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
     chunks = column.unify_dictionaries().chunks
     codes = [chunk.indices.fill_null(-1) if chunk.null_count else chunk.indices for chunk in chunks]
     return np.concatenate([code.to_numpy() for code in codes]), chunks[-1].dictionary
+
+
+def encode_ascending(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
+    """`encode`, with the values in ascending order."""
+    codes, values = encode(column)
+    order = pc.sort_indices(values).to_numpy()
+    rank = np.empty(len(order), np.int32)
+    rank[order] = np.arange(len(order), dtype=np.int32)
+    return rank[codes], values.take(pa.array(order))
+
+
+def order_of(session: np.ndarray, position: np.ndarray) -> np.ndarray | None:
+    """What sorts plays by session and position, int64 (N,); None if they are sorted, as MSSD's own files are."""
+    place = session.astype(np.int64) * 256 + position
+    return None if (place[1:] >= place[:-1]).all() else np.argsort(place)
 
 
 def whole_number(highest: int) -> Check:
@@ -210,15 +257,7 @@ FEATURE_CHECKS: dict[str, Check] = {
 # -------------------------------------------------------------------------------------------------------- coding
 
 
-SKIP_FIELD = np.array([*range(5), schema.SKIP_UNKNOWN], np.uint8)
-"""What the field `skip` means: five values, then unknown."""
-FIELDS = {"skip": len(SKIP_FIELD), **schema.LOG_COLUMNS}
-"""What is packed into the integer of a play, lowest bits first, and the number of its codes."""
-WIDTHS = {name: (n_codes - 1).bit_length() for name, n_codes in FIELDS.items()}
-SHIFTS = dict(zip(FIELDS, np.cumsum([0, *WIDTHS.values()]).tolist(), strict=False))
-
-
-def code_log(table: pa.Table, name: str) -> np.ndarray:
+def code_column(table: pa.Table, name: str) -> np.ndarray:
     """Codes of one of `schema.LOG_COLUMNS`, uint8 (N,); 0 is unknown."""
     column = table[name]
     if name in CATEGORIES:
@@ -232,115 +271,77 @@ def code_log(table: pa.Table, name: str) -> np.ndarray:
     return pc.fill_null(pc.add(pc.cast(column, pa.uint8()), pa.scalar(1, pa.uint8())), 0).to_numpy()
 
 
-def code_skip(table: pa.Table) -> np.ndarray:
-    """Places in `SKIP_FIELD`, uint8 (N,). The flags are cumulative: the strictest that is set counts. A play whose
-    skip_2 is empty is unknown."""
-    levels = {
-        "not_skipped": schema.SKIP_PLAYED,
-        "skip_3": schema.SKIP_3_ONLY,
-        "skip_2": schema.SKIP_2,
-        "skip_1": schema.SKIP_1,
-    }
+def code_log(table: pa.Table) -> np.ndarray:
+    """Codes of `schema.LOG_COLUMNS`, uint8 (N, L); 0 is unknown."""
+    log = np.empty((len(table), len(schema.LOG_COLUMNS)), np.uint8)
+    for i, name in enumerate(schema.LOG_COLUMNS):
+        log[:, i] = code_column(table, name)
+    return log
+
+
+def code_skips(table: pa.Table) -> np.ndarray:
+    """`schema.SKIP_*`, uint8 (N,). The flags are cumulative: the strictest that is set counts. A play whose skip_2 is
+    empty is unknown."""
     codes = np.full(len(table), schema.SKIP_NO_FLAG, np.uint8)
-    for name, level in levels.items():
+    for name, level in SKIP_LEVELS.items():
         flag = pc.fill_null(table[name], False).to_numpy()
         np.maximum(codes, flag * np.uint8(level), out=codes)  # the levels ascend
     if table["skip_2"].null_count:
-        codes[table["skip_2"].is_null().to_numpy()] = len(SKIP_FIELD) - 1
+        codes[table["skip_2"].is_null().to_numpy()] = schema.SKIP_UNKNOWN
     return codes
-
-
-def pack(table: pa.Table) -> np.ndarray:
-    """What a play carries, in one int64 (N,): narrow to sort, and to write to a temporary file."""
-    packed = code_skip(table).astype(np.int64)
-    field = np.empty_like(packed)
-    for name in schema.LOG_COLUMNS:
-        np.left_shift(code_log(table, name), SHIFTS[name], out=field, dtype=np.int64, casting="unsafe")
-        packed |= field
-    return packed
-
-
-def unpack(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Skips uint8 (N,) and log uint8 (N, L) from int64 (N,)."""
-
-    def field(name: str) -> np.ndarray:
-        return (packed >> SHIFTS[name]) & ((1 << WIDTHS[name]) - 1)
-
-    log = np.empty((len(packed), len(schema.LOG_COLUMNS)), np.uint8)
-    for i, name in enumerate(schema.LOG_COLUMNS):
-        log[:, i] = field(name)
-    return SKIP_FIELD[field("skip")], log
-
-
-# ---------------------------------------------------------------------------------------------------------- plan
-
-
-def is_sorted(events: pa.Table) -> bool:
-    """Whether the plays of a log are by session and position already, as MSSD's own files are."""
-    order = events["session_id"].to_numpy().astype(np.int64) * 256 + events["session_position"].to_numpy()
-    return bool((order[1:] >= order[:-1]).all())
-
-
-def sort_events(log: ibis.Table) -> ibis.Table:
-    """`track_id` and `packed` of every play, by session and position."""
-    return log.order_by("session_id", "session_position").select("track_id", "packed")
-
-
-def summarise_sessions(log: ibis.Table) -> ibis.Table:
-    """One row a session, by id: `plays`, `positions` (bit p is set if p occurs; p must be below 63), and the `shortest`
-    and `longest` claim of `session_length`."""
-    position = log.session_position
-    one = ibis.literal(1, "int64")
-    return (
-        log.group_by("session_id")
-        .agg(
-            plays=log.count(),
-            positions=(one << position.cast("int64")).bit_or(),
-            shortest=log.session_length.min(),
-            longest=log.session_length.max(),
-        )
-        .order_by("session_id")
-    )
 
 
 # -------------------------------------------------------------------------------------------------------- checks
 
 
-def check_positions(path: Path, log: Log) -> None:
+def check_positions(path: Path, table: pa.Table) -> None:
     """
     Raises:
         UserError: a position outside 1..20.
     """
-    limits = pc.min_max(log.events["session_position"])
+    limits = pc.min_max(table["session_position"])
     for position in (limits["min"].as_py(), limits["max"].as_py()):
         if not 1 <= position <= schema.MAX_LENGTH:
             at = find_line(path, {"session_position": str(position)})
             raise UserError(f"{path}, line {at}: session_position is {position}, not 1 to {schema.MAX_LENGTH}")
 
 
-def check_sessions(path: Path, log: Log, sessions: pa.Table) -> np.ndarray:
-    """Which sessions have each position from 1 to `session_length` once: bool (M,).
-
+def check_unique_positions(path: Path, session: np.ndarray, position: np.ndarray, session_ids: pa.Array) -> None:
+    """
     Args:
-        sessions: what `summarise_sessions` found.
+        session: places in `session_ids` (N,), ascending, and in it `position` (N,).
 
     Raises:
         UserError: a position occurs twice in a session (a file that was concatenated or unpacked over another).
     """
-    plays, positions = sessions["plays"].to_numpy(), sessions["positions"].to_numpy()
-    doubled = np.flatnonzero(np.bitwise_count(positions) != plays)
-    if len(doubled):
-        session = log.session_ids[doubled[0]].as_py()
-        mine = log.events.filter(pc.equal(log.events["session_id"], int(doubled[0])))["session_position"].to_pylist()
-        position = next(p for p in sorted(mine) if mine.count(p) > 1)
-        at = find_line(path, {"session_id": session, "session_position": str(position)}, occurrence=2)
+    twice = np.flatnonzero((session[1:] == session[:-1]) & (position[1:] == position[:-1]))
+    if len(twice):
+        name, number = session_ids[session[twice[0]]].as_py(), position[twice[0]]
+        at = find_line(path, {"session_id": name, "session_position": str(number)}, occurrence=2)
         raise UserError(
-            f"{path}, line {at}: session {session} has position {position} twice; was the file written twice? "
+            f"{path}, line {at}: session {name} has position {number} twice; was the file written twice? "
             "Unpack it again, or remove one of the lines"
         )
-    claimed = sessions["longest"].to_numpy().astype(np.int64)
-    consistent = (sessions["shortest"].to_numpy() == claimed) & (plays == claimed)
-    return consistent & (positions == (np.int64(2) << plays) - 2)
+
+
+def in_two_files(session_id: str, paths: Sequence[Path]) -> UserError:
+    """The error of a session that is in several logs: it would be in two splits."""
+    where = " and in ".join(map(str, paths))
+    return UserError(f"session {session_id} is in {where}; a session belongs to one file: remove one")
+
+
+def summarise_sessions(session: np.ndarray, position: np.ndarray, claimed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Plays of each session, int64 (M,), and whether it is complete, bool (M,): positions 1, 2, ... up to the
+    `session_length` that every row claims.
+
+    Args:
+        session: (N,), ascending, and in it `position` (N,).
+        claimed: `session_length` (N,).
+    """
+    first = np.flatnonzero(np.diff(session, prepend=-1))
+    lengths = np.diff(first, append=len(session))
+    in_place = position == np.arange(len(session)) - np.repeat(first - 1, lengths)
+    return lengths, np.logical_and.reduceat(in_place & (claimed == np.repeat(lengths, lengths)), first)
 
 
 def unknown_category(log: np.ndarray) -> np.ndarray:
