@@ -151,7 +151,7 @@ def exponent(sizes: Sequence[int], costs: Sequence[float]) -> float:
 
 
 def describe(rows: Sequence[Row]) -> str:
-    """A line for each curve: time and memory at its ends, and the exponents."""
+    """For each curve the exponents, and time and memory at each point."""
     lines = []
     for curve, points in curves_of(rows).items():
         sizes = list(points)
@@ -161,11 +161,11 @@ def describe(rows: Sequence[Row]) -> str:
         grows = "one point only"
         if len(sizes) > 1:
             grows = f"time as n^{exponent(sizes, times):.2f}, memory as n^{exponent(sizes, memory):.2f}"
-        ends = ", ".join(
+        each = ", ".join(
             f"{size:,}: {time:.3g} s{unit}, {mib:,.0f} MiB"
             for size, time, mib in zip(sizes, times, memory, strict=True)
         )
-        lines.append(f"{curve:20} {grows}\n    {ends}")
+        lines.append(f"{curve:20} {grows}\n    {each}")
     return "\n".join(lines)
 
 

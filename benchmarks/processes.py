@@ -11,6 +11,7 @@ and the whole of it goes through the network in each step.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import socket
@@ -96,13 +97,13 @@ def sharded(arrays: SessionArrays, sizes: Sizes) -> Callable[[SessionBatch], flo
     model = workload.next_track_gru(sizes, tie_weights=True)
     wrapped = distributed.LossOfBatch(model, partial(next_track_loss, loss=loss))
     fully_shard(wrapped, mesh=dist.init_device_mesh("cpu", (dist.get_world_size(),)))
-    optimizer = torch.optim.AdamW(wrapped.parameters(), lr=LR)
+    optimizer = torch.optim.AdamW(wrapped.parameters(), lr=LR, weight_decay=0.0)
 
     def learn(batch: SessionBatch) -> float:
         optimizer.zero_grad()
         with autocast(torch.device("cpu"), "auto"):
             loss_sum, count = wrapped(distributed.share(batch))
-        (loss_sum / count).backward()
+        (loss_sum * N_PROCESSES / distributed.total(count)).backward()
         optimizer.step()
         return loss_sum.item()
 
@@ -119,14 +120,13 @@ def setup(folder: Path, sizes: Sizes, steps: int, learner: str, processes: int) 
         for rank in range(1, processes):
             task = {"folder": str(folder), "sizes": asdict(sizes), "learner": learner}
             command = [sys.executable, "-c", f"from benchmarks.processes import follow; follow({json.dumps(task)!r})"]
-            subprocess.Popen(
-                command, env=_environment(rank, processes, port), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-            )
+            environment, nothing = _environment(rank, processes, port), subprocess.DEVNULL
+            follower = subprocess.Popen(command, env=environment, stdout=nothing, stderr=nothing)
+            atexit.register(follower.kill)
         os.environ.update(_environment(0, processes, port))
         dist.init_process_group("gloo")
         torch.set_num_threads(max(1, torch.get_num_threads() // processes))
-    arrays = SessionArrays.open(folder)
-    return updates(LEARNERS[learner](arrays, sizes), our_batches(arrays, sizes), steps=steps)
+    return _updates(folder, sizes, steps, learner)
 
 
 def follow(task: str) -> None:
@@ -134,10 +134,22 @@ def follow(task: str) -> None:
     options: dict[str, Any] = json.loads(task)
     dist.init_process_group("gloo")
     torch.set_num_threads(max(1, torch.get_num_threads() // dist.get_world_size()))
-    arrays, sizes = SessionArrays.open(options["folder"]), Sizes(**options["sizes"])
-    step = updates(LEARNERS[options["learner"]](arrays, sizes), our_batches(arrays, sizes), steps=1)
+    step = _updates(Path(options["folder"]), Sizes(**options["sizes"]), 1, options["learner"])
     while True:
         step()
+
+
+def _updates(folder: Path, sizes: Sizes, steps: int, learner: str) -> Step:
+    """Updates that begin together: no process works ahead while the clock of another contender runs."""
+    arrays = SessionArrays.open(folder)
+    learn = LEARNERS[learner](arrays, sizes)
+
+    def together(batch: SessionBatch) -> float:
+        if dist.is_initialized():
+            dist.barrier()
+        return learn(batch)
+
+    return updates(together, our_batches(arrays, sizes), steps=steps)
 
 
 def _environment(rank: int, processes: int, port: int) -> dict[str, str]:

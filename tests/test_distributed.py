@@ -122,7 +122,21 @@ def test_a_process_without_rows_has_no_skips_to_learn_from():
     assert all(parameter.grad is not None and not parameter.grad.any() for parameter in model.parameters())
 
 
+@pytest.mark.parametrize(("gpu", "backend"), [(True, "cpu:gloo,cuda:nccl"), (False, "gloo")])
+def test_numbers_on_the_cpu_are_exchanged_where_there_is_a_gpu_too(gpu, backend, monkeypatch):
+    asked = []
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.distributed, "init_process_group", asked.append)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: asked.append("gone"))
+    with distributed.processes():
+        pass
+    assert asked == [backend, "gone"]
+
+
 def test_a_command_for_one_process_refuses_to_run_in_two(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "0")
     said = refused(train_ddpg_skip.main, train_ddpg_skip.Config, [], capsys)
     assert said == "error: this command runs in one process; start it with python instead of torchrun\n"

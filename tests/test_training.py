@@ -182,13 +182,16 @@ def test_lines_after_the_last_save_are_forgotten(bench, monkeypatch):
 @pytest.mark.parametrize("kind", ["cuda", "mps"])
 def test_the_generator_of_a_device_is_saved_and_restored(kind, monkeypatch):
     restored = []
-    monkeypatch.setattr(getattr(torch, kind), "get_rng_state", lambda: torch.tensor([7, 8], dtype=torch.uint8))
-    monkeypatch.setattr(getattr(torch, kind), "set_rng_state", lambda state: restored.append(state.tolist()))
-    states = training.rng_state(torch.device(kind))
+    where = torch.device("cuda:1") if kind == "cuda" else torch.device("mps")
+    device = [where] if kind == "cuda" else []  # those of MPS take none: there is one
+    state = torch.tensor([7, 8], dtype=torch.uint8)
+    monkeypatch.setattr(getattr(torch, kind), "get_rng_state", lambda *args: state if list(args) == device else None)
+    monkeypatch.setattr(getattr(torch, kind), "set_rng_state", lambda state, *args: restored.append((state, [*args])))
+    states = training.rng_state(where)
     training.set_rng_state(states, torch.device("cpu"))
     assert restored == []
-    training.set_rng_state(states, torch.device(kind))
-    assert restored == [[7, 8]]
+    training.set_rng_state(states, where)
+    assert restored == [(state, device)]
     assert torch.equal(torch.get_rng_state(), states["cpu"])
 
 

@@ -96,7 +96,7 @@ def cli(
     """
     try:
         config = parse_config(config_class, args, description=description)
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        if "LOCAL_RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
             main(config)
         elif processes:
             from utils import distributed  # imports torch
@@ -106,7 +106,8 @@ def cli(
         else:
             raise UserError("this command runs in one process; start it with python instead of torchrun")
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if int(os.environ.get("LOCAL_RANK", "0")) == 0:  # of several processes, one on each machine
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -6,6 +6,7 @@ Every process holds the whole model and takes every n-th row of each batch, so `
 one process, and so do the sums of the gradients of all. What belongs to a batch and not to its rows (negatives, which
 branch DropNet drops) is drawn by the first process for all; what belongs to rows (dropout, masks) by each for itself.
 Predictions are made in shares, too, and put together before anything is scored: metrics are those of one process.
+Only what is sampled from the model (`--decoding.method sample`) depends on their number.
 Only the first process writes files and speaks; the run's folder must be on a file system that all can read.
 
 In one process every function here does nothing, at no cost.
@@ -38,7 +39,8 @@ def processes() -> Iterator[None]:
     local_rank = int(os.environ["LOCAL_RANK"])
     if local_rank < torch.cuda.device_count():
         torch.cuda.set_device(local_rank)
-    dist.init_process_group()  # gloo for tensors on the CPU, NCCL for those on CUDA
+    # Both named: without names there would be one for the accelerator only, and numbers on the CPU are exchanged, too.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     if is_first():
         yield
     else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import platform
 import resource
 import subprocess
@@ -315,10 +316,13 @@ def pick_device(name: str) -> torch.device:
     """ "auto" is CUDA, else MPS, else the CPU; anything else is taken at its word.
 
     Raises:
-        UserError: the device does not exist here.
+        UserError: the device does not exist here, or torchrun started more processes than there are GPUs.
     """
     if name == "auto":
         if torch.cuda.is_available():
+            n_gpus = torch.cuda.device_count()
+            if int(os.environ.get("LOCAL_RANK", "0")) >= n_gpus:
+                raise UserError(f"more processes than GPUs ({n_gpus}); start fewer, or choose --train.device cpu")
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:

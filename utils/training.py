@@ -253,7 +253,7 @@ def update(
     for optimizer in optimizers:
         optimizer.step()
     value = loss_sum.item()
-    if not math.isfinite(value):
+    if distributed.total(int(not math.isfinite(value))):  # all stop together
         raise UserError(f"the loss became {value}; lower --train.lr, or clip the gradient with --train.clip 1.0")
     return value, count
 
@@ -333,13 +333,17 @@ def _restore(
 def rng_state(device: torch.device) -> dict[str, Tensor]:
     """The states of torch's generators, of the CPU and of `device`, for a checkpoint."""
     states = {"cpu": torch.get_rng_state()}
-    if device.type != "cpu":
-        states[device.type] = getattr(torch, device.type).get_rng_state()
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        states["mps"] = torch.mps.get_rng_state()
     return states
 
 
 def set_rng_state(states: dict[str, Tensor], device: torch.device) -> None:
     """Put torch's generators in the states of a checkpoint; that of `device` only if it is of the same type."""
     torch.set_rng_state(states["cpu"])
-    if device.type != "cpu" and device.type in states:
-        getattr(torch, device.type).set_rng_state(states[device.type])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
+    elif device.type == "mps" and "mps" in states:
+        torch.mps.set_rng_state(states["mps"])

@@ -87,7 +87,8 @@ def parts_folder(out: Path) -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"another process is making {out}; wait for it, or choose another --out") from None
-        for unfinished in folder.glob(".log_*"):  # of a process that was killed
+        removed = folder.parent.glob(f".{folder.name}.*.old")
+        for unfinished in (*folder.glob(".log_*"), *removed):  # of a process that was killed
             shutil.rmtree(unfinished)
         try:
             yield folder
