@@ -15,7 +15,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from benchmarks import workload
-from benchmarks.large import next_track_gru, seq_transformer, skip_transformer
+from benchmarks.large import Build, next_track_gru, seq_transformer, skip_transformer
 from benchmarks.options import settings
 from benchmarks.rounds import memory_mib
 from benchmarks.rows import Row, heading, save_rows, table
@@ -35,7 +35,7 @@ from model import BertAugmentedSeqTransformer, LSTMForContinuation, LSTMForSkips
 from utils.cli import UserError, check_at_least, cli
 from utils.dataloaders import SessionArrays
 from utils.masking import MaskingConfig, masked_loss
-from utils.objectives import LossConfig, TrackLoss, seq_loss, skip_loss, track_loss
+from utils.objectives import LossConfig, seq_loss, skip_loss, track_loss
 from utils.run import pick_device
 from utils.training import LossFn, TrainConfig, make_optimizers, update
 
@@ -74,14 +74,6 @@ class Config:
 # --------------------------------------------------------------------------------------------------------- models
 
 
-Build = Callable[[SessionArrays, Sizes], tuple[nn.Module, LossFn]]
-
-
-def sampled(arrays: SessionArrays, sizes: Sizes) -> TrackLoss:
-    """The default loss of the catalogue."""
-    return track_loss(LossConfig(), workload.train_plays(arrays, sizes))
-
-
 def full_seq_transformer(arrays: SessionArrays, sizes: Sizes) -> tuple[nn.Module, LossFn]:
     """With the softmax over all tracks."""
     loss = track_loss(LossConfig("full"), workload.train_plays(arrays, sizes))
@@ -91,30 +83,32 @@ def full_seq_transformer(arrays: SessionArrays, sizes: Sizes) -> tuple[nn.Module
 def bert(arrays: SessionArrays, sizes: Sizes) -> tuple[nn.Module, LossFn]:
     """Pre-training."""
     masking = MaskingConfig()
-    return workload.bert(sizes, sparse=True), partial(masked_loss, loss=sampled(arrays, sizes), masking=masking)
+    return workload.bert(sizes, sparse=True), partial(
+        masked_loss, loss=workload.sampled_loss(arrays, sizes), masking=masking
+    )
 
 
 def augmented(arrays: SessionArrays, sizes: Sizes) -> tuple[nn.Module, LossFn]:
     """A SeqTransformer beside a frozen BERT."""
     reader = workload.bert(sizes, sparse=True).bert
-    names = ("d_model", "n_heads", "n_layers", "d_ff", "dropout", "history_size", "target_size")
-    options = {name: value for name, value in asdict(sizes).items() if name in names}
-    features = torch.randn(sizes.n_ids, sizes.features)
+    options, features = workload.model_options(sizes), workload.features(sizes)
     transformer = SeqTransformer(sizes.n_ids, features, d_bert=sizes.d_model, sparse=True, **options)
-    return BertAugmentedSeqTransformer(transformer, reader), partial(seq_loss, loss=sampled(arrays, sizes))
+    return BertAugmentedSeqTransformer(transformer, reader), partial(
+        seq_loss, loss=workload.sampled_loss(arrays, sizes)
+    )
 
 
 def lstm_skip(arrays: SessionArrays, sizes: Sizes) -> tuple[nn.Module, LossFn]:
     """The LSTM that tells skips."""
-    features = torch.randn(sizes.n_ids, sizes.features)
+    features = workload.features(sizes)
     return LSTMForSkips(sizes.n_ids, features, d_model=sizes.d_model, sparse=True), skip_loss
 
 
 def lstm_seq(arrays: SessionArrays, sizes: Sizes) -> tuple[nn.Module, LossFn]:
     """The LSTM that continues sessions."""
-    features = torch.randn(sizes.n_ids, sizes.features)
+    features = workload.features(sizes)
     model = LSTMForContinuation(sizes.n_ids, features, d_model=sizes.d_model, sparse=True)
-    return model, partial(seq_loss, loss=sampled(arrays, sizes))
+    return model, partial(seq_loss, loss=workload.sampled_loss(arrays, sizes))
 
 
 BUILDS: dict[str, Build] = {

@@ -33,7 +33,7 @@ from utils.allocator import reuse_memory
 from utils.batch import SessionBatch
 from utils.cli import check_at_least, cli
 from utils.dataloaders import SessionArrays
-from utils.objectives import LossConfig, next_track_loss, seq_loss, skip_loss, track_loss
+from utils.objectives import next_track_loss, seq_loss, skip_loss
 from utils.training import LossFn, TrainConfig, make_optimizers, update
 
 FEW_TRACKS = 103_000
@@ -73,13 +73,13 @@ Build = Callable[[SessionArrays, Sizes], tuple[nn.Module, LossFn]]
 
 def seq_transformer(arrays: SessionArrays, sizes: Sizes) -> tuple[nn.Module, LossFn]:
     """2,048 negatives."""
-    loss = track_loss(LossConfig(), workload.train_plays(arrays, sizes))
+    loss = workload.sampled_loss(arrays, sizes)
     return workload.seq_transformer(sizes, sparse=True, tie_weights=True), partial(seq_loss, loss=loss)
 
 
 def next_track_gru(arrays: SessionArrays, sizes: Sizes) -> tuple[nn.Module, LossFn]:
     """2,048 negatives."""
-    loss = track_loss(LossConfig(), workload.train_plays(arrays, sizes))
+    loss = workload.sampled_loss(arrays, sizes)
     return workload.next_track_gru(sizes, sparse=True, tie_weights=True), partial(next_track_loss, loss=loss)
 
 

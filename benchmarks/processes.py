@@ -28,6 +28,7 @@ import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 
 from benchmarks import workload
+from benchmarks.large import next_track_gru
 from benchmarks.options import fill_in
 from benchmarks.rounds import Contender, Step, measure, rows_of
 from benchmarks.rows import Row, publish
@@ -37,7 +38,7 @@ from utils import distributed
 from utils.batch import SessionBatch
 from utils.cli import check_at_least, cli
 from utils.dataloaders import SessionArrays
-from utils.objectives import LossConfig, next_track_loss, seq_loss, track_loss
+from utils.objectives import next_track_loss, seq_loss
 from utils.training import LossFn, TrainConfig, autocast, make_optimizers, update
 
 N_PROCESSES = 2
@@ -73,15 +74,13 @@ class Config:
 
 def train(arrays: SessionArrays, sizes: Sizes) -> Callable[[SessionBatch], float]:
     """Updates of a SeqTransformer as `fit` makes them, in any number of processes."""
-    loss = track_loss(LossConfig(), workload.train_plays(arrays, sizes))
-    return _replicated(workload.seq_transformer(sizes, sparse=True), partial(seq_loss, loss=loss))
+    model = workload.seq_transformer(sizes, sparse=True)
+    return _replicated(model, partial(seq_loss, loss=workload.sampled_loss(arrays, sizes)))
 
 
 def replicated(arrays: SessionArrays, sizes: Sizes) -> Callable[[SessionBatch], float]:
     """Updates of a GRU as `fit` makes them."""
-    loss = track_loss(LossConfig(), workload.train_plays(arrays, sizes))
-    model = workload.next_track_gru(sizes, sparse=True, tie_weights=True)
-    return _replicated(model, partial(next_track_loss, loss=loss))
+    return _replicated(*next_track_gru(arrays, sizes))
 
 
 def _replicated(model: torch.nn.Module, loss_fn: LossFn) -> Callable[[SessionBatch], float]:
@@ -93,9 +92,8 @@ def _replicated(model: torch.nn.Module, loss_fn: LossFn) -> Callable[[SessionBat
 
 def sharded(arrays: SessionArrays, sizes: Sizes) -> Callable[[SessionBatch], float]:
     """Updates of the same GRU with dense gradients, all of its weights sharded over the processes by FSDP2."""
-    loss = track_loss(LossConfig(), workload.train_plays(arrays, sizes))
     model = workload.next_track_gru(sizes, tie_weights=True)
-    wrapped = distributed.LossOfBatch(model, partial(next_track_loss, loss=loss))
+    wrapped = distributed.LossOfBatch(model, partial(next_track_loss, loss=workload.sampled_loss(arrays, sizes)))
     fully_shard(wrapped, mesh=dist.init_device_mesh("cpu", (dist.get_world_size(),)))
     optimizer = torch.optim.AdamW(wrapped.parameters(), lr=LR, weight_decay=0.0)
 

@@ -17,6 +17,7 @@ from model.bert import BertForMaskedTracks, BertTransformer
 from utils import schema
 from utils.cli import UserError, blame, check_at_least
 from utils.dataloaders import SessionArrays, SessionLoader
+from utils.objectives import LossConfig, TrackLoss, track_loss
 from utils.vocab import N_SPECIAL
 
 PLAYS_AT_ONCE = 10_000_000
@@ -106,6 +107,11 @@ def loader(arrays: SessionArrays, sizes: Sizes, *, shuffle: bool = True) -> Sess
     )
 
 
+def sampled_loss(arrays: SessionArrays, sizes: Sizes) -> TrackLoss:
+    """The scripts' default loss over the catalogue: 2,048 negatives."""
+    return track_loss(LossConfig(), train_plays(arrays, sizes))
+
+
 def train_plays(arrays: SessionArrays, sizes: Sizes) -> Tensor:
     """int64 (V,): plays of each id."""
     return torch.from_numpy(np.bincount(arrays.tracks, minlength=sizes.n_ids))
@@ -115,16 +121,14 @@ def train_plays(arrays: SessionArrays, sizes: Sizes) -> Tensor:
 def seq_transformer(sizes: Sizes, *, sparse: bool = False, tie_weights: bool = False) -> SeqTransformer:
     """The seq model; the same weights each time."""
     torch.manual_seed(0)
-    return SeqTransformer(
-        sizes.n_ids, _features(sizes), sparse=sparse, tie_weights=tie_weights, **_model_options(sizes)
-    )
+    return SeqTransformer(sizes.n_ids, features(sizes), sparse=sparse, tie_weights=tie_weights, **model_options(sizes))
 
 
 @blame("sizes")
 def skip_transformer(sizes: Sizes, *, sparse: bool = False) -> SkipTransformer:
     """The skip model; the same weights each time."""
     torch.manual_seed(0)
-    return SkipTransformer(sizes.n_ids, _features(sizes), sparse=sparse, **_model_options(sizes))
+    return SkipTransformer(sizes.n_ids, features(sizes), sparse=sparse, **model_options(sizes))
 
 
 @blame("sizes")
@@ -133,7 +137,7 @@ def bert(sizes: Sizes, *, sparse: bool = False) -> BertForMaskedTracks:
     torch.manual_seed(0)
     reader = BertTransformer(
         sizes.n_ids,
-        _features(sizes),
+        features(sizes),
         d_model=sizes.d_model,
         n_heads=2 * sizes.n_heads,
         n_layers=2 * sizes.n_layers,
@@ -151,7 +155,7 @@ def next_track_gru(sizes: Sizes, *, sparse: bool = False, tie_weights: bool = Fa
     torch.manual_seed(0)
     return NextTrackGRU(
         sizes.n_ids,
-        _features(sizes),
+        features(sizes),
         d_model=sizes.d_model,
         d_hidden=sizes.d_model,
         dropout=sizes.dropout,
@@ -160,10 +164,12 @@ def next_track_gru(sizes: Sizes, *, sparse: bool = False, tie_weights: bool = Fa
     )
 
 
-def _features(sizes: Sizes) -> Tensor:
+def features(sizes: Sizes) -> Tensor:
+    """Audio features of all ids (V, F)."""
     return torch.randn(sizes.n_ids, sizes.features)
 
 
-def _model_options(sizes: Sizes) -> dict:
+def model_options(sizes: Sizes) -> dict:
+    """The sizes of a Transformer, by the names of its arguments."""
     names = ("d_model", "n_heads", "n_layers", "d_ff", "dropout", "history_size", "target_size")
     return {name: getattr(sizes, name) for name in names}

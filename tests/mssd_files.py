@@ -126,3 +126,14 @@ def write_mssd(
                 write_log(path, frame)
     write_features(folder, features_frame(n_tracks))
     return folder
+
+
+def replace_field(column: str, value: str):
+    """A change of a line of a log: another value in a column."""
+
+    def change(line: str) -> str:
+        fields = line.split(",")
+        fields[schema.SESSION_COLUMNS.index(column)] = value
+        return ",".join(fields)
+
+    return change

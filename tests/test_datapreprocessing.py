@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from mssd_files import replace_field
 
 from utils import protocols, schema, vocab
 from utils.cli import UserError
@@ -384,15 +385,6 @@ def damage_line(path: Path, line: int, change) -> None:
     path.write_text("".join(lines))
 
 
-def replace_field(column: str, value: str):
-    def change(line: str) -> str:
-        fields = line.split(",")
-        fields[schema.SESSION_COLUMNS.index(column)] = value
-        return ",".join(fields)
-
-    return change
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -404,7 +396,10 @@ def replace_field(column: str, value: str):
         ),
         (replace_field("session_length", "-1"), "line 40: session_length is '-1', not a whole number"),
         (replace_field("hour_of_day", "9.5"), "line 40: hour_of_day is '9.5', not a whole number"),
-        (replace_field("skip_1", "maybe"), "line 40: skip_1 is 'maybe', not one of True, False, true, false, 1, 0"),
+        (
+            replace_field("skip_1", "maybe"),
+            "line 40: skip_1 is 'maybe', not one of True, False, true, false, 1, 0",
+        ),
         (replace_field("track_id_clean", ""), "line 40: track_id_clean is empty"),
         (replace_field("session_position", "21"), "line 40: session_position is 21, not 1 to 20"),
     ],

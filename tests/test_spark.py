@@ -12,6 +12,7 @@ import mssd_files
 import numpy as np
 import pandas as pd
 import pytest
+from mssd_files import replace_field
 from pysail.spark import SparkConnectServer
 
 from utils import schema
@@ -96,28 +97,28 @@ def test_spark_and_duckdb_write_the_same_bytes(raw: Path, tmp_path: Path, remote
     assert (np.load(tmp_path / "spark" / "train" / "skips.npy") == schema.SKIP_UNKNOWN).any() or "seed" in str(options)
 
 
-def damage(field: str, value: str):
-    def change(line: str) -> str:
-        fields = line.split(",")
-        fields[schema.SESSION_COLUMNS.index(field)] = value
-        return ",".join(fields)
-
-    return change
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda line: line.replace(",", "", 1), "line 40: 20 fields where the header has 21"),
         (lambda line: line.strip() + ",1\n", "line 40: 22 fields where the header has 21"),
-        (damage("session_position", "two"), "line 40: session_position is 'two', not a whole number from 0 to 255"),
-        (damage("session_length", "300"), "line 40: session_length is '300', not a whole number"),
-        (damage("hour_of_day", "9.5"), "line 40: hour_of_day is '9.5', not a whole number"),
-        (damage("hist_user_behavior_n_seekback", "9" * 30), "line 40: hist_user_behavior_n_seekback is '999"),
-        (damage("skip_1", "maybe"), "line 40: skip_1 is 'maybe', not one of True, False, true, false, 1, 0"),
-        (damage("track_id_clean", ""), "line 40: track_id_clean is empty"),
-        (damage("session_position", "21"), "line 40: session_position is 21, not 1 to 20"),
-        (damage("session_position", "0"), "line 40: session_position is 0, not 1 to 20"),
+        (
+            replace_field("session_position", "two"),
+            "line 40: session_position is 'two', not a whole number from 0 to 255",
+        ),
+        (replace_field("session_length", "300"), "line 40: session_length is '300', not a whole number"),
+        (replace_field("hour_of_day", "9.5"), "line 40: hour_of_day is '9.5', not a whole number"),
+        (
+            replace_field("hist_user_behavior_n_seekback", "9" * 30),
+            "line 40: hist_user_behavior_n_seekback is '999",
+        ),
+        (
+            replace_field("skip_1", "maybe"),
+            "line 40: skip_1 is 'maybe', not one of True, False, true, false, 1, 0",
+        ),
+        (replace_field("track_id_clean", ""), "line 40: track_id_clean is empty"),
+        (replace_field("session_position", "21"), "line 40: session_position is 21, not 1 to 20"),
+        (replace_field("session_position", "0"), "line 40: session_position is 0, not 1 to 20"),
         (lambda line: line + line, "line 41: session 1_00000000"),
     ],
 )

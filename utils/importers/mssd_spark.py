@@ -275,15 +275,22 @@ def check_unique(sessions: ibis.Table, logs: Sequence[mssd.LogFile]) -> None:
         raise mssd.in_two_files(row["session_id"], paths)
 
 
-def write_counted(protocol: Protocol, logs: Sequence[mssd.LogFile], sessions: Path, folder: Path) -> None:
-    """Write `log` and `session_id` of the sessions whose plays count for the vocabulary, a file for each log."""
+def write_counted(protocol: Protocol, logs: Sequence[mssd.LogFile], sessions: Path, folder: Path) -> list[int]:
+    """Write `log` and `session_id` of the sessions whose plays count for the vocabulary, a file for each log.
+
+    Returns:
+        the rows of each log.
+    """
     folder.mkdir()
+    rows = []
     for place, log in enumerate(tqdm(logs, desc="sessions", unit=" files")):
         found = read_sessions(sessions, logs, place)
+        rows.append(int(found.lengths.sum()))
         counted = counted_sessions(protocol, log, found.session_ids, found.lengths, found.complete)
         ids = found.session_ids.filter(pa.array(counted))
         table = pa.table({"log": np.full(len(ids), place, np.int32), "session_id": ids})
         pq.write_table(table, folder / f"{place:05d}.parquet")
+    return rows
 
 
 def log_chunk(plays: Path, sessions: Path, logs: Sequence[mssd.LogFile], place: int) -> tuple[Chunk, np.ndarray]:
@@ -329,7 +336,7 @@ def code_logs(
         write_by_log(connection, summary, work / "sessions", n_logs=len(logs), order=["session_id"])
         check_unique(table("sessions"), logs)
         bar.update()
-        write_counted(protocol, logs, work / "sessions", work / "counted")
+        rows = write_counted(protocol, logs, work / "sessions", work / "counted")
         counted = plays.semi_join(table("counted"), ["log", "session_id"])
         counts = counted.group_by("track_id").agg(plays=counted.count())
         tracks = build_vocabulary(counts, min_count=protocol.min_count)
@@ -340,6 +347,5 @@ def code_logs(
         write_by_log(connection, indexed, work / "indexed", n_logs=len(logs), order=["session_id", "position"])
         bar.update()
     shutil.rmtree(work / "plays")
-    rows = [int(read_sessions(work / "sessions", logs, place).lengths.sum()) for place in range(len(logs))]
     read = partial(log_chunk, work / "indexed", work / "sessions", logs)
     return CodedLogs(tracks, rows, in_threads(read, range(len(logs)), workers=workers))

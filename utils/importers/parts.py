@@ -102,7 +102,7 @@ def parts_folder(out: Path) -> Iterator[Path]:
             raise
         gone = folder.with_name(f".{folder.name}.{os.getpid()}.old")
         os.replace(folder, gone)  # at once: no half of a part is ever found
-        shutil.rmtree(gone)
+        shutil.rmtree(gone, ignore_errors=True)  # the next run with this --out removes what is left
 
 
 @cache
