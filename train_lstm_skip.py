@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from model import LSTMForSkips
-from utils.batch import SessionBatch
+from utils.batch import SessionBatch, to_device
 from utils.cli import blame, cli
 from utils.dataloaders import DataConfig, Dataset, training_loader
 from utils.model_configs import SkipLSTMConfig
@@ -67,8 +67,8 @@ def main(config: Config) -> dict[str, Any]:
     train = training_loader(dataset, config.data, batch_size=config.train.batch_size, seed=config.run.seed)
 
     def loss_fn(model: LSTMForSkips, batch: SessionBatch) -> tuple[Tensor, int]:
-        labels = batch.target_skips if config.model.previous_label else None
-        logits = model(batch.history, batch.target_tracks, labels)
+        labels = to_device(batch.target_skips, device) if config.model.previous_label else None
+        logits = model(*batch.inputs(device), labels)
         return loss_of_skips(logits, batch.target_skips, weighting=config.weighting)
 
     run = Run("lstm_skip", config, dataset)

@@ -37,7 +37,7 @@ from utils.dataloaders import SessionArrays
 from utils.masking import MaskingConfig, masked_loss
 from utils.objectives import LossConfig, seq_loss, skip_loss, track_loss
 from utils.run import pick_device
-from utils.training import LossFn, TrainConfig, make_optimizers, update
+from utils.training import READ_EVERY, LossFn, TrainConfig, choose_gradients, make_optimizers, update
 
 LATEST_GPU = Path(__file__).parent / "latest_gpu.json"
 EPOCH = 3_300_000
@@ -141,8 +141,8 @@ def rate_of(step: Callable[[], float], device: torch.device, seconds: float) -> 
     wait_for(device)
     started, units = time.perf_counter(), 0.0
     while units == 0 or time.perf_counter() - started < seconds:
-        units += step()
-        wait_for(device)  # a step reads its loss anyway
+        units += sum(step() for _ in range(READ_EVERY))
+        wait_for(device)  # as `fit` does when it reads losses
     return units / (time.perf_counter() - started)
 
 
@@ -176,12 +176,13 @@ def measure_model(
     if name.endswith("/compiled"):
         model.compile()
     training = TrainConfig()
+    choose_gradients(model)
     optimizers = make_optimizers(model, training)
     batches = chain.from_iterable(repeat(workload.loader(arrays, config.sizes)))
 
     def step() -> float:
         batch = next(batches)
-        update(model, loss_fn, batch.to(device), optimizers, training)
+        update(model, loss_fn, batch, optimizers, training)
         return len(batch.rows)
 
     with FlopCounterMode(display=False) as counter:

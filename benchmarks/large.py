@@ -105,7 +105,7 @@ def setup_training(folder: Path, sizes: Sizes, steps: int, build: Build) -> Step
 
     def learn(batch: SessionBatch) -> float:
         loss_sum, count = update(model, loss_fn, batch, optimizers, config)
-        return loss_sum / count
+        return loss_sum.item() / count
 
     step = updates(learn, our_batches(arrays, sizes), steps=steps)
     step()

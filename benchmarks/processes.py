@@ -87,7 +87,7 @@ def _replicated(model: torch.nn.Module, loss_fn: LossFn) -> Callable[[SessionBat
     config = TrainConfig(lr=LR)
     optimizers = make_optimizers(model, config)
     loss_fn = distributed.averaging(model, loss_fn)
-    return lambda batch: update(model, loss_fn, batch, optimizers, config)[0]
+    return lambda batch: update(model, loss_fn, batch, optimizers, config)[0].item()
 
 
 def sharded(arrays: SessionArrays, sizes: Sizes) -> Callable[[SessionBatch], float]:

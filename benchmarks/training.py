@@ -153,7 +153,7 @@ def learner(model: nn.Module, loss_fn: LossFn, precision: Precision) -> Learn:
 
     def learn(batch: SessionBatch) -> float:
         loss_sum, count = update(model, loss_fn, batch, optimizers, config)
-        return loss_sum / count
+        return loss_sum.item() / count
 
     return learn
 

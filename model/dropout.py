@@ -13,7 +13,8 @@ class Dropout(nn.Module):
     torch draws a Bernoulli variable for each element on the CPU, which takes a third of a Transformer's training step;
     one draw of 64 bits decides for eight elements here. The rate is rounded to a multiple of 1/256, and what is kept is
     scaled by the inverse of the rounded rate, so that the expectation is exact in float32 (in bfloat16 the factor is
-    rounded itself, by up to 0.4 %). Elsewhere torch's own is used.
+    rounded itself, by up to 0.4 %). Elsewhere, and in
+    compiled models, torch's own is used.
 
     Args:
         p: share of the elements that become zero in training.
@@ -29,7 +30,7 @@ class Dropout(nn.Module):
         """x (...) -> the same shape; x itself in evaluation."""
         if not self.training or self.p == 0:
             return x
-        if x.device.type != "cpu":
+        if x.device.type != "cpu" or torch.compiler.is_compiling():
             return functional.dropout(x, self.p)
         dropped = min(round(self.p * 256), 255)
         draws = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)  # all 64 bits

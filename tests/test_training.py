@@ -221,6 +221,17 @@ def test_resuming_with_another_model_is_refused(bench):
         bench.fit(nn.Linear(1, 1), constant_gradient, scripted([]), config, resume=str(bench.last_run.folder))
 
 
+def test_another_kind_of_device_cannot_go_on(bench, monkeypatch):
+    """On the CPU a table has an optimizer of its own, elsewhere not."""
+    config = TrainConfig(epochs=1, batch_size=32)
+    model, loss_fn, evaluate_fn = seq_parts(bench.dataset)
+    bench.fit(model, loss_fn, evaluate_fn, config, monitor="maa")
+    folder = bench.last_run.folder
+    monkeypatch.setattr("utils.training.make_optimizers", lambda m, _: [torch.optim.AdamW(m.parameters())])
+    with pytest.raises(UserError, match=r"last.pt was trained on another kind of device.*--train.device"):
+        bench.fit(model, loss_fn, evaluate_fn, config, monitor="maa", resume=str(folder))
+
+
 # --- The best
 
 
@@ -347,6 +358,22 @@ def test_batches_without_targets_change_nothing(bench):
     bench.fit(model, lambda m, b: (0 * m.p, 0), scripted([0.1]), TrainConfig(epochs=1, batch_size=32))
     assert model.p.item() == 1
     assert bench.lines("train")[0]["loss"] == 0
+
+
+def test_a_loss_that_is_not_finite_is_found_before_it_is_validated(bench):
+    """Losses are read every few steps and before each validation, which could not make sense of such a model."""
+    config = TrainConfig(epochs=1, batch_size=32)
+    with pytest.raises(UserError, match=r"the loss became inf"):
+        bench.fit(Weight(), lambda m, b: (m.p * 0 + math.inf, 1), lambda _: pytest.fail("validated"), config)
+
+
+def test_a_model_is_compiled_if_asked(bench, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self))
+    for asked in (False, True):
+        model = Weight()
+        bench.fit(model, constant_gradient, scripted([0.1]), TrainConfig(epochs=1, batch_size=32, compiled=asked))
+    assert compiled == [model]
 
 
 def test_nan_is_refused_and_the_last_good_state_stays(bench):

@@ -421,7 +421,7 @@ def calibrate_skips(model: DDPGForSkips, loader: SessionLoader) -> None:
     for model.advance in [False, True] if walks else [False]:  # decisions along the way need a first estimate
         scores = np.zeros(labels.shape)
         for batch in loader:
-            history, tracks = batch.to(device)[:2]
+            history, tracks = batch.inputs(device)
             scores[batch.rows.numpy()] = model.target_scores(history, tracks).cpu().numpy()
         flat = scores[known]
         spread = max(float(flat.std()), 1e-6)  # the regression's penalty knows no units
@@ -439,7 +439,7 @@ def calibrate_ranks(model: DDPGForContinuation, loader: SessionLoader) -> None:
     model.scale.fill_(1.0)
     total = np.zeros(len(SCALES))
     for batch in loader:
-        history, targets = batch.to(device)[:2]
+        history, targets = batch.inputs(device)
         states = model(history, model.start(history))  # (B, 1, D)
         for i, scale in enumerate(SCALES):
             total[i] += float(judge(model, states * scale, targets[:, :1])[0].sum())
@@ -462,7 +462,7 @@ def sampled_ranking(
     device, generator = model.scale.device, torch.Generator().manual_seed(seed)
     ranks = []
     for batch in scoring_loader(dataset, data, split):
-        history, targets = batch.to(device)[:2]
+        history, targets = batch.inputs(device)
         inside = targets[:, 0] >= N_SPECIAL
         history, true = select(history, inside), targets[inside, :1]
         drawn = torch.randint(N_SPECIAL, dataset.n_ids, (len(true), N_SAMPLED), generator=generator).to(device)

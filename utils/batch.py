@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from utils import schema
 
@@ -49,12 +49,29 @@ class SessionBatch(NamedTuple):
 
     def to(self, device: torch.device) -> SessionBatch:
         """The same batch on `device`."""
-        history = History(*(tensor.to(device, non_blocking=True) for tensor in self.history))
-        return SessionBatch(history, *(tensor.to(device, non_blocking=True) for tensor in self[1:]))
+        history = History(*(to_device(tensor, device) for tensor in self.history))
+        return SessionBatch(history, *(to_device(tensor, device) for tensor in self[1:]))
+
+    def inputs(self, device: torch.device) -> tuple[History, Tensor]:
+        """`history` and `target_tracks` on `device`."""
+        history = History(*(to_device(tensor, device) for tensor in self.history))
+        return history, to_device(self.target_tracks, device)
 
     def take(self, rows: slice) -> SessionBatch:
         """Some of its rows."""
         return SessionBatch(History(*(tensor[rows] for tensor in self.history)), *(tensor[rows] for tensor in self[1:]))
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The same tensor on `device`; this process does not wait until it has arrived."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()  # from elsewhere the copy would wait for all that the GPU still has to do
+    return tensor.to(device, non_blocking=True)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the parameters of a model are."""
+    return next(model.parameters()).device
 
 
 def whole_sessions(batch: SessionBatch) -> Tensor:

@@ -76,7 +76,7 @@ def choose_weight(
     total = np.zeros(len(weights))
     for batch in _parts(blend, loader):
         known = batch.target_tracks[:, 0] >= N_SPECIAL  # an unknown track has no rank, whatever the weight
-        history, targets = batch.to(device)[:2]
+        history, targets = batch.inputs(device)
         states = blend.model(history, blend.model.start(history))[:, 0]  # (N, D)
         p_model, p_ngram = blend.of_model(states)[known], blend.of_ngram(batch.history.tracks)[known].to(device)
         for i, weight in enumerate(weights):
@@ -104,7 +104,7 @@ def predict_blend(blend: Blend, device: torch.device, loader: SessionLoader) -> 
     rank = np.full(n, np.inf, np.float32)
     for batch in _parts(blend, loader):
         rows, plays = batch.rows.numpy(), batch.history.tracks
-        history, targets = batch.to(device)[:2]
+        history, targets = batch.inputs(device)
         states, state = model.step(model.begin(history), model.start(history)[:, 0])
         p = blend.probability(states, plays)  # the first one is wanted for all three
         ranks, best = rank_of(p, targets[:, 0]), p.argmax(1)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from model.bert import BertForMaskedTracks
 from utils import distributed
-from utils.batch import SessionBatch, whole_sessions
+from utils.batch import SessionBatch, device_of, to_device, whole_sessions
 from utils.cli import UserError
 from utils.dataloaders import DataConfig, Dataset, SessionLoader
 from utils.evaluation import MaskedPredictions
@@ -97,7 +97,7 @@ def masked_loss(
 ) -> tuple[Tensor, int]:
     """Loss in nats of the tracks to be found, newly drawn for each batch: (sum, number of them)."""
     inputs, labels = mask_tracks(whole_sessions(batch), len(model.head.bias), masking)
-    return loss_inside(model(inputs), labels, model.head, loss)
+    return loss_inside(model(to_device(inputs, device_of(model))), labels, model.head, loss)
 
 
 def masked_predictor(model: BertForMaskedTracks, device: torch.device, masking: MaskingConfig) -> Predict:

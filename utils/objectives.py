@@ -1,5 +1,8 @@
 """Losses of both tasks. Each returns (sum, count), so that averages over batches are exact.
 
+A batch is on the CPU, whatever the model's device: what counts is known without asking a GPU, which would have to
+finish all its work first.
+
 Shapes: see the legend in `utils/batch.py`.
 """
 
@@ -22,7 +25,7 @@ from model.embeddings import TrackHead
 from model.filling import SlotModel
 from model.gru import NextTrackGRU
 from utils import distributed
-from utils.batch import SessionBatch, whole_sessions
+from utils.batch import SessionBatch, device_of, to_device, whole_sessions
 from utils.cli import UserError, check_at_least, check_used
 from utils.vocab import MASK, N_SPECIAL, PAD
 
@@ -36,8 +39,9 @@ some hundred ones a sum of bfloat16 numbers stands still."""
 ROWS = 256
 """The targets of a batch are filled up to a multiple of this. Each new size of a matrix product in bfloat16 is compiled
 and kept: with any number of targets, memory grew by 10 MB a step on the CPU."""
-_ROWS_IN_CACHE = 128
-"""Targets whose scores of negatives are held at once; a divisor of ROWS."""
+_ROWS_AT_ONCE = {"cpu": 128, "cuda": 16384, "mps": 16384}
+"""Targets whose scores of negatives are held at once. On a CPU they stay in its cache (a divisor of ROWS); elsewhere
+few large pieces are quicker."""
 IGNORED = -100
 
 
@@ -60,16 +64,19 @@ def maa_weights(known: Tensor) -> Tensor:
 
 def skip_loss(model: nn.Module, batch: SessionBatch, *, weighting: Weighting = "uniform") -> tuple[Tensor, int]:
     """Binary cross-entropy in nats of the known skip labels: (sum, number of labels)."""
-    return loss_of_skips(model(batch.history, batch.target_tracks), batch.target_skips, weighting=weighting)
+    logits = model(*batch.inputs(device_of(model)))
+    return loss_of_skips(logits, batch.target_skips, weighting=weighting)
 
 
 def loss_of_skips(logits: Tensor, labels: Tensor, *, weighting: Weighting = "uniform") -> tuple[Tensor, int]:
     """The same, given logits and labels (B, T): 1 skipped, 0 not, -1 unknown."""
+    count = int((labels >= 0).sum())
+    labels = to_device(labels, logits.device)
     known = labels >= 0
     losses = functional.binary_cross_entropy_with_logits(logits, labels.clamp(min=0).to(logits.dtype), reduction="none")
     if weighting == "maa":
         losses = losses * maa_weights(known)
-    return (losses * known).sum(), int(known.sum())
+    return (losses * known).sum(), count
 
 
 @dataclass
@@ -98,15 +105,13 @@ class LossConfig:
 
     @property
     def is_sparse(self) -> bool:
-        """Whether the loss looks at some tracks only, so that gradients of the track tables can be row-sparse.
-
-        Row-sparse gradients run on the CPU and on CUDA; on MPS nobody has tried them.
-        """
+        """Whether the loss looks at some tracks only, so that gradients of the track tables can be row-sparse."""
         return self.name != "full"
 
 
 TrackLoss = Callable[[Tensor, TrackHead, Tensor], Tensor]
-"""States (N, D), the head that scores tracks, targets (N,) -> sum of the losses in nats; a special id costs nothing."""
+"""States (N, D), the head that scores tracks, targets (N,) on the CPU -> sum of the losses in nats; a special id costs
+nothing."""
 
 
 def track_loss(config: LossConfig, train_plays: Tensor) -> TrackLoss:
@@ -131,6 +136,7 @@ def full_softmax(states: Tensor, head: TrackHead, targets: Tensor) -> Tensor:
     gradients to 0.5 % (norm of the error), if no track is the target of more than 256 of a piece, 12 % (in the datasets
     here the most played track has 0.3 %): the gradient of its bias stands still there.
     """
+    targets = to_device(targets, states.device)
     pieces = zip(states.split(PIECE), targets.split(PIECE), strict=True)
     return torch.stack([_full_softmax(*piece, head) for piece in pieces]).sum()
 
@@ -204,11 +210,12 @@ def sampled_softmax(
     """
     others, n_more = negatives.draw(), 0  # (k,)
     if in_batch:
-        of_batch = distributed.gathered(targets.cpu())  # (N,), or more than these of one process
+        of_batch = distributed.gathered(targets)  # (N,), or more than these of one process
         others = torch.cat([of_batch, others])  # (N + k,)
         n_more = int((of_batch >= N_SPECIAL).sum()) - 1
     expected = negatives.expected[others] + n_more * negatives.popularity[others]
-    others, log_expected = others.to(targets.device), expected.log().to(targets.device)
+    others, log_expected = to_device(others, states.device), to_device(expected.log(), states.device)
+    targets = to_device(targets, states.device)
     vectors, bias = head.at(others)
     nothing = torch.finfo(torch.float32).min
     offset = (bias - log_expected).masked_fill(others < N_SPECIAL, nothing)
@@ -236,7 +243,8 @@ class _SoftmaxAgainst(torch.autograd.Function):
         with torch.autocast(states.device.type, enabled=False):
             weight, losses, shares = vectors.to(states.dtype), [], []
             probability = states.new_empty(len(states), len(others))
-            rows = (tensor.split(_ROWS_IN_CACHE) for tensor in (states, own[:, None], targets[:, None], probability))
+            at_once = _ROWS_AT_ONCE.get(states.device.type, len(states))
+            rows = (tensor.split(at_once) for tensor in (states, own[:, None], targets[:, None], probability))
             for x, score, target, out in zip(*rows, strict=True):
                 scores = (x @ weight.T).float().add_(offset)  # (rows, k)
                 scores.masked_fill_(others == target, torch.finfo(torch.float32).min)
@@ -274,7 +282,8 @@ def gbce(states: Tensor, head: TrackHead, targets: Tensor, *, negatives: Negativ
     Otherwise the first epochs only learn that nearly all tracks are wrong.
     """
     drawn = negatives.draw()  # (k,)
-    others, expected = drawn.to(targets.device), negatives.expected[drawn].to(targets.device)
+    others, expected = to_device(drawn, states.device), to_device(negatives.expected[drawn], states.device)
+    targets = to_device(targets, states.device)
     n_others = max(negatives.n_tracks - 1, 1)
     a = negatives.n / n_others
     beta = a * (calibration * (1 - 1 / a) + 1 / a)
@@ -293,9 +302,9 @@ def _scores_of_targets(states: Tensor, head: TrackHead, targets: Tensor) -> Tens
 
 def seq_loss(model: TargetModel, batch: SessionBatch, loss: TrackLoss) -> tuple[Tensor, int]:
     """Teacher-forced loss in nats of the targets inside the vocabulary: (sum, number of targets)."""
-    targets = batch.target_tracks
-    states = model(batch.history, model.previous_tracks(batch.history, targets))  # (B, T, D)
-    return loss_inside(states, targets, model.head, loss)
+    history, targets = batch.inputs(device_of(model.head))
+    states = model(history, model.previous_tracks(history, targets))  # (B, T, D)
+    return loss_inside(states, batch.target_tracks, model.head, loss)
 
 
 def next_track_loss(model: NextTrackGRU, batch: SessionBatch, loss: TrackLoss) -> tuple[Tensor, int]:
@@ -304,7 +313,7 @@ def next_track_loss(model: NextTrackGRU, batch: SessionBatch, loss: TrackLoss) -
     Where the session is cut does not matter. Plays outside the vocabulary are read, but cost nothing.
     """
     tracks = whole_sessions(batch)  # (B, S + T)
-    states, _ = model.read(tracks[:, :-1])  # (B, S + T - 1, D)
+    states, _ = model.read(to_device(tracks[:, :-1], device_of(model.head)))  # (B, S + T - 1, D)
     targets = tracks[:, 1:].masked_fill(tracks[:, :-1] == PAD, PAD)  # nothing tells the first play
     return loss_inside(states, targets, model.head, loss)
 
@@ -316,24 +325,31 @@ def hide_targets(targets: Tensor) -> Tensor:
     generator.
     """
     known = targets >= N_SPECIAL
-    n_shown = torch.rand(len(targets), 1).to(targets.device) * known.sum(1, keepdim=True)  # (B, 1), below all of them
-    place = torch.rand(targets.shape).to(targets.device).masked_fill(~known, torch.inf).argsort(1).argsort(1)
+    n_shown = torch.rand(len(targets), 1) * known.sum(1, keepdim=True)  # (B, 1), below all of them
+    place = torch.rand(targets.shape).masked_fill(~known, torch.inf).argsort(1).argsort(1)
     return targets.where(place < n_shown.floor(), MASK)
 
 
 def hidden_targets_loss(model: SlotModel, batch: SessionBatch, loss: TrackLoss) -> tuple[Tensor, int]:
     """Loss in nats of the targets that are hidden, newly drawn for each batch: (sum, number of them)."""
-    targets = batch.target_tracks
+    device, targets = device_of(model.head), batch.target_tracks
     slots = hide_targets(targets)
-    states = model(batch.history, slots)  # (B, T, D)
+    states = model(batch.inputs(device)[0], to_device(slots, device))  # (B, T, D)
     return loss_inside(states, targets.where(slots == MASK, PAD), model.head, loss)
 
 
 def loss_inside(states: Tensor, targets: Tensor, head: TrackHead, loss: TrackLoss) -> tuple[Tensor, int]:
-    """Loss in nats of those of the targets (B, T) that are in the vocabulary, given states (B, T, D): (sum, number)."""
-    inside = targets >= N_SPECIAL
-    count = int(inside.sum())
-    states, targets = states[inside], targets[inside]  # (count, D), (count,)
-    filler = -count % ROWS
+    """Loss in nats of those of the targets that are in the vocabulary: (sum, number of them).
+
+    Args:
+        states: (B, T, D).
+        targets: int64 (B, T), on the CPU.
+        head: scores tracks.
+        loss: of those targets.
+    """
+    places = (targets.flatten() >= N_SPECIAL).nonzero()[:, 0]  # (count,)
+    targets = targets.flatten()[places]
+    states = states.flatten(0, 1)[to_device(places, states.device)]  # (count, D)
+    filler = -len(places) % ROWS
     states, targets = functional.pad(states, (0, 0, 0, filler)), functional.pad(targets, (0, filler), value=PAD)
-    return loss(states, head, targets), count
+    return loss(states, head, targets), len(places)

@@ -278,7 +278,7 @@ def predict_skip(model: nn.Module, device: torch.device, loader: SessionLoader) 
     probability = np.zeros((loader.n_examples, loader.target_size), np.float32)
     done = []
     for batch in shares(loader):
-        history, targets = batch.to(device)[:2]
+        history, targets = batch.inputs(device)
         done.append(batch.rows.numpy())
         probability[done[-1]] = model(history, targets).float().sigmoid().cpu().numpy()
     distributed.put_together(probability, rows=done)
@@ -316,7 +316,7 @@ def predict_seq(
     for batch in shares(loader):
         rows = batch.rows.numpy()
         done.append(rows)
-        history, targets = batch.to(device)[:2]
+        history, targets = batch.inputs(device)
         states = model(history, model.previous_tracks(history, targets))  # (B, T, D)
         log_p, ranks = judge(model, states, targets)
         log_probability[rows], rank[rows] = log_p.cpu().numpy(), ranks[:, 0].cpu().numpy()

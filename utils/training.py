@@ -1,9 +1,12 @@
 """The shared loop. Nothing in it knows the task, the model or the data: two functions are the seam.
 
-    loss_fn(model, batch)     -> (sum of losses, number of them)
+    loss_fn(model, batch)     -> (sum of losses, number of them); the batch is on the CPU
     evaluate_fn(model)        -> {metric: value} on the validation split
 
 Interrupted and resumed equals uninterrupted, bit for bit on the CPU.
+
+A GPU is never waited for in a step: what depends on the data's shape is found out on the CPU, and losses are read
+every `READ_EVERY` steps.
 """
 
 from __future__ import annotations
@@ -23,13 +26,15 @@ from tqdm import tqdm
 from model.catalogue import bfloat16_is_fast
 from utils import distributed
 from utils.allocator import reuse_memory
-from utils.batch import SessionBatch
+from utils.batch import SessionBatch, device_of
 from utils.checkpoint import load_weights, save_checkpoint
 from utils.cli import UserError, check_at_least
 from utils.dataloaders import SessionLoader
 from utils.distributed import sparse_tables
 from utils.run import Run
 
+READ_EVERY = 10
+"""Steps after which their losses are read from the device."""
 LossFn = Callable[[Any, SessionBatch], tuple[Tensor, int]]
 EvaluateFn = Callable[[Any], dict[str, float | None]]
 
@@ -63,6 +68,9 @@ class TrainConfig:
     jobs of a shared machine do not use up."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the forward pass (autocast); auto is bfloat16 where the processor multiplies it fast."""
+    compiled: bool = False
+    """Compile the model (torch.compile), which takes minutes before the first step. For GPUs: benchmarks.gpu --compiled
+    true tells whether it helps; on the CPU it does not (docs/log.md)."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
 
@@ -86,6 +94,21 @@ class Progress:
     loss_sum: float = 0.0
     """Since the last validation."""
     loss_count: int = 0
+
+    def take_in(self, losses: list[Tensor]) -> None:
+        """Add the sums of the losses of some steps, and forget them.
+
+        Raises:
+            UserError: one of them is not finite.
+        """
+        values = torch.stack(losses).tolist() if losses else []
+        losses.clear()
+        wrong = [value for value in values if not math.isfinite(value)]
+        if distributed.total(len(wrong)):  # all stop together
+            value = wrong[0] if wrong else math.nan
+            raise UserError(f"the loss became {value}; lower --train.lr, or clip the gradient with --train.clip 1.0")
+        for value in values:
+            self.loss_sum += value
 
     def reached(self, max_seconds: float) -> bool:
         """Whether the time is up; 0 for no limit."""
@@ -118,13 +141,16 @@ def fit(
         UserError: the loss is not finite, `monitor` is not measured, or `last.pt` does not fit.
     """
     reuse_memory()
-    device = next(model.parameters()).device
     vocabulary_hash = run.dataset.vocabulary_hash
+    choose_gradients(model)
+    if config.compiled:
+        model.compile()
     optimizers = make_optimizers(model, config)
     loss_fn = distributed.averaging(model, loss_fn)
     total_steps = config.epochs * len(loader)
     schedules = [LambdaLR(optimizer, lambda step: _lr_factor(step, total_steps, config)) for optimizer in optimizers]
     progress = Progress()
+    losses: list[Tensor] = []
     if not distributed.is_first():  # each has its own rows of a batch, and drops out others of their units
         torch.manual_seed(torch.initial_seed() + 1_000_003 * distributed.rank())
     if run.resumed:
@@ -133,6 +159,7 @@ def fit(
 
     def validate() -> bool:
         """Evaluate, keep the best weights, save the state; true if training should stop."""
+        progress.take_in(losses)
         values = evaluate_fn(model)
         value = monitored(values, monitor)
         loss = sum(distributed.from_all(progress.loss_sum)) / max(distributed.total(progress.loss_count), 1)
@@ -151,13 +178,14 @@ def fit(
         bar = tqdm(loader, initial=loader.next_batch, total=len(loader), unit="batch", desc=f"epoch {loader.epoch + 1}")
         started = now()
         for batch in bar:
-            loss_sum, count = update(model, loss_fn, batch.to(device), optimizers, config)
+            loss_sum, count = update(model, loss_fn, batch, optimizers, config)
             for schedule in schedules:
                 schedule.step()
             progress.step += 1
-            progress.loss_sum += loss_sum
             progress.loss_count += count
-            if progress.step % 10 == 0:
+            losses.append(loss_sum)
+            if progress.step % READ_EVERY == 0:
+                progress.take_in(losses)
                 bar.set_postfix(loss=f"{progress.loss_sum / max(progress.loss_count, 1):.4f}", refresh=False)
             progress.seconds += now() - started
             stopped = distributed.agreed(progress.reached(config.max_seconds)) if config.max_seconds else False
@@ -211,13 +239,25 @@ def keep_best(
 def training_details(model: nn.Module, progress: Progress) -> dict[str, Any]:
     """What `result.json` says of a trained model beside its scores; of its parameters, how many are not frozen."""
     return {
-        "device": str(next(model.parameters()).device),
+        "device": str(device_of(model)),
         "n_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "n_trained_parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         "best_step": progress.best_step,
         "best_value": progress.best_value,
         "training_seconds": round(progress.seconds, 2),
     }
+
+
+def choose_gradients(model: nn.Module) -> None:
+    """Row-sparse gradients are for the CPU only: elsewhere all of a model's tables get dense ones.
+
+    To sort out which rows a batch touched, a GPU would have to be waited for; and gradient, weights and both moments of
+    103,000 x 128 are 0.2 GB, which it moves in less than a millisecond.
+    """
+    if device_of(model).type != "cpu":
+        for module in model.modules():
+            if isinstance(module, nn.Embedding):
+                module.sparse = False
 
 
 def make_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
@@ -240,10 +280,11 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
 
 def update(
     model: nn.Module, loss_fn: LossFn, batch: SessionBatch, optimizers: list[Optimizer], config: TrainConfig
-) -> tuple[float, int]:
-    """One update; returns the sum and the number of the batch's losses, or of this process's share of them."""
+) -> tuple[Tensor, int]:
+    """One update; returns the sum (on the model's device) and the number of the losses of a batch, or of this process's
+    share of it."""
     model.zero_grad(set_to_none=True)
-    with autocast(batch.rows.device, config.precision):
+    with autocast(device_of(model), config.precision):
         loss_sum, count = loss_fn(model, batch)
     # The mean over the whole batch: gradients are averaged over processes, each of which has losses of its own.
     (loss_sum * distributed.n_processes() / max(distributed.total(count), 1)).backward()
@@ -252,10 +293,7 @@ def update(
         clip_gradients(model, config.clip)
     for optimizer in optimizers:
         optimizer.step()
-    value = loss_sum.item()
-    if distributed.total(int(not math.isfinite(value))):  # all stop together
-        raise UserError(f"the loss became {value}; lower --train.lr, or clip the gradient with --train.clip 1.0")
-    return value, count
+    return loss_sum.detach(), count
 
 
 def autocast(device: torch.device, precision: Literal["auto", "float32", "bfloat16"]) -> torch.autocast:
@@ -305,7 +343,7 @@ def _save(
         "loader": loader.state_dict(),
         "progress": vars(progress),
         "vocabulary_hash": vocabulary_hash,
-        "rng": distributed.from_all(rng_state(next(model.parameters()).device)),
+        "rng": distributed.from_all(rng_state(device_of(model))),
     }
     if distributed.is_first():
         save_checkpoint(run.folder / "last.pt", state)
@@ -320,13 +358,15 @@ def _restore(
     vocabulary_hash: str,
 ) -> Progress:
     state = load_weights(model, run.folder / "last.pt", vocabulary_hash=vocabulary_hash)
+    if len(state["optimizers"]) != len(optimizers):
+        raise UserError(f"{run.folder}/last.pt was trained on another kind of device: go on there, by --train.device")
     for optimizer, values in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(values)
     for schedule, values in zip(schedules, state["schedules"], strict=True):
         schedule.load_state_dict(values)
     loader.load_state_dict(state["loader"])
     if distributed.rank() < len(state["rng"]):  # a process that was not there before goes on with its own
-        set_rng_state(state["rng"][distributed.rank()], next(model.parameters()).device)
+        set_rng_state(state["rng"][distributed.rank()], device_of(model))
     return Progress(**state["progress"])
 
 
