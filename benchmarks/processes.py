@@ -6,7 +6,8 @@
 Two processes share the cores that one has for itself, so on one machine there is little to win: the rows say what the
 exchange of gradients costs. The second group has a table of a million tracks. Replicated, each process keeps all of it
 and the rows that were touched are exchanged, as in training; sharded by torch's FSDP2, each process keeps half of it,
-and the whole of it goes through the network in each step.
+and the whole of it goes through the network in each step. The last group saves such a table and its moments: the first
+process all of it, or each its own half by torch's distributed checkpoints (DCP).
 """
 
 from __future__ import annotations
@@ -25,7 +26,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.distributed import checkpoint
+from torch.distributed.checkpoint.state_dict import get_state_dict
 from torch.distributed.fsdp import fully_shard
+from torch.optim import Optimizer
 
 from benchmarks import workload
 from benchmarks.large import next_track_gru
@@ -36,6 +41,7 @@ from benchmarks.training import LR, our_batches, updates
 from benchmarks.workload import Sizes
 from utils import distributed
 from utils.batch import SessionBatch
+from utils.checkpoint import save_checkpoint
 from utils.cli import check_at_least, cli
 from utils.dataloaders import SessionArrays
 from utils.objectives import next_track_loss, seq_loss
@@ -83,15 +89,48 @@ def replicated(arrays: SessionArrays, sizes: Sizes) -> Callable[[SessionBatch], 
     return _replicated(*next_track_gru(arrays, sizes))
 
 
-def _replicated(model: torch.nn.Module, loss_fn: LossFn) -> Callable[[SessionBatch], float]:
+def sharded(arrays: SessionArrays, sizes: Sizes) -> Callable[[SessionBatch], float]:
+    """Updates of the same GRU with dense gradients, all of its weights sharded over the processes by FSDP2."""
+    return _sharded(arrays, sizes)[2]
+
+
+def saved(arrays: SessionArrays, sizes: Sizes) -> Callable[[SessionBatch], float]:
+    """Checkpoints of the replicated GRU after an update, instead of further updates."""
+    model, loss_fn = next_track_gru(arrays, sizes)
+    optimizers = make_optimizers(model, TrainConfig(lr=LR))
+    update(model, loss_fn, next(iter(our_batches(arrays, sizes))), optimizers, TrainConfig(lr=LR))
+    path = arrays.folder / "last.pt"
+
+    def save(_: SessionBatch) -> float:
+        if distributed.is_first():
+            states = [optimizer.state_dict() for optimizer in optimizers]
+            save_checkpoint(path, {"model": model.state_dict(), "optimizers": states})
+        return 0.0
+
+    return save
+
+
+def saved_in_shards(arrays: SessionArrays, sizes: Sizes) -> Callable[[SessionBatch], float]:
+    """Checkpoints of the sharded GRU after an update: each process writes what it has."""
+    model, optimizer, learn = _sharded(arrays, sizes)
+    learn(next(iter(our_batches(arrays, sizes))))
+
+    def save(_: SessionBatch) -> float:
+        weights, state = get_state_dict(model, optimizer)
+        checkpoint.save({"model": weights, "optimizer": state}, checkpoint_id=arrays.folder / "shards")
+        return 0.0
+
+    return save
+
+
+def _replicated(model: nn.Module, loss_fn: LossFn) -> Callable[[SessionBatch], float]:
     config = TrainConfig(lr=LR)
     optimizers = make_optimizers(model, config)
     loss_fn = distributed.averaging(model, loss_fn)
     return lambda batch: update(model, loss_fn, batch, optimizers, config)[0].item()
 
 
-def sharded(arrays: SessionArrays, sizes: Sizes) -> Callable[[SessionBatch], float]:
-    """Updates of the same GRU with dense gradients, all of its weights sharded over the processes by FSDP2."""
+def _sharded(arrays: SessionArrays, sizes: Sizes) -> tuple[nn.Module, Optimizer, Callable[[SessionBatch], float]]:
     model = workload.next_track_gru(sizes, tie_weights=True)
     wrapped = distributed.LossOfBatch(model, partial(next_track_loss, loss=workload.sampled_loss(arrays, sizes)))
     fully_shard(wrapped, mesh=dist.init_device_mesh("cpu", (dist.get_world_size(),)))
@@ -105,10 +144,10 @@ def sharded(arrays: SessionArrays, sizes: Sizes) -> Callable[[SessionBatch], flo
         optimizer.step()
         return loss_sum.item()
 
-    return learn
+    return wrapped, optimizer, learn
 
 
-LEARNERS = {learner.__name__: learner for learner in (train, replicated, sharded)}
+LEARNERS = {learner.__name__: learner for learner in (train, replicated, sharded, saved, saved_in_shards)}
 
 
 def setup(folder: Path, sizes: Sizes, steps: int, learner: str, processes: int) -> Step:
@@ -166,17 +205,19 @@ def _free_port() -> int:
 
 
 def measure_all(config: Config, folder: Path) -> list[Row]:
-    """One and two processes, then a replicated and a sharded table in two."""
+    """One and two processes, then a replicated and a sharded table in two, and how they are saved."""
     rows: list[Row] = []
     tasks = {
-        "processes/train": (config.sizes, {"one": ("train", 1), "two": ("train", N_PROCESSES)}),
-        "processes/table": (
-            config.table,
-            {name: (name, N_PROCESSES) for name in ("replicated", "sharded")},
+        "train": (config.sizes, "sessions/s", {"one": ("train", 1), "two": ("train", N_PROCESSES)}),
+        "table": (config.table, "sessions/s", {name: (name, N_PROCESSES) for name in ("replicated", "sharded")}),
+        "save": (
+            replace(config.table, batch_size=1),  # a session a step: what is counted are saves
+            "saves/s",
+            {"replicated": ("saved", N_PROCESSES), "sharded": ("saved_in_shards", N_PROCESSES)},
         ),
     }
-    for group, (sizes, learners) in tasks.items():
-        place = folder / group
+    for name, (sizes, unit, learners) in tasks.items():
+        group, place = f"processes/{name}", folder / name
         workload.full_sessions(place, (config.rounds + 1) * config.steps * sizes.batch_size, sizes)
         options = {"folder": place, "sizes": sizes, "steps": config.steps}
         contenders = [
@@ -184,7 +225,7 @@ def measure_all(config: Config, folder: Path) -> list[Row]:
             for name, (learner, n) in learners.items()
         ]
         measured = measure(contenders, rounds=config.rounds, title=group.replace("/", ", "))
-        rows += rows_of(measured, "sessions/s", quick=config.quick)
+        rows += rows_of(measured, unit, quick=config.quick)
     return rows
 
 
