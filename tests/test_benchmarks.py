@@ -350,13 +350,26 @@ def test_processes(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(processes, "measure", measure_one)
     found = processes.main(processes.Config(TINY, TINY, rounds=1, steps=2, out=path))
-    check_rows(found, ["processes/train/one", "processes/train/two", "processes/table/replicated"], path)
+    alone = ["processes/train/one", "processes/train/two", "processes/table/replicated", "processes/save/replicated"]
+    check_rows(found, alone, path)
     assert asked == {
         "processes/train/one": 1,
         "processes/train/two": 2,
         "processes/table/replicated": 2,
         "processes/table/sharded": 2,
+        "processes/save/replicated": 2,
+        "processes/save/sharded": 2,
     }
+
+
+def test_a_step_of_saving_is_a_whole_checkpoint(tmp_path: Path) -> None:
+    sizes = replace(TINY, batch_size=1)
+    workload.full_sessions(tmp_path / "train", 8, sizes)
+    assert processes.setup(tmp_path / "train", sizes, 2, "saved", 1)() == 2, "saves"
+    state = torch.load(tmp_path / "train" / "last.pt", weights_only=True)
+    assert state["model"]["tracks.table.weight"].shape == (sizes.n_ids, sizes.d_model)
+    moments = [value["exp_avg"].shape for optimizer in state["optimizers"] for value in optimizer["state"].values()]
+    assert (sizes.n_ids, sizes.d_model) in moments
 
 
 def test_gpu_benchmark_on_the_processor(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
