@@ -298,6 +298,8 @@ def broken(folder, what):
         np.save(folder / "test" / "log.npy", np.load(folder / "test" / "log.npy")[:, :-1])
     elif what == "no sessions file":
         (folder / "test" / "sessions.parquet").unlink()
+    elif what == "broken sessions file":
+        (folder / "test" / "sessions.parquet").write_bytes(b"PAR1 and no more")
     elif what == "session in two splits":
         rename_session(folder / "test", 3, "train_5")
     elif what == "session twice in one split":
@@ -328,6 +330,7 @@ def rename_session(split, row, name):
         ("arrays that do not fit", r"the arrays in .*/test do not fit each other"),
         ("another number of log columns", r"the arrays in .*/test do not fit each other"),
         ("no sessions file", r"test/sessions.parquet does not exist"),
+        ("broken sessions file", r"the sessions of .*data cannot be read \(.*test/sessions.parquet"),
         ("session in two splits", "session train_5 stands more than once"),
         ("session twice in one split", "session valid_2 stands more than once"),
         ("empty split", r"/test has no sessions"),
