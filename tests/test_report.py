@@ -10,6 +10,7 @@ import pytest
 
 import report
 from utils.cli import UserError, cli
+from utils.history import mean_of_curve, read_history, series
 from utils.leaderboard import (
     align,
     build_tables,
@@ -23,7 +24,7 @@ from utils.leaderboard import (
     seed_error,
     stamp_order,
 )
-from utils.report import interval_strip, read_history, row_styles, series
+from utils.report import interval_strip, row_styles
 from utils.seed_figures import SEED_FIGURES, seed_figure
 
 DATASET = {"name": "tiny", "hash": "abcdef0123", "protocol": "temporal", "folder": "data/tiny"}
@@ -225,6 +226,23 @@ def test_all_seeds_are_compared(add_run, tmp_path):
     assert "Best is better than Weak by 0.120" in format_table(tables_of(tmp_path)[0])
 
 
+def test_a_comparison_tells_of_the_whole_of_training(add_run, tmp_path):
+    """The mean of all validations, of each seed: the runner-up at the end was better on the way."""
+    scores = np.linspace(0.1, 0.8, 50)
+    curves = {"Best": [[0.1, 0.6], [0.2, 0.7]], "Weak": [[0.4, 0.5], [0.4, 0.7]]}
+    for (label, seeds), more in zip(curves.items(), (0.1, 0.0), strict=True):
+        for seed, values in enumerate(seeds, start=1):
+            run = add_run(label, 0.5 + more, seed=seed, stamp=f"2026010{seed}-000000")
+            keep_predictions(run, scores + more)
+            lines = [{"step": step, "split": "valid", "maa": value} for step, value in enumerate(values)]
+            (run / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    (table,) = tables_of(tmp_path)
+    assert table.comparisons[0].curves == (pytest.approx(0.4), pytest.approx(0.5))
+    assert "2 seeds). Mean of all validations in training: 0.400 and 0.500." in format_table(table)
+    (run / "metrics.jsonl").write_text('{"step": 1, "split": "valid", "maa": 0.4}\n')  # the last of Weak: no curve
+    assert "validations" not in format_table(tables_of(tmp_path)[0])
+
+
 def test_seeds_that_started_from_runs_of_their_own_are_one_row(add_run, tmp_path):
     for seed, start in [(1, "long-1"), (2, "long-2"), (3, "short-3"), (4, "20260101-000004")]:
         config = {"pretrained": f"runs/bert/{start}", "run": {"seed": seed}}
@@ -376,6 +394,8 @@ def test_recorded_values_become_curves(tmp_path):
     assert series(history, "train", "loss") == [(10, 0.7)]
     assert series(history, "valid", "loss") == [(10, 0.6), (20, pytest.approx(2.0))]
     assert series(history, "valid", "maa") == [(20, 0.5)]
+    assert mean_of_curve(path, "loss") == pytest.approx(1.3)
+    assert mean_of_curve(path, "maa") is None, "one value is no curve"
     path.write_text('{"step": 1}\n{"step": 2, ')
     with pytest.raises(UserError, match="line 2"):
         read_history(path)

@@ -20,6 +20,7 @@ from scipy.stats import t as student
 
 from utils.cli import UserError
 from utils.files import read_json
+from utils.history import mean_of_curve
 from utils.metrics import bootstrap_intervals
 from utils.schema import PREFIXES
 from utils.seed_figures import SeedFigure, seed_figure
@@ -158,6 +159,8 @@ class Comparison(NamedTuple):
     n_seeds: int
     """Of the row with more of them."""
     n_sessions: int
+    curves: tuple[float | None, float | None] = (None, None)
+    """Means over all validations of training, and over the seeds: of the better, of the worse."""
 
     @property
     def is_clear(self) -> bool:
@@ -422,9 +425,15 @@ def compare(row: Row, other: Row, metric: str) -> Comparison | None:
     error = seed_error(of_first, of_second)
     low, high = mean - np.hypot(mean - low, error), mean + np.hypot(high - mean, error)
     n_seeds = max(len(of_first), len(of_second))
+    curves = curve_mean(row, metric), curve_mean(other, metric)
     if mean < 0:
-        return Comparison(other.label, row.label, metric, Metric(-mean, -high, -low), n_seeds, len(both))
-    return Comparison(row.label, other.label, metric, Metric(mean, low, high), n_seeds, len(both))
+        return Comparison(other.label, row.label, metric, Metric(-mean, -high, -low), n_seeds, len(both), curves[::-1])
+    return Comparison(row.label, other.label, metric, Metric(mean, low, high), n_seeds, len(both), curves)
+
+
+def curve_mean(row: Row, metric: str) -> float | None:
+    """Mean over the seeds of a row of `mean_of_curve`."""
+    return mean_or_none([mean_of_curve(run.folder / "metrics.jsonl", metric) for run in row.runs])
 
 
 def seed_error(of_first: dict[int, float], of_second: dict[int, float]) -> float:
@@ -532,8 +541,13 @@ def describe(comparison: Comparison) -> str:
     seeds = "one seed" if comparison.n_seeds == 1 else f"{comparison.n_seeds} seeds"
     basis = f"{comparison.n_sessions:,} sessions, paired; {seeds}"
     if comparison.is_clear:
-        return f"{comparison.better} is better than {comparison.worse} by {difference} ({basis})."
-    return f"{comparison.better} and {comparison.worse} cannot be told apart: {difference} ({basis})."
+        result = f"{comparison.better} is better than {comparison.worse} by {difference} ({basis})."
+    else:
+        result = f"{comparison.better} and {comparison.worse} cannot be told apart: {difference} ({basis})."
+    better, worse = comparison.curves
+    if better is None or worse is None:
+        return result
+    return f"{result} Mean of all validations in training: {better:.3f} and {worse:.3f}."
 
 
 def format_number(value: float) -> str:

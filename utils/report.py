@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import datetime
 import io
-import json
-import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -25,8 +23,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from utils import leaderboard
-from utils.cli import UserError
 from utils.files import atomic_file
+from utils.history import read_history, series
 from utils.leaderboard import METRIC_NAMES, TASKS, FinishedRun, Metric, Table
 from utils.schema import PREFIXES
 
@@ -341,39 +339,6 @@ def draw_curve(
     axes.set_title(METRIC_NAMES.get(name, name), loc="left", fontsize=10, color=SOFT)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(5))
-
-
-def read_history(path: Path) -> list[dict[str, Any]]:
-    """Read a run's `metrics.jsonl`; empty where the run has none.
-
-    Raises:
-        UserError: a line is not JSON; names it.
-    """
-    if not path.exists():
-        return []
-    history = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            history.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"{path}, line {number}: not valid JSON ({error.msg}); remove the line or the run"
-            ) from None
-    return history
-
-
-def series(history: Iterable[dict[str, Any]], split: str, name: str) -> list[tuple[int, float]]:
-    """(step, value) of one recorded value of one split."""
-    points = ((line["step"], recorded(line, name)) for line in history if line.get("split") == split)
-    return [(step, value) for step, value in points if value is not None]
-
-
-def recorded(line: dict[str, Any], name: str) -> float | None:
-    """A recorded value. Where validation recorded no loss, it is the log loss or the logarithm of the perplexity."""
-    if name != "loss" or "loss" in line:
-        return line.get(name)
-    perplexity = line.get("perplexity")
-    return line.get("log_loss") if perplexity is None else math.log(perplexity)
 
 
 def slice_tables(table: Table) -> list[dict[str, Any]]:
