@@ -318,6 +318,9 @@ def prepare_mssd(config: Config, folder: Path, work: Path, engine: Engine, parse
     splits = {split: writer.close() for split, writer in zip(schema.SPLITS, writers, strict=True)}
 
     raw, notes = features.result()
+    if protocol.min_count == 0:
+        unplayed = pc.sum(pc.equal(coded.tracks["train_plays"], 0)).as_py()
+        notes.append(f"{unplayed} tracks of the vocabulary have no training plays")
     return write_dataset(
         folder,
         name=config.out.name,
