@@ -73,7 +73,7 @@ class Config:
     protocol: Literal["temporal", "seed", "session"] = "temporal"
     """How MSSD's sessions are chosen and split; see above. Tables of plays are split by time."""
     min_count: int | None = None
-    """Training plays below which a track is rare; 5, or 150 for the seed protocol. 0: no track of track_features is."""
+    """Training plays below which a track is rare; 5, or 150 for the seed protocol. 0 takes in all of track_features."""
     valid_days: int | None = None
     """temporal: days before the test days; a tenth of all, at least one."""
     test_days: int | None = None
