@@ -58,7 +58,7 @@ def main(config: Config) -> dict[str, Any]:
     model = build(config, dataset).to(device)
     mu = model.agent
     if config.run.resume is None:
-        load_table(mu.encoder.tracks.table, config.agent.vectors, dataset, width="agent.d_model")
+        load_table(mu.encoder.tracks, config.agent.vectors, dataset, width="agent.d_model")
     environment = LoggedSessions(dataset.n_ids, "skip", config.environment)
     replay = PrioritisedReplay(config.train.capacity, alpha=config.train.alpha)
     learner = agents.Learner(mu, config.train)

@@ -23,7 +23,7 @@ from utils.model_configs import SeqLSTMConfig
 from utils.objectives import LossConfig, seq_loss, track_loss
 from utils.run import Run, RunConfig, each_seed, pick_device, seed_everything
 from utils.scoring import DecodingConfig, score, seq_predictor, validate
-from utils.track_vectors import TableConfig, load_table
+from utils.track_vectors import TableConfig, load_table, table_rows
 from utils.training import TrainConfig, fit, training_details
 
 
@@ -44,10 +44,13 @@ class Config:
 
 def build(config: Config, dataset: Dataset) -> LSTMForContinuation:
     """The model of this script for `dataset`."""
+    n_own, n_shared = table_rows(config.table, dataset)
     model = LSTMForContinuation(
         dataset.n_ids,
         dataset.features,
         history_size=config.data.history_size,
+        n_own=n_own,
+        n_shared=n_shared,
         sparse=config.loss.is_sparse,
         **asdict(config.model),
     )
@@ -63,7 +66,7 @@ def main(config: Config) -> dict[str, Any]:
     with blame("model"):
         model = build(config, dataset).to(device)
     if config.run.resume is None:
-        load_table(model.tracks.table, config.table.vectors, dataset)
+        load_table(model.tracks, config.table.vectors, dataset)
     predict = seq_predictor(model, device, config.decoding, config.decoding.allowed_tracks(dataset, config.data))
     train = training_loader(dataset, config.data, batch_size=config.train.batch_size, seed=config.run.seed)
     loss_fn = partial(seq_loss, loss=track_loss(config.loss, dataset.train_plays))

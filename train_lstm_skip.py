@@ -24,7 +24,7 @@ from utils.model_configs import SkipLSTMConfig
 from utils.objectives import Weighting, loss_of_skips
 from utils.run import Run, RunConfig, each_seed, pick_device, seed_everything
 from utils.scoring import score, skip_predictor, validate
-from utils.track_vectors import TableConfig, load_table
+from utils.track_vectors import TableConfig, load_table, table_rows
 from utils.training import TrainConfig, fit, training_details
 
 
@@ -43,10 +43,13 @@ class Config:
 
 def build(config: Config, dataset: Dataset) -> LSTMForSkips:
     """The model of this script for `dataset`."""
+    n_own, n_shared = table_rows(config.table, dataset)
     model = LSTMForSkips(
         dataset.n_ids,
         dataset.features,
         history_size=config.data.history_size,
+        n_own=n_own,
+        n_shared=n_shared,
         sparse=True,
         **asdict(config.model),
     )
@@ -62,7 +65,7 @@ def main(config: Config) -> dict[str, Any]:
     with blame("model"):
         model = build(config, dataset).to(device)
     if config.run.resume is None:
-        load_table(model.tracks.table, config.table.vectors, dataset)
+        load_table(model.tracks, config.table.vectors, dataset)
     predict = skip_predictor(model, device)
     train = training_loader(dataset, config.data, batch_size=config.train.batch_size, seed=config.run.seed)
 

@@ -2,6 +2,7 @@
 
     python train_transformer_skip.py --config configs/transformer_skip/demo.yml
     python train_transformer_skip.py --data.folder data/mssd --model.skip_encoding token --train.lr 1e-4
+    python train_transformer_skip.py --data.folder data/catalogue --table.min_plays 5
     python train_transformer_skip.py --config RUN/config.yml --run.resume RUN
 
 The defaults are the seed's values, except for the learning rate and the skip encoding, which its code got wrong.
@@ -20,6 +21,7 @@ from utils.model_configs import SkipTransformerConfig
 from utils.objectives import Weighting, skip_loss
 from utils.run import Run, RunConfig, each_seed, pick_device, seed_everything
 from utils.scoring import score, skip_predictor, validate
+from utils.track_vectors import TableConfig, load_table, table_rows
 from utils.training import TrainConfig, fit, training_details
 
 
@@ -29,6 +31,7 @@ class Config:
 
     data: DataConfig = field(default_factory=DataConfig)
     model: SkipTransformerConfig = field(default_factory=SkipTransformerConfig)
+    table: TableConfig = field(default_factory=TableConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     weighting: Weighting = "uniform"
     """Loss weight of each position: uniform, or maa (what a mistake there costs)."""
@@ -37,14 +40,19 @@ class Config:
 
 def build(config: Config, dataset: Dataset) -> SkipTransformer:
     """The model of this script for `dataset`."""
-    return SkipTransformer(
+    n_own, n_shared = table_rows(config.table, dataset)
+    model = SkipTransformer(
         dataset.n_ids,
         dataset.features,
         history_size=config.data.history_size,
         target_size=config.data.target_size,
+        n_own=n_own,
+        n_shared=n_shared,
         sparse=True,
         **asdict(config.model),
     )
+    model.decoder.tracks.table.requires_grad_(not config.table.freeze)
+    return model
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -54,6 +62,8 @@ def main(config: Config) -> dict[str, Any]:
     seed_everything(config.run.seed)
     with blame("model"):
         model = build(config, dataset).to(device)
+    if config.run.resume is None:
+        load_table(model.decoder.tracks, config.table.vectors, dataset)
     train = training_loader(dataset, config.data, batch_size=config.train.batch_size, seed=config.run.seed)
     loss_fn = partial(skip_loss, weighting=config.weighting)
 

@@ -23,20 +23,45 @@ class TrackEmbedding(nn.Module):
     The seed concatenates a 26-column feature table to the track vector. Adding a projection instead keeps the width
     free of the number of features (deviation 1); a concatenation followed by a linear layer is the same family.
 
+    Rare tracks, the last ids, may share rows of the table: what tells them apart are then their features. With no rows
+    to share their vectors are the projected features alone.
+
     Args:
         n_ids: V.
         d_model: D.
         features: float (V, F), standardised; kept as a constant of the model, so that a checkpoint loads alone.
+        n_own: ids below it, the special ids among them, have a row of their own; all if not given.
+        n_shared: rows that the other ids share.
         sparse: gradients of the table hold only the rows that a batch looked up.
+
+    Raises:
+        ValueError: nothing is left that could tell rare tracks, or a special id would be rare.
     """
 
     features: Tensor
 
-    def __init__(self, n_ids: int, d_model: int, features: Tensor, *, sparse: bool = False) -> None:
+    def __init__(
+        self,
+        n_ids: int,
+        d_model: int,
+        features: Tensor,
+        *,
+        n_own: int | None = None,
+        n_shared: int = 0,
+        sparse: bool = False,
+    ) -> None:
         super().__init__()
         if len(features) != n_ids:
             raise ValueError(f"features have {len(features)} rows for {n_ids} ids")
-        self.table = nn.Embedding(n_ids, d_model, padding_idx=PAD, sparse=sparse)
+        self.n_own = n_ids if n_own is None else n_own
+        self.n_shared = n_shared
+        if not N_SPECIAL <= self.n_own <= n_ids:
+            raise ValueError(
+                f"{self.n_own} ids with rows of their own; there are {N_SPECIAL} special ids, {n_ids} in all"
+            )
+        if self.n_own < n_ids and not n_shared and not features.shape[1]:
+            raise ValueError("tracks have no audio features, so that rare tracks need rows to share")
+        self.table = nn.Embedding(self.n_own + n_shared, d_model, padding_idx=PAD, sparse=sparse)
         nn.init.normal_(self.table.weight, std=d_model**-0.5)
         with torch.no_grad():
             self.table.weight[PAD].zero_()
@@ -45,10 +70,21 @@ class TrackEmbedding(nn.Module):
 
     def forward(self, tracks: Tensor) -> Tensor:
         """Ids (...) -> vectors (..., D)."""
-        x = self.table(tracks)
+        x = self.table(self.rows(tracks))
         if self.project is not None:
             x = x + self.project(self.features[tracks])
         return x
+
+    def rows(self, tracks: Tensor) -> Tensor:
+        """Ids (...) -> their rows of the table (...).
+
+        Ids are in order of plays, so that the remainder deals rare tracks out evenly. It is the same in every run.
+        """
+        if self.n_own == len(self.features):
+            return tracks
+        # The row of the padding is zero and learns nothing.
+        shared = self.n_own + (tracks - self.n_own) % self.n_shared if self.n_shared else torch.full_like(tracks, PAD)
+        return torch.where(tracks < self.n_own, tracks, shared)
 
 
 def plays_first(x: Tensor, n_padding: Tensor) -> Tensor:
@@ -137,11 +173,16 @@ class TrackHead(nn.Module):
         d_model: D.
         tie_to: an embedding whose table also serves as output weights; `None` for a table of its own.
         sparse: gradients of its own table hold only the rows that a loss looked up (see `at`).
+
+    Raises:
+        ValueError: tracks share rows of the table that it is tied to, so that they would have the same scores.
     """
 
     def __init__(self, n_ids: int, d_model: int, *, tie_to: TrackEmbedding | None = None, sparse: bool = False) -> None:
         super().__init__()
         if tie_to is not None:
+            if tie_to.n_own < n_ids:
+                raise ValueError("tied weights need a row for each track; untie them, or let no tracks share rows")
             self.table = tie_to.table
         else:
             self.table = nn.Embedding(n_ids, d_model, sparse=sparse)

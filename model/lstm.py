@@ -254,6 +254,7 @@ class LSTMForSkips(nn.Module):
         previous_label: feed the label of the step before.
         scheduled_sampling: in training, feed the model's own guess instead of a given label with this probability
             (Bengio et al. 2015; p is constant here). Sequences are then decoded step by step.
+        n_own, n_shared: which tracks share rows of the track table, and how many, see `TrackEmbedding`.
         sparse: gradients of the track table hold only the rows of a batch, see `TrackEmbedding`.
         history_size: S.
     """
@@ -275,6 +276,8 @@ class LSTMForSkips(nn.Module):
         causal: bool = True,
         previous_label: bool = True,
         scheduled_sampling: float = 0.0,
+        n_own: int | None = None,
+        n_shared: int = 0,
         sparse: bool = False,
         history_size: int = 10,
     ) -> None:
@@ -285,7 +288,7 @@ class LSTMForSkips(nn.Module):
             raise ValueError("scheduled_sampling needs previous_label: there is nothing to guess")
         self.knows_skips = skip_encoding != "none"
         self.scheduled_sampling = scheduled_sampling
-        self.tracks = TrackEmbedding(n_ids, d_model, features, sparse=sparse)
+        self.tracks = TrackEmbedding(n_ids, d_model, features, n_own=n_own, n_shared=n_shared, sparse=sparse)
         embed = HistoryEmbedding(
             self.tracks, d_model, history_size=history_size, skip_encoding=skip_encoding, use_log=use_log
         )
@@ -358,6 +361,7 @@ class LSTMForContinuation(nn.Module):
         skip_encoding, use_log: how the history's skips and log columns enter, see `HistoryEmbedding`.
         start: what stands before the first prediction: the last track of the history, or the BOS token.
         tie_weights: use the track table as output weights.
+        n_own, n_shared: which tracks share rows of the track table, and how many, see `TrackEmbedding`.
         sparse: gradients of the track tables hold only the rows of a batch: for losses that look at some tracks only.
         history_size: S.
     """
@@ -378,12 +382,14 @@ class LSTMForContinuation(nn.Module):
         use_log: bool = False,
         start: Literal["last", "bos"] = "last",
         tie_weights: bool = False,
+        n_own: int | None = None,
+        n_shared: int = 0,
         sparse: bool = False,
         history_size: int = 10,
     ) -> None:
         super().__init__()
         self.start_token = start
-        self.tracks = TrackEmbedding(n_ids, d_model, features, sparse=sparse)
+        self.tracks = TrackEmbedding(n_ids, d_model, features, n_own=n_own, n_shared=n_shared, sparse=sparse)
         embed = HistoryEmbedding(
             self.tracks, d_model, history_size=history_size, skip_encoding=skip_encoding, use_log=use_log
         )

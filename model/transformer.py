@@ -327,6 +327,7 @@ class SkipTransformer(nn.Module):
         d_model, n_heads, n_layers, d_ff, dropout: sizes of encoder and decoder alike.
         skip_encoding, use_log: how the history's skips and log columns enter, see `HistoryEmbedding`.
         causal: whether step t sees only the target tracks up to t (the seed), or all of them.
+        n_own, n_shared: which tracks share rows of the track table, and how many, see `TrackEmbedding`.
         sparse: gradients of the track table hold only the rows of a batch, see `TrackEmbedding`.
         history_size, target_size: S and T.
         d_bert, drop_net: for layers that look at BERT's states, too, see `EncoderLayer`.
@@ -345,6 +346,8 @@ class SkipTransformer(nn.Module):
         skip_encoding: SkipEncoding = "embedding",
         use_log: bool = True,
         causal: bool = True,
+        n_own: int | None = None,
+        n_shared: int = 0,
         sparse: bool = False,
         history_size: int = 10,
         target_size: int = 10,
@@ -353,7 +356,7 @@ class SkipTransformer(nn.Module):
     ) -> None:
         super().__init__()
         self.causal = causal
-        tracks = TrackEmbedding(n_ids, d_model, features, sparse=sparse)
+        tracks = TrackEmbedding(n_ids, d_model, features, n_own=n_own, n_shared=n_shared, sparse=sparse)
         embed = HistoryEmbedding(
             tracks, d_model, history_size=history_size, skip_encoding=skip_encoding, use_log=use_log
         )

@@ -376,6 +376,66 @@ def test_without_features_there_are_none_and_it_is_said(tmp_path: Path) -> None:
     assert np.load(tmp_path / "d" / "track_features.npy").shape == (info["vocabulary"]["n_ids"], 0)
 
 
+# ------------------------------------------------------------------------------------------------ the whole catalogue
+
+
+@pytest.mark.parametrize("protocol", ["temporal", "seed", "session"])
+def test_the_whole_catalogue_is_the_vocabulary(tmp_path: Path, protocol: str) -> None:
+    """Of tracks 0 to 299 some are played, 200 to 399 have features, track 350 twice."""
+    raw = mssd_files.write_mssd(tmp_path / "raw", n_days=4, splits=(0, 9), n_sessions=12, n_tracks=300)
+    frame = mssd_files.features_frame(400)
+    repeated = frame.iloc[[350]].assign(duration=999.0)
+    mssd_files.write_features(raw, pd.concat([frame.iloc[:199:-1], repeated]), files=3)
+    info = main(Config(raw=raw, out=tmp_path / "all", protocol=protocol, min_count=0))
+    main(Config(raw=raw, out=tmp_path / "played", protocol=protocol, min_count=1))
+    tracks, played = (pd.read_parquet(tmp_path / name / "tracks.parquet") for name in ("all", "played"))
+
+    n = len(played)
+    assert 100 < n < 300
+    same = ["index", "track_id", "train_plays"]
+    pd.testing.assert_frame_equal(tracks[same][:n], played[same])
+    catalogue = mssd_files.track_names(400)[200:]
+    assert tracks["track_id"][n:].tolist() == sorted(set(catalogue) - set(played["track_id"]))
+    assert (tracks["train_plays"][n:] == 0).all()
+    assert tracks["index"].tolist() == list(range(5, 5 + len(tracks)))
+    assert info["vocabulary"]["tracks"] == len(tracks)
+    assert info["vocabulary"]["min_count"] == 0
+    without = (~tracks["track_id"].isin(catalogue)).sum()
+    assert info["notes"] == [
+        "1 repeated rows of track features dropped (the first of a track counts)",
+        f"{without} tracks of the vocabulary have no row of features: they get the mean of the others",
+        f"{len(tracks) - n} tracks of the vocabulary have no training plays",
+    ]
+    source = frame[200:].set_index("track_id")["duration"].reindex(tracks["track_id"])
+    np.testing.assert_allclose(tracks["duration"], source, rtol=1e-6)
+    features = np.load(tmp_path / "all" / "track_features.npy")
+    standardised = (source - source.mean()) / source.std(ddof=0)
+    np.testing.assert_allclose(features[5:, 0], standardised.fillna(0), rtol=1e-4, atol=1e-5)
+
+    ids = dict(zip(tracks["track_id"], tracks["index"], strict=True))
+    logs = {path.name: pd.read_csv(path) for path in raw.rglob("log_*.csv")}
+    n_new = 0
+    for split in SPLITS:
+        found = read_split(tmp_path / "all" / split)
+        for file, plays in found.groupby("file", sort=False):
+            source = logs[file][logs[file]["session_id"].isin(plays["session_id"])]
+            source = source.sort_values(["session_id", "session_position"])
+            assert plays["track"].tolist() == [ids.get(track, vocab.UNK) for track in source["track_id_clean"]]
+        n_new += (found["track"] >= 5 + n).sum()
+        assert protocol != "seed" or (found["track"] != vocab.UNK).all()
+    assert n_new > 0, "validation and test know tracks that nobody played in training"
+
+
+def test_the_whole_catalogue_needs_one(tmp_path: Path) -> None:
+    for day in range(3):
+        mssd_files.write_log(log_path(tmp_path, day=day), mssd_files.mssd_frame(day=day, n_sessions=12))
+    with pytest.raises(UserError, match=r"track_features/\*.csv, and .* has none; use --min_count 1"):
+        main(Config(raw=tmp_path, out=tmp_path / "d", min_count=0))
+    with pytest.raises(UserError, match=r"which a table of plays does not have; use --min_count 1"):
+        main(Config(plays=tmp_path, out=tmp_path / "d", min_count=0))
+    assert not (tmp_path / "d").exists()
+
+
 # ----------------------------------------------------------------------------------------------------------- damage
 
 
@@ -479,6 +539,15 @@ def test_a_feature_that_is_no_number_is_named(tmp_path: Path) -> None:
         main(Config(raw=tmp_path, out=tmp_path / "d"))
 
 
+@pytest.mark.parametrize("min_count", [0, 5])
+def test_a_row_of_features_without_a_track_is_named(tmp_path: Path, min_count: int) -> None:
+    mssd_files.write_mssd(tmp_path, n_days=3, n_sessions=12)
+    path = tmp_path / "track_features" / "tf_000000000001.csv"
+    damage_line(path, 7, lambda line: line[line.index(",") :])
+    with pytest.raises(UserError, match=r"tf_000000000001.csv, line 7: track_id is empty"):
+        main(Config(raw=tmp_path, out=tmp_path / "d", min_count=min_count))
+
+
 def test_feature_files_without_rows_or_without_the_right_ones(tmp_path: Path) -> None:
     mssd_files.write_mssd(tmp_path, n_days=3, n_sessions=12)
     frame = mssd_files.features_frame(50)
@@ -504,7 +573,7 @@ def test_options_that_contradict_each_other(raw: Path, tmp_path: Path) -> None:
     for config, message in [
         (Config(out=out), "either --raw .* or --plays"),
         (Config(out=out, raw=raw, plays=raw), "either --raw .* or --plays"),
-        (Config(out=out, raw=raw, min_count=0), "--min_count 0"),
+        (Config(out=out, raw=raw, min_count=-1), "--min_count -1: must be 0 or more"),
         (Config(out=out, raw=raw, protocol="session", valid_fraction=0.5, test_fraction=0.5), "leave nothing to train"),
         (Config(out=out, raw=raw, protocol="session", test_fraction=0.0), "--test_fraction 0.0"),
         (

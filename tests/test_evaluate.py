@@ -28,7 +28,7 @@ def skip_run(dataset_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """A finished skip run that reads of the log what a table of plays has too: skipped or not."""
     model = SkipTransformerConfig(d_model=16, d_ff=16, n_layers=1, skip_encoding="token", use_log=False)
     run = RunConfig(folder=str(tmp_path_factory.mktemp("runs")))
-    config = train_transformer_skip.Config(DataConfig(str(dataset_folder)), model, TRAIN, run=run)
+    config = train_transformer_skip.Config(DataConfig(str(dataset_folder)), model, train=TRAIN, run=run)
     train_transformer_skip.main(config)
     return next(Path(run.folder).glob("*/*"))
 

@@ -258,6 +258,47 @@ def test_slices(tmp_path):
     assert table["length"] == {"08": {"n": 4, "maa": 0.75}}
 
 
+def test_accuracy_by_training_plays():
+    """Twenty times three sessions of five targets; padding and targets without a label do not count."""
+    first = N_SPECIAL
+    plays = np.array([0] * N_SPECIAL + [600, 500, 499, 50, 49, 5, 4, 1, 0, 0])
+    tracks = np.array([[0, 2, 3, 4, 5], [6, 7, 8, 9, 8], [1, 0, 0, 0, 0]], np.int32) + first
+    tracks[1, 4], tracks[2, 2:] = UNK, PAD
+    skips = np.array([[1, 1, 1, 1, -1], [1, 1, 1, 1, 1], [1, 1, -1, -1, -1]], np.int8)
+    right = np.array([[1, 0, 1, 1, 1], [0, 1, 1, 0, 1], [0, 1, 0, 0, 0]], bool)
+    tracks, skips, right = (np.tile(array, (20, 1)) for array in (tracks, skips, right))
+    targets = Targets(tracks, skips, session=np.arange(60))
+
+    predictions = SkipPredictions(right.astype(np.float32), right)
+    summary = evaluate_skip(predictions, targets, train_plays=plays).summary()
+    assert {name: (value["n"], value["mean"]) for name, value in summary["by_plays"].items()} == {
+        "unknown": (20, 1),
+        "0": (40, 0.5),
+        "1 to 4": (40, 0.5),
+        "5 to 49": (20, 1),  # the other one has no label
+        "50 to 499": (40, 0.5),
+        "500 or more": (60, pytest.approx(2 / 3)),
+    }
+    assert (summary["by_plays"]["0"]["low"], summary["by_plays"]["0"]["high"]) == (0.5, 0.5), (
+        "in each session that has any"
+    )
+    assert 0.5 < summary["by_plays"]["500 or more"]["low"] < 2 / 3 < summary["by_plays"]["500 or more"]["high"] < 1
+    without = evaluate_skip(predictions, targets).summary()
+    assert without["by_plays"] == {}
+    assert without["metrics"] == summary["metrics"]
+
+    guesses = SeqPredictions(np.where(right, tracks, first).astype(np.int32), None, None)
+    summary = evaluate_seq(guesses, targets, n_ids=len(plays), train_plays=plays).summary()
+    assert {name: (value["n"], value["mean"]) for name, value in summary["by_plays"].items()} == {
+        "unknown": (20, 0),  # nobody can name it
+        "0": (40, 0.5),
+        "1 to 4": (40, 0.5),
+        "5 to 49": (40, 1),
+        "50 to 499": (40, 0.5),
+        "500 or more": (60, pytest.approx(2 / 3)),
+    }
+
+
 def test_slices_that_the_source_does_not_know_are_left_out(tmp_path):
     skips = np.full((2, 4), schema.SKIP_UNKNOWN)
     arrays = with_sessions(slice_arrays(tmp_path / "a", skips, np.arange(10, 18).reshape(2, 4)))
@@ -429,6 +470,8 @@ def test_score_covers_the_splits(tmp_path, dataset_folder):
     assert [path.name for path in tmp_path.iterdir()] == ["predictions_test.npz"]
     assert set(scores["test"]["slices"]) == {"length", "context_type", "shuffle", "premium", "history", "continuation"}
     assert set(scores["train"]["slices"]["continuation"]) == {"seen in training"}
+    counted = {group: value["n"] for group, value in scores["test"]["by_plays"].items()}
+    assert counted == {"5 to 49": sum(-(-length // 2) for length in dataset.test.lengths)}
 
 
 def test_score_with_every_prefix(tmp_path, dataset_folder):

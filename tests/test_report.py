@@ -46,6 +46,7 @@ def split_scores(maa, **metrics):
         "by_position": {"accuracy": [maa, None, maa / 2]},
         "histogram": [0.1, 0.2, 0.3, 0.4],
         "slices": {"length": {"10": {"n": 3, "maa": maa}, "20": {"n": 1, "maa": maa / 2}}},
+        "by_plays": {"0": {"n": 5, "mean": maa / 4, "low": None, "high": None}},
     }
 
 
@@ -474,6 +475,9 @@ def test_command_writes_page_and_json(ladder, add_run, tmp_path, capsys):
     assert "@import" not in html
     assert not {"script", "link", "img", "iframe"} & set(page.tags)
     assert "Good <b>model</b>" in "".join(page.text)  # escaped: it arrives as text
+    text = " ".join(" ".join(page.text).split())
+    assert "Session length sessions 10 3 20 1" in text
+    assert "Training plays of the track: accuracy plays 0 5" in text
     assert "#0400" not in html  # every placeholder colour became a variable
     assert "#010101" not in html
     assert "prefers-color-scheme: dark" in html

@@ -82,14 +82,21 @@ def assert_same_dataset(found: Path, expected: Path) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"min_count": 2}, {"protocol": "seed", "min_count": 3, "valid_fraction": 0.3}, {"protocol": "session"}],
-    ids=["temporal", "seed", "session"],
+    [
+        {"min_count": 2},
+        {"protocol": "seed", "min_count": 3, "valid_fraction": 0.3},
+        {"protocol": "session"},
+        {"min_count": 0},
+    ],
+    ids=["temporal", "seed", "session", "catalogue"],
 )
 def test_spark_and_duckdb_write_the_same_bytes(raw: Path, tmp_path: Path, remote: str, options: dict) -> None:
     here = main(Config(raw=raw, out=tmp_path / "duckdb", **options))
     there = main(Config(raw=raw, out=tmp_path / "spark", engine="spark", spark_remote=remote, **options))
     assert_same_dataset(tmp_path / "spark", tmp_path / "duckdb")
     assert "on spark" in there["engine"]
+    unplayed = pd.read_parquet(tmp_path / "spark" / "tracks.parquet")["train_plays"] == 0
+    assert unplayed.any() == (options.get("min_count") == 0)
     assert "--engine spark" in there["command"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["duckdb", "spark"]  # no parts, no work folder
     dropped = {row["reason"]: row["sessions"] for row in here["funnel"]}

@@ -13,9 +13,9 @@ import pytest
 import torch
 from conftest import N_IDS, N_TRACKS, make_dataset
 from script_checks import refused
-from torch import nn
 from tqdm import tqdm
 
+from model import TrackEmbedding
 from utils import track_vectors, word2vec
 from utils.cli import UserError, parse_config
 from utils.dataloaders import Dataset
@@ -174,11 +174,12 @@ def test_bad_input(more, named, dataset_folder, tmp_path, capsys):
 
 def test_a_table_starts_from_the_file(dataset, tmp_path):
     save_vectors(tmp_path, torch.arange(N_IDS * 4).view(N_IDS, 4) + 1000.0, dataset)
-    table = nn.Embedding(N_IDS, 4)
+    tracks = TrackEmbedding(N_IDS, 4, torch.zeros(N_IDS, 0))
+    table = tracks.table
     before = table.weight.detach().clone()
-    load_table(table, "", dataset)
+    load_table(tracks, "", dataset)
     assert torch.equal(table.weight, before)
-    load_table(table, str(tmp_path / VECTORS), dataset)
+    load_table(tracks, str(tmp_path / VECTORS), dataset)
     assert torch.equal(table.weight[N_SPECIAL:], torch.arange(N_IDS * 4).view(N_IDS, 4)[N_SPECIAL:] + 1000.0)
     assert torch.equal(table.weight[:N_SPECIAL], before[:N_SPECIAL]), "special ids have no vectors in the file"
     assert table.weight.requires_grad
@@ -187,7 +188,7 @@ def test_a_table_starts_from_the_file(dataset, tmp_path):
 def test_a_table_of_another_width_is_refused(dataset, tmp_path):
     save_vectors(tmp_path, torch.zeros(N_IDS, 4), dataset)
     with pytest.raises(UserError, match=r"4 dimensions, the model's tracks have 6; add --model\.d_model 4"):
-        load_table(nn.Embedding(N_IDS, 6), str(tmp_path / VECTORS), dataset)
+        load_table(TrackEmbedding(N_IDS, 6, torch.zeros(N_IDS, 0)), str(tmp_path / VECTORS), dataset)
 
 
 def test_vectors_are_as_long_as_random_ones(dataset):

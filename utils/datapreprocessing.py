@@ -73,7 +73,7 @@ class Config:
     protocol: Literal["temporal", "seed", "session"] = "temporal"
     """How MSSD's sessions are chosen and split; see above. Tables of plays are split by time."""
     min_count: int | None = None
-    """Training plays below which a track is rare; 5, or 150 for the seed protocol."""
+    """Training plays below which a track is rare; 5, or 150 for the seed protocol. 0 takes in all of track_features."""
     valid_days: int | None = None
     """temporal: days before the test days; a tenth of all, at least one."""
     test_days: int | None = None
@@ -153,13 +153,20 @@ def count_plays(protocol: protocols.Protocol, part: Part) -> pa.RecordBatch:
     return pa.record_batch({"track_id": track_ids, "plays": n_plays}).filter(pa.array(n_plays > 0))
 
 
-def count_tracks(engine: Engine, protocol: protocols.Protocol, parts: Sequence[Part], *, workers: int) -> pa.Table:
+def count_tracks(
+    engine: Engine,
+    protocol: protocols.Protocol,
+    parts: Sequence[Part],
+    *,
+    workers: int,
+    catalogue: pa.ChunkedArray | None = None,
+) -> pa.Table:
     """The vocabulary of all parts (see `build_vocabulary`), whose counts stream through the engine one by one."""
     counts = in_threads(partial(count_plays, protocol), parts, workers=workers)
     bar = tqdm(counts, desc="counting", unit=" files", total=len(parts), leave=False)
     columns = pa.schema([("track_id", pa.string()), ("plays", pa.int64())])
     with arrow_view(engine.connection, "counts", pa.RecordBatchReader.from_batches(columns, bar)) as table:
-        return build_vocabulary(table, min_count=protocol.min_count)
+        return build_vocabulary(table, min_count=protocol.min_count, catalogue=catalogue)
 
 
 def part_chunk(vocabulary: pa.Table, part: Part) -> tuple[Chunk, np.ndarray]:
@@ -182,16 +189,25 @@ def part_chunk(vocabulary: pa.Table, part: Part) -> tuple[Chunk, np.ndarray]:
 
 
 def code_logs(
-    engine: Engine, protocol: protocols.Protocol, logs: Sequence[mssd.LogFile], parsed: Path, *, workers: int
+    engine: Engine,
+    protocol: protocols.Protocol,
+    logs: Sequence[mssd.LogFile],
+    parsed: Path,
+    *,
+    workers: int,
+    catalogue: pa.ChunkedArray | None = None,
 ) -> CodedLogs:
     """Parse and count the logs on this machine, with their parts in `parsed`.
+
+    Args:
+        catalogue: see `build_vocabulary`.
 
     Raises:
         UserError: something is wrong with a log, or a session is in two.
     """
     parts = read_parts(logs, parsed, workers=workers)
     check_unique(engine, parts)
-    tracks = count_tracks(engine, protocol, parts, workers=workers)
+    tracks = count_tracks(engine, protocol, parts, workers=workers, catalogue=catalogue)
     chunks = in_threads(partial(part_chunk, tracks), parts, workers=workers)
     return CodedLogs(tracks, [part.rows for part in parts], chunks)
 
@@ -253,6 +269,19 @@ def choose_protocol(config: Config, logs: Sequence[mssd.LogFile]) -> protocols.P
     )
 
 
+def read_catalogue(raw: Path, files: Sequence[Path]) -> pa.Table:
+    """All tracks of `track_features`, with their features.
+
+    Raises:
+        UserError: there are none; see also `mssd.read_catalogue`.
+    """
+    if not files:
+        raise UserError(
+            f"--min_count 0 takes in the tracks of track_features/*.csv, and {raw} has none; use --min_count 1"
+        )
+    return mssd.read_catalogue(files)
+
+
 def prepare_mssd(config: Config, folder: Path, work: Path, engine: Engine, parsed: Path) -> dict[str, Any]:
     """Write the dataset of `config.raw` into `folder`; returns `dataset.json`.
 
@@ -265,26 +294,33 @@ def prepare_mssd(config: Config, folder: Path, work: Path, engine: Engine, parse
     if config.protocol == "seed":
         logs = protocols.seed_logs(logs)
     protocol = choose_protocol(config, logs)
-    workers = config.workers or min(os.cpu_count() or 1, 4)
+    feature_files = mssd.feature_files(config.raw, mini=logs[0].day == "")
+    catalogue = read_catalogue(config.raw, feature_files) if protocol.min_count == 0 else None
+    options: dict[str, Any] = {
+        "workers": config.workers or min(os.cpu_count() or 1, 4),
+        "catalogue": None if catalogue is None else catalogue["track_id"],
+    }
     if config.engine == "spark":
-        coded = mssd_spark.code_logs(engine, protocol, logs, work, workers=workers)
+        coded = mssd_spark.code_logs(engine, protocol, logs, work, **options)
     else:
-        coded = code_logs(engine, protocol, logs, parsed, workers=workers)
+        coded = code_logs(engine, protocol, logs, parsed, **options)
 
     funnel = Funnel()
     writers = [SplitWriter(folder / split) for split in schema.SPLITS]
-    feature_files = mssd.feature_files(config.raw, mini=logs[0].day == "")
     with (
         ThreadPoolExecutor(1) as pool,
         tqdm(total=sum(coded.rows), desc="writing", unit=" rows", unit_scale=True) as bar,
     ):
-        features = pool.submit(mssd.read_features, feature_files, coded.tracks["track_id"])  # meanwhile
+        features = pool.submit(mssd.read_features, feature_files, coded.tracks["track_id"], catalogue)  # meanwhile
         for log, (chunk, complete) in zip(logs, coded.chunks, strict=True):
             write_log(protocol, log, chunk, complete, writers, funnel)
             bar.update(len(chunk.tracks))
     splits = {split: writer.close() for split, writer in zip(schema.SPLITS, writers, strict=True)}
 
     raw, notes = features.result()
+    if protocol.min_count == 0:
+        unplayed = pc.sum(pc.equal(coded.tracks["train_plays"], 0)).as_py()
+        notes.append(f"{unplayed} tracks of the vocabulary have no training plays")
     return write_dataset(
         folder,
         name=config.out.name,
@@ -426,10 +462,15 @@ def check_config(config: Config) -> None:
     for name, meant_for in OPTIONS_OF.items():
         if protocol not in meant_for and getattr(config, name) != getattr(default, name):
             raise UserError(f"--{name} is for {', '.join(meant_for)}; it means nothing to {protocol}")
-    for name in ("min_count", "min_session_length", "max_session_length"):
+    if config.plays is not None and config.min_count == 0:
+        raise UserError(
+            "--min_count 0 takes in the tracks of track_features that nobody played, which a table of plays does not "
+            "have; use --min_count 1"
+        )
+    for name, least in {"min_count": 0, "min_session_length": 1, "max_session_length": 1}.items():
         value = getattr(config, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name} {value}: must be 1 or more")
+        if value is not None and value < least:
+            raise UserError(f"--{name} {value}: must be {least} or more")
     if config.max_session_length is not None and config.max_session_length < config.min_session_length:
         raise UserError("--max_session_length is below --min_session_length: nothing would be left")
     if config.workers < 0:

@@ -7,6 +7,7 @@ interval is a bootstrap over sessions, also where a session gives several exampl
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -22,6 +23,8 @@ from utils.vocab import N_SPECIAL, PAD
 CUTOFFS = (1, 10, 20)
 """The k of HR@k and NDCG@k."""
 MRR_CUTOFF = 20
+PLAYS = (0, 1, 5, 50, 500)
+"""The groups of `by_plays`: the training plays at which each begins."""
 LOWER_IS_BETTER = ("log_loss", "perplexity")
 MASKED_METRICS = ("mrr@20", "hr@1", "hr@10", "hr@20", "perplexity")
 """What `evaluate_masked` measures."""
@@ -98,6 +101,8 @@ class Scores:
     """float64 (T + 1,): share of examples with 0..T right targets."""
     slices: dict[str, np.ndarray] = field(default_factory=dict)
     """Name -> label of each session."""
+    by_plays: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    """Group of `targets_by_plays` -> right answers and answers in each session, float64 (n_sessions,)."""
 
     def means(self) -> dict[str, float | None]:
         """Every metric without interval: quick enough for each validation."""
@@ -106,22 +111,16 @@ class Scores:
 
     def summary(self) -> dict[str, Any]:
         """The contract's entry of a split in `result.json`: intervals, accuracy by position, histogram, slices."""
-        names = list(self.numerators)
-        mean, low, high = metrics.bootstrap_intervals(
-            np.stack([self.numerators[name] for name in names], axis=1),
-            np.stack([self.denominators[name] for name in names], axis=1),
-        )
-        with_intervals = {
-            name: {"mean": _finish(name, m), "low": _finish(name, lo), "high": _finish(name, hi)}
-            for name, m, lo, hi in zip(names, mean, low, high, strict=True)
-        }
+        of_metrics = {name: (self.numerators[name], self.denominators[name]) for name in self.numerators}
+        found = _with_intervals(of_metrics | self.by_plays)
         plain = {name: {"mean": _finish(name, value), "low": None, "high": None} for name, value in self.plain.items()}
         return {
             "n_sessions": self.n_sessions,
-            "metrics": with_intervals | plain,
+            "metrics": {name: found[name] for name in of_metrics} | plain,
             "by_position": {"accuracy": [_finish("accuracy", value) for value in self.by_position]},
             "histogram": self.histogram.tolist(),
             "slices": {name: self._slice(labels) for name, labels in self.slices.items()},
+            "by_plays": {name: {"n": int(n.sum()), **found[name]} for name, (_, n) in self.by_plays.items()},
         }
 
     def _slice(self, labels: np.ndarray) -> dict[str, dict[str, float]]:
@@ -132,6 +131,15 @@ class Scores:
             if len(inside):
                 table[str(label)] = {"n": len(inside), "maa": float(inside.mean())}
         return table
+
+
+def _with_intervals(ratios: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, dict[str, float | None]]:
+    """Ratios of sums over sessions with their intervals, from numerator and denominator (n_sessions,) of each."""
+    numerators, denominators = (np.stack(arrays, axis=1) for arrays in zip(*ratios.values(), strict=True))
+    return {
+        name: {"mean": _finish(name, mean), "low": _finish(name, low), "high": _finish(name, high)}
+        for name, mean, low, high in zip(ratios, *metrics.bootstrap_intervals(numerators, denominators), strict=True)
+    }
 
 
 def _mean(numerator: np.ndarray, denominator: np.ndarray) -> float:
@@ -146,7 +154,11 @@ def _finish(name: str, value: float) -> float | None:
 
 
 def evaluate_skip(
-    predictions: SkipPredictions, targets: Targets, *, slices: dict[str, np.ndarray] | None = None
+    predictions: SkipPredictions,
+    targets: Targets,
+    *,
+    slices: dict[str, np.ndarray] | None = None,
+    train_plays: np.ndarray | None = None,
 ) -> Scores:
     """Score skip predictions against the labels of a loader.
 
@@ -154,6 +166,7 @@ def evaluate_skip(
         predictions: of all N examples.
         targets: `loader.targets()` of the same loader.
         slices: name -> label of each example (`session_slices`).
+        train_plays: int (V,), for the accuracy by training plays of the target's track.
     """
     known = targets.skips >= 0
     _check_shape(predictions.decision, known)
@@ -170,11 +183,16 @@ def evaluate_skip(
     }
     both_classes = len(np.unique(labels[known])) == 2
     auc = roc_auc_score(labels[known], predictions.probability[known]) if both_classes else float("nan")
-    return _scores(per_example, {"auc": float(auc)}, correct, known, targets, slices)
+    return _scores(per_example, {"auc": float(auc)}, correct, known, targets, slices, train_plays)
 
 
 def evaluate_seq(
-    predictions: SeqPredictions, targets: Targets, *, n_ids: int, slices: dict[str, np.ndarray] | None = None
+    predictions: SeqPredictions,
+    targets: Targets,
+    *,
+    n_ids: int,
+    slices: dict[str, np.ndarray] | None = None,
+    train_plays: np.ndarray | None = None,
 ) -> Scores:
     """Score continuations against the true tracks of a loader. A target outside the vocabulary can only be missed.
 
@@ -183,6 +201,7 @@ def evaluate_seq(
         targets: `loader.targets()` of the same loader.
         n_ids: V, for the coverage of the catalogue.
         slices: name -> label of each example (`session_slices`).
+        train_plays: int (V,), for the accuracy by training plays of the target.
     """
     known = targets.tracks != PAD
     _check_shape(predictions.tracks, known)
@@ -212,7 +231,7 @@ def evaluate_seq(
             per_example[f"ndcg@{k}"] = (metrics.ndcg(rank, k), has_targets)
         per_example[f"mrr@{MRR_CUTOFF}"] = (metrics.reciprocal_rank(rank, MRR_CUTOFF), has_targets)
     plain = {"coverage": metrics.coverage(predicted, known & (predicted != PAD), n_ids - N_SPECIAL)}
-    return _scores(per_example, plain, correct, known, targets, slices)
+    return _scores(per_example, plain, correct, known, targets, slices, train_plays)
 
 
 def evaluate_masked(predictions: MaskedPredictions, targets: Targets) -> Scores:
@@ -253,11 +272,14 @@ def _scores(
     known: np.ndarray,
     targets: Targets,
     slices: dict[str, np.ndarray] | None,
+    train_plays: np.ndarray | None,
 ) -> Scores:
     first_row, numerators, denominators = _add_up(per_example, targets)
     n = len(first_row)
     counted = denominators["maa"] > 0
     average_accuracy = np.divide(numerators["maa"], denominators["maa"], out=np.full(n, np.nan), where=counted)
+    groups = {} if train_plays is None else targets_by_plays(targets.tracks, known, train_plays)
+    _, right, asked = _add_up({name: ((correct & mine).sum(1), mine.sum(1)) for name, mine in groups.items()}, targets)
     return Scores(
         n_sessions=n,
         average_accuracy=average_accuracy,
@@ -267,6 +289,7 @@ def _scores(
         by_position=metrics.accuracy_by_position(correct, known),
         histogram=metrics.number_correct_histogram(correct, known),
         slices={name: labels[first_row] for name, labels in (slices or {}).items()},
+        by_plays={name: (right[name], asked[name]) for name in groups},
     )
 
 
@@ -316,6 +339,25 @@ def session_slices(loader: SessionLoader, train: SessionArrays | None = None) ->
         place = np.minimum(np.searchsorted(seen, mine), len(seen) - 1)
         slices["continuation"] = np.where(seen[place] == mine, "seen in training", "unseen")
     return slices
+
+
+def targets_by_plays(tracks: np.ndarray, known: np.ndarray, train_plays: np.ndarray) -> dict[str, np.ndarray]:
+    """Which targets are of tracks that were never, seldom or often played in training.
+
+    Args:
+        tracks: int (N, T).
+        known: bool (N, T), targets that count.
+        train_plays: int (V,), training plays of each id.
+
+    Returns:
+        "0", "1 to 4", ..., and "unknown" for tracks outside the vocabulary -> bool (N, T). Groups without targets are
+        left out.
+    """
+    ends = [f" to {after - 1}" if after > first + 1 else "" for first, after in pairwise(PLAYS)]
+    names = ["unknown", *(f"{first}{end}" for first, end in zip(PLAYS, [*ends, " or more"], strict=True))]
+    group = np.where(tracks < N_SPECIAL, 0, np.digitize(train_plays[tracks], PLAYS))
+    groups = {name: known & (group == i) for i, name in enumerate(names)}
+    return {name: mine for name, mine in groups.items() if mine.any()}
 
 
 def _skipper_type(arrays: SessionArrays, start: np.ndarray, cut: np.ndarray) -> np.ndarray:

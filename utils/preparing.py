@@ -109,11 +109,12 @@ class Funnel:
 # ---------------------------------------------------------------------------------------------------- vocabulary
 
 
-def build_vocabulary(plays: ibis.Table, *, min_count: int) -> pa.Table:
+def build_vocabulary(plays: ibis.Table, *, min_count: int, catalogue: pa.ChunkedArray | None = None) -> pa.Table:
     """Tracks with at least `min_count` plays, most played first, ties by track id.
 
     Args:
         plays: `track_id`, `plays`; a track may have several rows (one for each file), which are added up.
+        catalogue: tracks that belong to it whether they are played or not; string, in any order, also repeated.
 
     Returns:
         `track_id`, `train_plays` int64, `index` int32: the id in the arrays, from `vocab.N_SPECIAL` on.
@@ -123,10 +124,22 @@ def build_vocabulary(plays: ibis.Table, *, min_count: int) -> pa.Table:
     """
     counts = plays.group_by("track_id").agg(train_plays=plays.plays.sum().cast("int64"))
     known = counts.filter(counts.train_plays >= min_count).order_by([ibis.desc("train_plays"), "track_id"]).to_pyarrow()
+    if catalogue is not None:
+        known = with_unplayed(known, catalogue)
     if known.num_rows == 0:
         raise UserError(f"no track has {min_count} plays or more in the training part; lower --min_count or add data")
     index = np.arange(vocab.N_SPECIAL, vocab.N_SPECIAL + known.num_rows, dtype=np.int32)
     return pa.table({"track_id": known["track_id"], "train_plays": known["train_plays"], "index": pa.array(index)})
+
+
+def with_unplayed(played: pa.Table, catalogue: pa.ChunkedArray) -> pa.Table:
+    """`track_id` and `train_plays` of the tracks played, then of a catalogue's others, by track id, with 0 plays."""
+    track_ids = played["track_id"].cast(pa.string())
+    others = pc.unique(catalogue.filter(pc.invert(pc.is_in(catalogue, value_set=track_ids))))
+    others = others.take(pc.sort_indices(others))
+    no_plays = pa.array(np.zeros(len(others), np.int64))
+    unplayed = pa.table({"track_id": others, "train_plays": no_plays})
+    return pa.concat_tables([pa.table({"track_id": track_ids, "train_plays": played["train_plays"]}), unplayed])
 
 
 # -------------------------------------------------------------------------------------------------------- arrays

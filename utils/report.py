@@ -71,6 +71,7 @@ SLICE_NAMES = {
     "premium": "Premium account",
     "history": "Kind of listener, by the first half",
     "continuation": "First transition seen in training",
+    "plays": "Training plays of the track: accuracy",
 }
 
 
@@ -342,23 +343,40 @@ def draw_curve(
 
 
 def slice_tables(table: Table) -> list[dict[str, Any]]:
-    """MAA in parts of the test set: for each slice its labels, their sizes, and a line of cells a row.
-
-    A cell is (MAA or None, shade in percent): the shade runs from the lowest to the highest value of the slice.
-    """
+    """MAA in parts of the test set, and accuracy by training plays of the target's track."""
     slices = [row.runs[0].scores.get("slices") or {} for row in table.rows]
-    tables = []
-    for name in dict.fromkeys(name for row in slices for name in row):
-        labels = sorted({label for row in slices for label in row.get(name, {})})
-        sizes = [next(row[name][label]["n"] for row in slices if label in row.get(name, {})) for label in labels]
-        values = [[row.get(name, {}).get(label, {}).get("maa") for label in labels] for row in slices]
-        known = [value for line in values for value in line if value is not None]
-        low, width = min(known), (max(known) - min(known)) or 1.0
-        lines = [
-            (row.label, [(value, 0 if value is None else round(100 * (value - low) / width)) for value in line])
-            for row, line in zip(table.rows, values, strict=True)
-        ]
-        tables.append(
-            {"name": name, "labels": [label.replace("_", " ") for label in labels], "sizes": sizes, "lines": lines}
-        )
+    names = dict.fromkeys(name for row in slices for name in row)
+    tables = [slice_table(table, name, [row.get(name, {}) for row in slices], "maa") for name in names]
+    by_plays = [row.runs[0].scores.get("by_plays") or {} for row in table.rows]
+    if any(by_plays):
+        tables.append(slice_table(table, "plays", by_plays, "mean"))
     return tables
+
+
+def slice_table(table: Table, name: str, parts: list[dict[str, dict[str, Any]]], metric: str) -> dict[str, Any]:
+    """The labels of a slice, their sizes, and a line of cells a row.
+
+    A cell is (value or None, shade in percent): the shade runs from the lowest to the highest value of the slice.
+
+    Args:
+        table: whose rows they are.
+        name: of the slice.
+        parts: of each row, label -> its size "n" and its value.
+        metric: the key of the value.
+    """
+    labels = sorted({label for row in parts for label in row})
+    sizes = [next(row[label]["n"] for row in parts if label in row) for label in labels]
+    values = [[row.get(label, {}).get(metric) for label in labels] for row in parts]
+    known = [value for line in values for value in line if value is not None]
+    low, width = min(known), (max(known) - min(known)) or 1.0
+    lines = [
+        (row.label, [(value, 0 if value is None else round(100 * (value - low) / width)) for value in line])
+        for row, line in zip(table.rows, values, strict=True)
+    ]
+    return {
+        "name": name,
+        "counted": "sessions" if metric == "maa" else "plays",
+        "labels": [label.replace("_", " ") for label in labels],
+        "sizes": sizes,
+        "lines": lines,
+    }

@@ -223,12 +223,16 @@ def score_split(
 def scores_of(
     predictions: Predictions, loader: SessionLoader, dataset: Dataset, slices: dict[str, np.ndarray] | None = None
 ) -> Scores:
-    """Scores of the predictions of a loader's examples; those of hidden tracks have no slices."""
+    """Scores of the predictions of a loader's examples; those of hidden tracks have no slices.
+
+    With slices there is the accuracy by training plays, too.
+    """
     if isinstance(predictions, MaskedPredictions):
         return evaluate_masked(predictions, loader.targets())
+    plays = None if slices is None else dataset.train_plays.numpy()
     if isinstance(predictions, SkipPredictions):
-        return evaluate_skip(predictions, loader.targets(), slices=slices)
-    return evaluate_seq(predictions, loader.targets(), n_ids=dataset.n_ids, slices=slices)
+        return evaluate_skip(predictions, loader.targets(), slices=slices, train_plays=plays)
+    return evaluate_seq(predictions, loader.targets(), n_ids=dataset.n_ids, slices=slices, train_plays=plays)
 
 
 def validate(predict: Predict, dataset: Dataset, data: DataConfig) -> dict[str, float | None]:
@@ -408,6 +412,8 @@ def print_scores(title: str, summary: dict[str, Any]) -> None:
         if value["mean"] is not None:
             interval = "" if value["low"] is None else f"  [{value['low']:.4f}, {value['high']:.4f}]"
             print(f"  {name:15} {value['mean']:9.4f}{interval}")
+    for name, value in summary["by_plays"].items():
+        print(f"  accuracy of {value['n']:,} targets with {name} training plays: {value['mean']:.4f}")
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:

@@ -21,10 +21,11 @@ from matplotlib.figure import Figure
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from sklearn.decomposition import PCA
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
+from model.embeddings import TrackEmbedding
 from utils.cli import UserError, check_at_least, cli
 from utils.dataloaders import Dataset
 from utils.files import atomic_file
@@ -56,13 +57,24 @@ class Config:
 
 @dataclass
 class TableConfig:
-    """Where a model's table of tracks comes from."""
+    """A model's table of tracks: where it comes from, and which tracks have rows of their own."""
 
     vectors: str = ""
     """File of track vectors that it starts from, of python -m utils.word2vec or a pre-training run; empty for random
     ones."""
     freeze: bool = False
     """Leave it as it is at the start; with tie_weights it is the output table, too."""
+    min_plays: int = 0
+    """Tracks with fewer training plays have no row of their own: shared rows and audio features make their vectors."""
+    shared_rows: int = 1
+    """Rows that these tracks share; 0 leaves them their features."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, "table", min_plays=0, shared_rows=0)
+        if not self.min_plays and self.shared_rows != TableConfig.shared_rows:
+            raise UserError(
+                "table.shared_rows has no meaning without table.min_plays, which says what tracks share rows"
+            )
 
 
 class TrackVectors(NamedTuple):
@@ -129,13 +141,30 @@ def load_vectors(path: Path, *, vocabulary_hash: str | None = None) -> TrackVect
     return TrackVectors(vectors, names, own)
 
 
-def load_table(table: nn.Embedding, vectors: str, dataset: Dataset, *, width: str = "model.d_model") -> None:
-    """Copy the vectors of a file, if one is named, into a table (V, D); special ids keep what they have.
+def table_rows(config: TableConfig, dataset: Dataset) -> tuple[int, int]:
+    """`n_own` and `n_shared` of a model's `TrackEmbedding`: which tracks have rows of their own, and the others' rows.
+
+    Raises:
+        UserError: no track is as rare as `config` says.
+    """
+    if not config.min_plays:
+        return dataset.n_ids, 0
+    n_own = N_SPECIAL + int((dataset.train_plays[N_SPECIAL:] >= config.min_plays).sum())  # they come first
+    if n_own == dataset.n_ids:
+        raise UserError(
+            f"table.min_plays is {config.min_plays}, and every track of {dataset.folder} has as many training plays; "
+            "leave it out, or run the preprocessing with a lower --min_count"
+        )
+    return n_own, config.shared_rows
+
+
+def load_table(tracks: TrackEmbedding, vectors: str, dataset: Dataset, *, width: str = "model.d_model") -> None:
+    """Copy the vectors of a file, if one is named, into a table; special ids and shared rows keep what they have.
 
     Call it after the model has its first weights, or they replace the vectors (the seed's mistake).
 
     Args:
-        table: of the model.
+        tracks: the model's.
         vectors: the file; empty for none.
         dataset: whose tracks they are.
         width: the option that sets the table's width.
@@ -146,13 +175,15 @@ def load_table(table: nn.Embedding, vectors: str, dataset: Dataset, *, width: st
     if not vectors:
         return
     loaded = load_vectors(Path(vectors), vocabulary_hash=dataset.vocabulary_hash).vectors
-    if loaded.shape != table.weight.shape:
+    own = slice(N_SPECIAL, tracks.n_own)
+    d_model = tracks.table.embedding_dim
+    if loaded.shape[1] != d_model:
         raise UserError(
-            f"{vectors} has vectors of {loaded.shape[1]} dimensions, the model's tracks have {table.embedding_dim}; "
+            f"{vectors} has vectors of {loaded.shape[1]} dimensions, the model's tracks have {d_model}; "
             f"add --{width} {loaded.shape[1]}"
         )
     with torch.no_grad():
-        table.weight[N_SPECIAL:] = loaded[N_SPECIAL:]
+        tracks.table.weight[own] = loaded[own]
 
 
 def _read_names(path: Path) -> list[str]:

@@ -353,43 +353,63 @@ def unknown_category(log: np.ndarray) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------------ features
 
 
-def read_features(files: list[Path], track_ids: pa.ChunkedArray) -> tuple[pa.Table, list[str]]:
-    """Raw audio features of `track_ids`, row for row, and what is to be said about them.
+def read_catalogue(files: Sequence[Path], track_ids: pa.ChunkedArray | None = None) -> pa.Table:
+    """The rows of all `files`, in order: `schema.FEATURE_COLUMNS`.
 
-    Of a track with several rows the first counts; a track with none has nulls.
+    Args:
+        files: at least one.
+        track_ids: only the rows of these tracks.
 
     Raises:
-        UserError: a file lacks a column or has a value that is no number.
+        UserError: a file lacks a column, has an empty id or a value that is no number, or there are no rows.
     """
-    if not files:
-        no_columns = pa.table({"track_id": track_ids}).select([])
-        return no_columns, ["no track_features/*.csv: tracks have no audio features"]
     types = {name: pa.float32() for name in schema.FEATURE_COLUMNS} | {"track_id": pa.string(), "mode": pa.string()}
     options = pa.csv.ConvertOptions(column_types=types, include_columns=list(types), strings_can_be_null=True)
     blocks = pa.csv.ReadOptions(block_size=4 << 20)  # each hashes all of `track_ids`: not too small
-    found: list[pa.Table] = []
+    found: list[pa.RecordBatch] = []
     for path in files:
         check_columns(path, schema.FEATURE_COLUMNS)
         try:
             with pa.csv.open_csv(path, blocks, convert_options=options) as reader:
                 for batch in reader:
-                    row = pc.index_in(batch["track_id"], track_ids)
-                    table = pa.Table.from_batches([batch]).drop_columns("track_id").append_column("row", row)
-                    found.append(table.filter(row.is_valid()))
+                    ids = batch["track_id"]
+                    if ids.null_count:
+                        raise explain(path, "an id is empty", FEATURE_CHECKS, required=["track_id"])
+                    found.append(batch if track_ids is None else batch.filter(pc.is_in(ids, value_set=track_ids)))
             pa.default_memory_pool().release_unused()
         except (pa.ArrowInvalid, OSError) as error:
             raise explain(path, error, FEATURE_CHECKS, required=["track_id"]) from None
     if not found:
         raise UserError(f"{files[0].parent} has no rows of features; unpack it again, or remove it to go without")
-    table = pa.concat_tables(found)
-    rows, first = np.unique(table["row"].to_numpy(), return_index=True)
-    places = np.full(len(track_ids), -1)
-    places[rows] = first
-    raw = table.drop_columns("row").take(pa.array(places, mask=places < 0))
+    return pa.Table.from_batches(found)
+
+
+def read_features(
+    files: Sequence[Path], track_ids: pa.ChunkedArray, catalogue: pa.Table | None = None
+) -> tuple[pa.Table, list[str]]:
+    """Raw audio features of `track_ids`, row for row, and what is to be said about them.
+
+    Of a track with several rows the first counts; a track with none has nulls.
+
+    Args:
+        files: those of the features, if there are any.
+        track_ids: of the vocabulary.
+        catalogue: what `read_catalogue` has read of all files, if it has; its tracks are all in the vocabulary.
+
+    Raises:
+        UserError: see `read_catalogue`.
+    """
+    if not files:
+        no_columns = pa.table({"track_id": track_ids}).select([])
+        return no_columns, ["no track_features/*.csv: tracks have no audio features"]
+    if catalogue is None:
+        catalogue = read_catalogue(files, track_ids)
+    places = pc.index_in(track_ids, value_set=catalogue["track_id"])
     notes = []
-    if len(rows) < len(table):
-        notes.append(f"{len(table) - len(rows)} repeated rows of track features dropped (the first of a track counts)")
-    if len(rows) < len(track_ids):
-        missing = len(track_ids) - len(rows)
+    missing = places.null_count
+    repeated = len(catalogue) - (len(track_ids) - missing)
+    if repeated:
+        notes.append(f"{repeated} repeated rows of track features dropped (the first of a track counts)")
+    if missing:
         notes.append(f"{missing} tracks of the vocabulary have no row of features: they get the mean of the others")
-    return raw, notes
+    return catalogue.drop_columns("track_id").take(places), notes

@@ -314,9 +314,18 @@ def log_chunk(plays: Path, sessions: Path, logs: Sequence[mssd.LogFile], place: 
 
 
 def code_logs(
-    engine: Engine, protocol: Protocol, logs: Sequence[mssd.LogFile], work: Path, *, workers: int
+    engine: Engine,
+    protocol: Protocol,
+    logs: Sequence[mssd.LogFile],
+    work: Path,
+    *,
+    workers: int,
+    catalogue: pa.ChunkedArray | None = None,
 ) -> CodedLogs:
     """Run the plan, with its files in `work`, which driver and executors both see.
+
+    Args:
+        catalogue: see `build_vocabulary`.
 
     Raises:
         UserError: as `mssd.read_log`, or a session is in two logs.
@@ -339,7 +348,7 @@ def code_logs(
         rows = write_counted(protocol, logs, work / "sessions", work / "counted")
         counted = plays.semi_join(table("counted"), ["log", "session_id"])
         counts = counted.group_by("track_id").agg(plays=counted.count())
-        tracks = build_vocabulary(counts, min_count=protocol.min_count)
+        tracks = build_vocabulary(counts, min_count=protocol.min_count, catalogue=catalogue)
         bar.update()
         (work / "vocabulary").mkdir()
         pq.write_table(tracks, work / "vocabulary" / "tracks.parquet")
