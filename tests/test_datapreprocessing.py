@@ -760,7 +760,8 @@ def test_an_interrupted_run_leaves_no_dataset_and_goes_on(
     raw = mssd_files.write_mssd(tmp_path / "raw", n_days=3, n_sessions=12)
     main(Config(raw=raw, out=tmp_path / "whole"))
     code = (
-        "import sys, time; from utils.importers import mssd; from utils.datapreprocessing import *;"
+        "import signal, sys, time; from utils.importers import mssd; from utils.datapreprocessing import *;"
+        "signal.signal(signal.SIGINT, signal.default_int_handler);"  # in the background of a shell it is ignored
         "read = mssd.read_log; mssd.read_log = lambda path: time.sleep(2 * ('20180717' in path.name)) or read(path);"
         "sys.argv[1:] = ['--raw', sys.argv[1], '--out', sys.argv[2], '--workers', '1'];"
         "cli(main, Config, description='')"
