@@ -27,14 +27,13 @@ from benchmarks.options import fill_in
 from benchmarks.predicting import Predictor, ordered_batches
 from benchmarks.rounds import Contender, Step, measure, rows_of
 from benchmarks.rows import Row, publish
-from benchmarks.training import LR, our_batches, updates
+from benchmarks.training import LR, learner_with, our_batches, updates
 from benchmarks.workload import Sizes
 from utils.allocator import reuse_memory
-from utils.batch import SessionBatch
 from utils.cli import check_at_least, cli
 from utils.dataloaders import SessionArrays
 from utils.objectives import next_track_loss, seq_loss, skip_loss
-from utils.training import LossFn, TrainConfig, make_optimizers, update
+from utils.training import LossFn, TrainConfig, make_optimizers
 
 FEW_TRACKS = 103_000
 MANY = Sizes(tracks=3_700_000, d_model=64, d_ff=256)
@@ -102,11 +101,7 @@ def setup_training(folder: Path, sizes: Sizes, steps: int, build: Build) -> Step
     model, loss_fn = build(arrays, sizes)
     config = TrainConfig(lr=LR)
     optimizers = make_optimizers(model, config)
-
-    def learn(batch: SessionBatch) -> float:
-        loss_sum, count = update(model, loss_fn, batch, optimizers, config)
-        return loss_sum.item() / count
-
+    learn = learner_with(optimizers, model, loss_fn, config)
     step = updates(learn, our_batches(arrays, sizes), steps=steps)
     step()
     fill_memory(optimizers)

@@ -37,7 +37,7 @@ from benchmarks.large import next_track_gru
 from benchmarks.options import fill_in
 from benchmarks.rounds import Contender, Step, measure, rows_of
 from benchmarks.rows import Row, publish
-from benchmarks.training import LR, our_batches, updates
+from benchmarks.training import LR, learner_with, our_batches, updates
 from benchmarks.workload import Sizes
 from utils import distributed
 from utils.batch import SessionBatch
@@ -45,7 +45,7 @@ from utils.checkpoint import save_checkpoint
 from utils.cli import check_at_least, cli
 from utils.dataloaders import SessionArrays
 from utils.objectives import next_track_loss, seq_loss
-from utils.training import LossFn, TrainConfig, autocast, make_optimizers, update
+from utils.training import LossFn, TrainConfig, autocast, make_optimizers
 
 N_PROCESSES = 2
 TABLE = Sizes(tracks=1_000_000, d_model=64)
@@ -97,8 +97,9 @@ def sharded(arrays: SessionArrays, sizes: Sizes) -> Callable[[SessionBatch], flo
 def saved(arrays: SessionArrays, sizes: Sizes) -> Callable[[SessionBatch], float]:
     """Checkpoints of the replicated GRU after an update, instead of further updates."""
     model, loss_fn = next_track_gru(arrays, sizes)
-    optimizers = make_optimizers(model, TrainConfig(lr=LR))
-    update(model, loss_fn, next(iter(our_batches(arrays, sizes))), optimizers, TrainConfig(lr=LR))
+    config = TrainConfig(lr=LR)
+    optimizers = make_optimizers(model, config)
+    learner_with(optimizers, model, loss_fn, config)(next(iter(our_batches(arrays, sizes))))
     path = arrays.folder / "last.pt"
 
     def save(_: SessionBatch) -> float:
@@ -126,8 +127,7 @@ def saved_in_shards(arrays: SessionArrays, sizes: Sizes) -> Callable[[SessionBat
 def _replicated(model: nn.Module, loss_fn: LossFn) -> Callable[[SessionBatch], float]:
     config = TrainConfig(lr=LR)
     optimizers = make_optimizers(model, config)
-    loss_fn = distributed.averaging(model, loss_fn)
-    return lambda batch: update(model, loss_fn, batch, optimizers, config)[0].item()
+    return learner_with(optimizers, model, distributed.averaging(model, loss_fn), config)
 
 
 def _sharded(arrays: SessionArrays, sizes: Sizes) -> tuple[nn.Module, Optimizer, Callable[[SessionBatch], float]]:

@@ -19,6 +19,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
@@ -149,7 +150,11 @@ def skip_learner(sizes: Sizes, precision: Precision) -> Learn:
 def learner(model: nn.Module, loss_fn: LossFn, precision: Precision) -> Learn:
     """Updates as `utils.training.fit` makes them."""
     config = TrainConfig(lr=LR, precision=precision)
-    optimizers = make_optimizers(model, config)
+    return learner_with(make_optimizers(model, config), model, loss_fn, config)
+
+
+def learner_with(optimizers: list[Optimizer], model: nn.Module, loss_fn: LossFn, config: TrainConfig) -> Learn:
+    """The same, with optimizers that somebody else keeps."""
 
     def learn(batch: SessionBatch) -> float:
         loss_sum, count = update(model, loss_fn, batch, optimizers, config)

@@ -13,8 +13,7 @@ class Dropout(nn.Module):
     torch draws a Bernoulli variable for each element on the CPU, which takes a third of a Transformer's training step;
     one draw of 64 bits decides for eight elements here. The rate is rounded to a multiple of 1/256, and what is kept is
     scaled by the inverse of the rounded rate, so that the expectation is exact in float32 (in bfloat16 the factor is
-    rounded itself, by up to 0.4 %). Elsewhere, and in
-    compiled models, torch's own is used.
+    rounded itself, by up to 0.4 %). Elsewhere, and in compiled models, torch's own is used.
 
     Args:
         p: share of the elements that become zero in training.

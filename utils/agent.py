@@ -17,7 +17,7 @@ from model.ddpg import ActorCritic, DDPGForContinuation, DDPGForSkips, actor_los
 from model.decoding import select
 from model.embeddings import SkipEncoding
 from utils import metrics
-from utils.batch import SessionBatch
+from utils.batch import SessionBatch, device_of
 from utils.checkpoint import load_weights, save_checkpoint
 from utils.cli import UserError, blame, check_at_least, check_used
 from utils.dataloaders import DataConfig, Dataset, SessionLoader
@@ -202,7 +202,7 @@ class Learner:
         Returns:
             The temporal-difference errors (B,), and the critic's loss.
         """
-        device, on_item = next(self.agent.parameters()).device, self.config.critic_on == "item"
+        device, on_item = device_of(self.agent), self.config.critic_on == "item"
         transition = _to(transition, device)
         loss, errors = critic_loss(
             self.agent,
@@ -294,7 +294,7 @@ class Training:
 
     def episodes(self) -> Iterator[SessionBatch]:
         """Training sessions, an episode at a time; validates between them, and ends with the best weights."""
-        device = next(self.model.parameters()).device
+        device = device_of(self.model)
         now, limit = clock(self.config.clock), self.config.max_seconds
         loader, progress = self.loader, self.progress
         stopped = progress.reached(limit) or 0 < self.config.patience <= progress.validations_since_best
@@ -362,7 +362,7 @@ class Training:
             "loader": self.loader.state_dict(),
             "progress": vars(self.progress),
             "vocabulary_hash": self.run.dataset.vocabulary_hash,
-            "rng": rng_state(next(self.model.parameters()).device),
+            "rng": rng_state(device_of(self.model)),
         }
         save_checkpoint(self.run.folder / "last.pt", state)
 
@@ -373,7 +373,7 @@ class Training:
         self.replay.load_state_dict(state["replay"])
         self.loader.load_state_dict(state["loader"])
         self.progress = Progress(**state["progress"])
-        set_rng_state(state["rng"], next(self.model.parameters()).device)
+        set_rng_state(state["rng"], device_of(self.model))
         self.run.rewind(self.progress.step)
 
 

@@ -30,6 +30,10 @@ class History(NamedTuple):
     log: Tensor
     """uint8 (B, S, L); codes of `schema.LOG_COLUMNS`, 0 where there is no play."""
 
+    def to(self, device: torch.device) -> History:
+        """The same history on `device`."""
+        return History(*(to_device(tensor, device) for tensor in self))
+
 
 class SessionBatch(NamedTuple):
     """Examples of one batch. Targets are padded on the right.
@@ -49,13 +53,11 @@ class SessionBatch(NamedTuple):
 
     def to(self, device: torch.device) -> SessionBatch:
         """The same batch on `device`."""
-        history = History(*(to_device(tensor, device) for tensor in self.history))
-        return SessionBatch(history, *(to_device(tensor, device) for tensor in self[1:]))
+        return SessionBatch(self.history.to(device), *(to_device(tensor, device) for tensor in self[1:]))
 
     def inputs(self, device: torch.device) -> tuple[History, Tensor]:
         """`history` and `target_tracks` on `device`."""
-        history = History(*(to_device(tensor, device) for tensor in self.history))
-        return history, to_device(self.target_tracks, device)
+        return self.history.to(device), to_device(self.target_tracks, device)
 
     def take(self, rows: slice) -> SessionBatch:
         """Some of its rows."""

@@ -67,15 +67,15 @@ def mask_tracks(
     selects none, the one that came closest, so that short sessions are learnt from as often as long ones.
 
     Args:
-        tracks: int64 (B, M), padded on any side.
+        tracks: int64 (B, M), padded on any side; on the CPU.
         n_ids: V.
         config: how many plays.
-        generator: of the CPU; torch's global one if not given. Sessions take equally many numbers each, in order: the
+        generator: torch's global one if not given. Sessions take equally many numbers each, in order: the
             same sessions get the same masks in batches of any size.
     """
     draws = torch.rand(tracks.shape[0], tracks.shape[1] + 1, 3, dtype=torch.float64, generator=generator)
-    other = N_SPECIAL + (draws[:, :-1, 2] * (n_ids - N_SPECIAL)).long().to(tracks.device)  # (B, M), any track
-    draws = draws.to(tracks.device, torch.float32)
+    other = N_SPECIAL + (draws[:, :-1, 2] * (n_ids - N_SPECIAL)).long()  # (B, M), any track
+    draws = draws.float()
     only_last = draws[:, -1:, 0] < config.last_item  # (B, 1)
     known = tracks >= N_SPECIAL
     chance = draws[:, :-1, 0].masked_fill(~known, torch.inf)
@@ -121,15 +121,15 @@ def predict_masked(
     rank = np.full(shape, np.inf, np.float32)
     done, mine = [], distributed.mine()
     for batch in progress(loader):
-        sessions = whole_sessions(batch).to(device)
+        sessions = whole_sessions(batch)
         labels = mask_tracks(sessions, len(model.head.bias), masking, generator=generator).labels
         rows, sessions, labels = batch.rows[mine].numpy(), sessions[mine], labels[mine]
         if len(rows) == 0:
             continue
         done.append(rows)
-        hidden = sessions.where(labels == PAD, MASK)
-        log_p, ranks = judge(model, model(hidden), labels)
-        tracks[rows], log_probability[rows] = labels.cpu().numpy(), log_p.cpu().numpy()
+        hidden = to_device(sessions.where(labels == PAD, MASK), device)
+        log_p, ranks = judge(model, model(hidden), to_device(labels, device))
+        tracks[rows], log_probability[rows] = labels.numpy(), log_p.cpu().numpy()
         rank[rows] = ranks.cpu().numpy()
     distributed.put_together(tracks, log_probability, rank, rows=done)
     return MaskedPredictions(tracks, log_probability, rank)

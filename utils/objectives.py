@@ -39,9 +39,10 @@ some hundred ones a sum of bfloat16 numbers stands still."""
 ROWS = 256
 """The targets of a batch are filled up to a multiple of this. Each new size of a matrix product in bfloat16 is compiled
 and kept: with any number of targets, memory grew by 10 MB a step on the CPU."""
-_ROWS_AT_ONCE = {"cpu": 128, "cuda": 16384, "mps": 16384}
-"""Targets whose scores of negatives are held at once. On a CPU they stay in its cache (a divisor of ROWS); elsewhere
-few large pieces are quicker."""
+_ROWS_IN_CACHE = 128
+"""Targets whose scores of negatives are held at once on a CPU; a divisor of ROWS."""
+_ROWS_ELSEWHERE = 16384
+"""The same on other devices, where few large pieces are quicker."""
 IGNORED = -100
 
 
@@ -243,7 +244,7 @@ class _SoftmaxAgainst(torch.autograd.Function):
         with torch.autocast(states.device.type, enabled=False):
             weight, losses, shares = vectors.to(states.dtype), [], []
             probability = states.new_empty(len(states), len(others))
-            at_once = _ROWS_AT_ONCE.get(states.device.type, len(states))
+            at_once = _ROWS_IN_CACHE if states.device.type == "cpu" else _ROWS_ELSEWHERE
             rows = (tensor.split(at_once) for tensor in (states, own[:, None], targets[:, None], probability))
             for x, score, target, out in zip(*rows, strict=True):
                 scores = (x @ weight.T).float().add_(offset)  # (rows, k)
@@ -334,7 +335,7 @@ def hidden_targets_loss(model: SlotModel, batch: SessionBatch, loss: TrackLoss) 
     """Loss in nats of the targets that are hidden, newly drawn for each batch: (sum, number of them)."""
     device, targets = device_of(model.head), batch.target_tracks
     slots = hide_targets(targets)
-    states = model(batch.inputs(device)[0], to_device(slots, device))  # (B, T, D)
+    states = model(batch.history.to(device), to_device(slots, device))  # (B, T, D)
     return loss_inside(states, targets.where(slots == MASK, PAD), model.head, loss)
 
 

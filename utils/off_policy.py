@@ -304,7 +304,7 @@ def policy_scores(
         if not inside.any():
             continue
         mine = mine[mine >= 0]
-        history = select(batch.inputs(device)[0], inside.to(device))
+        history = select(batch.history.to(device), inside.to(device))
         candidates = torch.from_numpy(choices.candidates[mine]).to(device)
         if task == "skip":
             of_each = [-model(history, tracks[:, None])[:, 0] for tracks in candidates.unbind(1)]
