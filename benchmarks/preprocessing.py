@@ -4,14 +4,15 @@
     python -m benchmarks.preprocessing --quick true
     python -m benchmarks.preprocessing --sessions 20000 --rounds 1
 
-Three million simulated rows in ten files. Then peak memory with 10 and with 60 files of the same size.
+Three million simulated rows in ten files. Then twelve million, too many for pandas: fixed costs, such as the features,
+count less. Then peak memory with 10 and with 60 files of the same size.
 """
 
 from __future__ import annotations
 
 import io
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,19 +40,23 @@ class Config:
     """Tracks of the simulated catalogue."""
     rounds: int = 0
     """Rounds that are timed; 0: five, or two if quick."""
+    large_sessions: int = 0
+    """Sessions in ten files that pandas is spared; 0: 724,000 (2 GB), or if quick no such measurement."""
     memory_sessions: int = 0
     """Sessions in each of the sixty files of the memory measurement; 0: 18,100 (3 GB in all), or if quick no such
     measurement."""
     quick: bool = False
-    """A tenth of the sessions, two rounds, without the memory measurement."""
+    """A tenth of the sessions, two rounds, without the larger files and the memory measurement."""
     work: Path | None = None
     """Folder for the simulated files, kept and used again; a temporary one if not given."""
     out: Path | None = None
     """File for the rows. Without it benchmarks/latest.json, if sizes are the defaults."""
 
     def __post_init__(self) -> None:
-        fill_in(self, sessions=(181_000, 18_100), rounds=(5, 2), memory_sessions=(18_100, 0))
-        check_at_least(self, "benchmark", sessions=1, tracks=1, rounds=1, memory_sessions=0)
+        fill_in(
+            self, sessions=(181_000, 18_100), rounds=(5, 2), large_sessions=(724_000, 0), memory_sessions=(18_100, 0)
+        )
+        check_at_least(self, "benchmark", sessions=1, tracks=1, rounds=1, large_sessions=0, memory_sessions=0)
 
 
 # ---------------------------------------------------------------------------------------------------- contenders
@@ -165,35 +170,34 @@ def check(work: Path, tracks: int) -> None:
 # --------------------------------------------------------------------------------------------------- measurement
 
 
-def simulate(work: Path, *, sessions: int, tracks: int, days: int) -> Path:
-    """Raw logs of `days` days in a folder of `work` with a name of their own, unless they are there already."""
-    folder = work / f"raw_{sessions}_sessions_{tracks}_tracks_{days}_days"
+def simulate(work: Path, *, sessions: int, tracks: int, days: int, splits: int = 1) -> Path:
+    """Raw logs, `splits` for each of `days` days, in a folder of `work` named after the sizes; kept if it is there."""
+    folder = work / f"raw_{sessions}_sessions_{tracks}_tracks_{days}_days_{splits}_splits"
     if not folder.exists():
         from utils.synthetic import Config as SimulatorConfig
         from utils.synthetic import main as simulator
 
-        config = SimulatorConfig(out=str(folder), sessions=sessions, test_sessions=days, tracks=tracks, days=days)
+        config = SimulatorConfig(
+            out=str(folder), sessions=sessions, test_sessions=days, tracks=tracks, days=days, splits=splits
+        )
         with redirect_stdout(io.StringIO()):
             simulator(config)
     return folder
 
 
-def measure_speed(config: Config, work: Path) -> list[Row]:
-    """Rows of logs in a second."""
+def measure_speed(config: Config, work: Path, jobs: Mapping[str, Job], *, sessions: int) -> list[Row]:
+    """Rows of logs in a second for each job, all with the same logs; the first job is the reference."""
     from utils.importers import mssd
 
-    raw = simulate(work, sessions=config.sessions, tracks=config.tracks, days=FEW)
+    raw = simulate(work, sessions=sessions, tracks=config.tracks, days=FEW)
     n_rows = sum(sum(1 for _ in log.path.open("rb")) - 1 for log in mssd.find_logs(raw))
-    jobs: dict[str, Job] = {
-        "preprocess/reference": pandas_preprocess,
-        "preprocess/ours": preprocess,
-        "preprocess/parse": parse,
-    }
     contenders = [
-        Contender(name, setup, {"job": job, "raw": raw, "out": work / f"out_{job.__name__}", "rows": n_rows})
+        Contender(
+            f"preprocess/{name}", setup, {"job": job, "raw": raw, "out": work / f"out_{job.__name__}", "rows": n_rows}
+        )
         for name, job in jobs.items()
     ]
-    measured = measure(contenders, rounds=config.rounds, title="preprocessing")
+    measured = measure(contenders, rounds=config.rounds, title=f"preprocessing, {sessions:,} sessions")
     return rows_of(measured, "rows/s", quick=config.quick)
 
 
@@ -226,7 +230,11 @@ def measure_all(config: Config, folder: Path) -> list[Row]:
     work = config.work or folder
     work.mkdir(parents=True, exist_ok=True)
     check(work, config.tracks)
-    rows = measure_speed(config, work)
+    jobs = {"reference": pandas_preprocess, "ours": preprocess, "parse": parse}
+    rows = measure_speed(config, work, jobs, sessions=config.sessions)
+    if config.large_sessions:
+        jobs = {"large/parse": parse, "large/ours": preprocess}
+        rows += measure_speed(config, work, jobs, sessions=config.large_sessions)
     return rows + measure_memory(config, work) if config.memory_sessions else rows
 
 

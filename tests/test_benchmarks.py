@@ -404,7 +404,6 @@ def test_gpu_benchmark_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None
 def test_growth(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(growth, "MANY", TINY)
     monkeypatch.setattr(growth, "FEW_TRACKS", 1000)
-    monkeypatch.setattr(growth, "SCORED_SESSIONS", 500)
     picture, path = here / "growth.png", here / "rows.json"
     found = growth.main(growth.Config([400], [300, 600], rounds=1, steps=1, picture=picture, out=path))
     names = ["preprocess/sessions-400", "train/sessions-400", "score/sessions-400"]
@@ -513,9 +512,9 @@ def test_loading_in_processes_of_their_own(saved: Path) -> None:
 
 
 def test_preprocessing(here: Path) -> None:
-    config = preprocessing.Config(sessions=2000, tracks=1000, rounds=1, memory_sessions=20, out=here / "rows.json")
-    found = preprocessing.main(config)
-    names = ["reference", "ours", "parse", "memory/10-files", "memory/60-files"]
+    sizes = {"sessions": 2000, "tracks": 1000, "large_sessions": 3000, "memory_sessions": 20}
+    found = preprocessing.main(preprocessing.Config(**sizes, rounds=1, out=here / "rows.json"))
+    names = ["reference", "ours", "parse", "large/parse", "large/ours", "memory/10-files", "memory/60-files"]
     check_rows(found, [f"preprocess/{name}" for name in names], here / "rows.json")
 
 

@@ -207,6 +207,20 @@ def test_bootstrap_of_ratios_weights_sessions_by_their_size():
     assert np.isnan([mean[1], low[1], high[1]]).all()
 
 
+def test_bootstrap_of_groups_is_that_of_sessions(monkeypatch: pytest.MonkeyPatch):
+    """Sessions in order, the good ones first: groups of neighbours would give a far wider interval."""
+    monkeypatch.setattr(metrics, "BOOTSTRAP_GROUPS", 1500)
+    rng = np.random.default_rng(3)
+    denominators = rng.integers(1, 10, (20_001, 1)).astype(np.float64)  # the last group has one session more
+    numerators = np.sort(rng.random((20_001, 1)), axis=0) * denominators
+    mean, low, high = metrics.bootstrap_intervals(numerators, denominators, n_resamples=4000)
+    ratio = numerators.sum() / denominators.sum()
+    half_width = 1.96 * (numerators - ratio * denominators).std() / denominators.mean() / math.sqrt(20_001)
+    assert mean[0] == pytest.approx(ratio)
+    assert (mean - low)[0] == pytest.approx(half_width, rel=0.08)
+    assert (high - mean)[0] == pytest.approx(half_width, rel=0.08)
+
+
 def test_bootstrap_is_reproducible_and_narrows():
     values = np.random.default_rng(0).random((400, 1))
     ones = np.ones_like(values)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import ibis
+import ibis.expr.datatypes as dt
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -122,7 +123,8 @@ def build_vocabulary(plays: ibis.Table, *, min_count: int, catalogue: pa.Chunked
     Raises:
         UserError: no track has so many plays.
     """
-    counts = plays.group_by("track_id").agg(train_plays=plays.plays.sum().cast("int64"))
+    # dt.int64, not its name: the first name that Ibis reads costs a fifth of a second.
+    counts = plays.group_by("track_id").agg(train_plays=plays.plays.sum().cast(dt.int64))
     known = counts.filter(counts.train_plays >= min_count).order_by([ibis.desc("train_plays"), "track_id"]).to_pyarrow()
     if catalogue is not None:
         known = with_unplayed(known, catalogue)
