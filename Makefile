@@ -15,6 +15,9 @@ BASE_PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3
 PYTHON := .venv/bin/python
 STAMP := .venv/.installed
 DEMO_RAW := data/raw/demo/hidden_truth/world.json
+SIMULATED := bert_simulated_seq bert_simulated_skip recurrent_simulated_seq recurrent_simulated_skip blends_simulated \
+	ddpg_simulated_seq ddpg_simulated_skip losses_simulated rare_simulated
+COMMA := ,
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,15 +54,26 @@ demo: $(STAMP) data/demo/dataset.json  ## simulate, preprocess, train a small la
 	$(PYTHON) -m utils.oracle --raw data/raw/demo --data.folder data/demo
 	$(PYTHON) report.py --runs runs
 
-tables: $(STAMP) runs/simulated/.baselines runs/word2vec/sim/track_embeddings.safetensors  ## every simulated table of docs/results.md (many hours; goes on where it stopped)
-	$(PYTHON) sweep.py --jobs $(or $(N),2) --sweep '[sweeps/bert_simulated_seq.yml, sweeps/bert_simulated_skip.yml, \
-	sweeps/recurrent_simulated_seq.yml, sweeps/recurrent_simulated_skip.yml, sweeps/blends_simulated.yml, \
-	sweeps/ddpg_simulated_seq.yml, sweeps/ddpg_simulated_skip.yml]'
+tables: $(STAMP) runs/simulated/.baselines runs/word2vec/sim/track_embeddings.safetensors runs/rare/.oracle  ## every simulated table of docs/results.md (many hours; goes on where it stopped)
+	$(PYTHON) sweep.py --jobs $(or $(N),2) --sweep '[$(subst $() $(),$(COMMA),$(SIMULATED:%=sweeps/%.yml))]'
 
 runs/simulated/.baselines: | data/sim/dataset.json
 	$(PYTHON) train_baselines.py --data.folder data/sim --data.scored '[test]' --run.folder runs/simulated
 	$(PYTHON) -m utils.oracle --raw data/raw/sim --data.folder data/sim --data.scored '[test]' --run.folder runs/simulated
 	touch $@
+
+runs/rare/.oracle: | data/rare/dataset.json data/rare_unknown/dataset.json
+	$(PYTHON) -m utils.oracle --raw data/raw/rare --data.folder data/rare --task skip --data.scored '[test]' --run.folder runs/rare
+	touch $@
+
+data/rare/dataset.json: | data/raw/rare/hidden_truth/world.json
+	$(PYTHON) -m utils.datapreprocessing --raw data/raw/rare --out data/rare --valid_days 1 --test_days 3 --min_count 0
+
+data/rare_unknown/dataset.json: | data/raw/rare/hidden_truth/world.json
+	$(PYTHON) -m utils.datapreprocessing --raw data/raw/rare --out data/rare_unknown --valid_days 1 --test_days 3
+
+data/raw/rare/hidden_truth/world.json: | $(STAMP)
+	$(PYTHON) -m utils.synthetic --out data/raw/rare --sessions 40000 --test_sessions 100 --tracks 103000 --days 10
 
 runs/word2vec/sim/track_embeddings.safetensors: | data/sim/dataset.json
 	$(PYTHON) -m utils.word2vec --data.folder data/sim --d_model 128

@@ -32,12 +32,13 @@ from benchmarks.rounds import memory_mib
 from benchmarks.rows import Row, heading, save_rows, table
 from benchmarks.workload import Sizes
 from model import BertAugmentedSeqTransformer, LSTMForContinuation, LSTMForSkips, SeqTransformer
+from utils.batch import LossFn
 from utils.cli import UserError, check_at_least, cli
 from utils.dataloaders import SessionArrays
 from utils.masking import MaskingConfig, masked_loss
 from utils.objectives import LossConfig, seq_loss, skip_loss, track_loss
 from utils.run import pick_device
-from utils.training import READ_EVERY, LossFn, TrainConfig, choose_gradients, make_optimizers, update
+from utils.training import READ_EVERY, TrainConfig, choose_gradients, make_optimizers, update
 
 LATEST_GPU = Path(__file__).parent / "latest_gpu.json"
 EPOCH = 3_300_000

@@ -30,10 +30,11 @@ from benchmarks.rows import Row, publish
 from benchmarks.training import LR, learner_with, our_batches, updates
 from benchmarks.workload import Sizes
 from utils.allocator import reuse_memory
+from utils.batch import LossFn
 from utils.cli import check_at_least, cli
 from utils.dataloaders import SessionArrays
 from utils.objectives import next_track_loss, seq_loss, skip_loss
-from utils.training import LossFn, TrainConfig, make_optimizers
+from utils.training import TrainConfig, make_optimizers
 
 FEW_TRACKS = 103_000
 MANY = Sizes(tracks=3_700_000, d_model=64, d_ff=256)

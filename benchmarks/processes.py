@@ -40,12 +40,12 @@ from benchmarks.rows import Row, publish
 from benchmarks.training import LR, learner_with, our_batches, updates
 from benchmarks.workload import Sizes
 from utils import distributed
-from utils.batch import SessionBatch
+from utils.batch import LossFn, SessionBatch
 from utils.checkpoint import save_checkpoint
 from utils.cli import check_at_least, cli
 from utils.dataloaders import SessionArrays
 from utils.objectives import next_track_loss, seq_loss
-from utils.training import LossFn, TrainConfig, autocast, make_optimizers
+from utils.training import TrainConfig, autocast, make_optimizers
 
 N_PROCESSES = 2
 TABLE = Sizes(tracks=1_000_000, d_model=64)

@@ -30,11 +30,11 @@ from benchmarks.rounds import Contender, Step, gate, measure
 from benchmarks.rows import Row, publish
 from benchmarks.workload import Sizes
 from utils.allocator import reuse_memory
-from utils.batch import SessionBatch
+from utils.batch import LossFn, SessionBatch
 from utils.cli import check_at_least, cli
 from utils.dataloaders import SessionArrays
 from utils.objectives import LossConfig, seq_loss, skip_loss, track_loss
-from utils.training import LossFn, TrainConfig, make_optimizers, update
+from utils.training import TrainConfig, make_optimizers, update
 
 Precision = Literal["float32", "bfloat16"]
 LR = 1e-4

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import re
+import shlex
 import shutil
 import subprocess
 import tomllib
@@ -174,6 +175,16 @@ def test_make_lists_its_targets():
     listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for target in ("demo", "test", "lint", "format", "bench", "bench-quick", "clean"):
         assert f"make {target} " in listed
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_tables_runs_every_simulated_sweep_after_those_it_needs():
+    done = subprocess.run(["make", "--dry-run", "tables"], cwd=ROOT, capture_output=True, text=True, check=True)
+    (command,) = (line for line in done.stdout.splitlines() if " sweep.py " in line)
+    arguments = shlex.split(command)
+    paths = yaml.safe_load(arguments[arguments.index("--sweep") + 1])
+    assert sorted(paths) == sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("sweeps/*_simulated*.yml"))
+    assert paths.index("sweeps/recurrent_simulated_seq.yml") < paths.index("sweeps/blends_simulated.yml")
 
 
 def test_continuous_integration_runs_make_test():

@@ -9,7 +9,8 @@ Shape legend, for the whole project:
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +63,10 @@ class SessionBatch(NamedTuple):
     def take(self, rows: slice) -> SessionBatch:
         """Some of its rows."""
         return SessionBatch(History(*(tensor[rows] for tensor in self.history)), *(tensor[rows] for tensor in self[1:]))
+
+
+LossFn = Callable[[Any, SessionBatch], tuple[Tensor, int]]
+"""Model and batch, which is on the CPU, to the sum of the losses and their number."""
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from model.dropnet import DropNet
-from utils.batch import SessionBatch
+from utils.batch import LossFn, SessionBatch
 from utils.cli import UserError
 from utils.vocab import PAD, UNK
 
@@ -153,7 +153,7 @@ def from_all(value: T) -> list[T]:
 class LossOfBatch(nn.Module):
     """A loss as a module, whose call is all of a forward pass: what DistributedDataParallel wants to see."""
 
-    def __init__(self, model: nn.Module, loss_fn: Callable[[Any, SessionBatch], tuple[Tensor, int]]) -> None:
+    def __init__(self, model: nn.Module, loss_fn: LossFn) -> None:
         super().__init__()
         self.model = model
         self.loss_fn = loss_fn
@@ -162,9 +162,7 @@ class LossOfBatch(nn.Module):
         return self.loss_fn(self.model, batch)
 
 
-def averaging(
-    model: nn.Module, loss_fn: Callable[[Any, SessionBatch], tuple[Tensor, int]]
-) -> Callable[[Any, SessionBatch], tuple[Tensor, int]]:
+def averaging(model: nn.Module, loss_fn: LossFn) -> LossFn:
     """The loss of this process's share of a batch; gradients after a backward pass are means over the processes.
 
     All but the row-sparse ones, which are `average_sparse`'s: NCCL has no sums of sparse tensors.

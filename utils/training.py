@@ -26,7 +26,7 @@ from tqdm import tqdm
 from model.catalogue import bfloat16_is_fast
 from utils import distributed
 from utils.allocator import reuse_memory
-from utils.batch import SessionBatch, device_of
+from utils.batch import LossFn, SessionBatch, device_of
 from utils.checkpoint import load_weights, save_checkpoint
 from utils.cli import UserError, check_at_least
 from utils.dataloaders import SessionLoader
@@ -35,7 +35,6 @@ from utils.run import Run
 
 READ_EVERY = 10
 """Steps after which their losses are read from the device."""
-LossFn = Callable[[Any, SessionBatch], tuple[Tensor, int]]
 EvaluateFn = Callable[[Any], dict[str, float | None]]
 
 
