@@ -47,14 +47,14 @@ class Config:
     """auto, cpu, cuda, mps."""
 
     def __post_init__(self) -> None:
-        check_at_least(self, "policy", candidates=2)
+        check_at_least(self, "policy", candidates=2, seed=0)
 
 
 def main(config: Config) -> dict[str, Any]:
     """Print the values of the run's policy, of the shuffle and of the best policy, and return them."""
     folder = Path(config.run)
     result = read_json(folder / "result.json")
-    if result["kind"] != "model" or result["task"] not in ("skip", "seq"):
+    if not (folder / "best.pt").exists() or result["task"] not in ("skip", "seq"):
         raise UserError(f"{folder} is no run of a skip or seq model that keeps weights")
     script, device = importlib.import_module(f"train_{result['experiment']}"), pick_device(config.device)
     trained, dataset, model = rebuild(script, folder, device=device, data=config.data, needs_skips=True)

@@ -23,6 +23,7 @@ from jsonargparse.typing import PositiveInt
 import train_baselines
 from utils.blend import Blend, choose_weight, predict_blend
 from utils.cli import UserError, cli
+from utils.dataloaders import check_splits
 from utils.files import read_json
 from utils.run import Run, RunConfig, pick_device, rebuild
 from utils.schema import SPLITS
@@ -52,6 +53,7 @@ class Config:
     def __post_init__(self) -> None:
         if not self.weights or not all(0 <= weight <= 1 for weight in self.weights):
             raise UserError(f"weights is {self.weights}; it must be a list of numbers from 0 to 1, such as [0.5]")
+        check_splits("scored", self.scored)
 
 
 def main(config: Config) -> dict[str, Any]:

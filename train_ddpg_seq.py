@@ -21,11 +21,11 @@ from model import DDPGForContinuation
 from model.decoding import select
 from utils import agent as agents
 from utils.cli import cli
-from utils.dataloaders import DataConfig, Dataset
+from utils.dataloaders import DataConfig, Dataset, training_loader
 from utils.environment import EnvironmentConfig, LoggedSessions
 from utils.evaluation import SEQ_METRICS, direction
 from utils.replay import PrioritisedReplay, Transition
-from utils.run import Run, RunConfig, each_seed, pick_device, seed_everything
+from utils.run import Run, RunConfig, each_seed, last_scored, pick_device, seed_everything
 from utils.scoring import DecodingConfig, score, seq_predictor, validate
 from utils.track_vectors import load_table
 
@@ -69,7 +69,7 @@ def main(config: Config) -> dict[str, Any]:
         agents.calibrate_ranks(model, calibration)
         return validate(predict, dataset, config.data)
 
-    loader = agents.episode_loader(dataset, config.data, config.train, seed=config.run.seed)
+    loader = training_loader(dataset, config.data, batch_size=config.train.sessions, seed=config.run.seed)
     better, run = direction(config.monitor, SEQ_METRICS), Run("ddpg_seq", config, dataset)
     training = agents.Training(
         model, learner, replay, loader, run=run, evaluate_fn=evaluate_fn, monitor=config.monitor, direction=better
@@ -91,8 +91,9 @@ def main(config: Config) -> dict[str, Any]:
                 replay.update(places, delta)
                 training.learn(loss)
     scores = score(predict, dataset, config.data, folder=run.folder)
-    sampled = agents.sampled_ranking(model, dataset, config.data, config.data.scored[-1])
-    tqdm.write(f"among 99 random tracks (flatters every model): hr@1 {sampled['hr@1']:.3f}, mrr {sampled['mrr']:.3f}")
+    sampled = agents.sampled_ranking(model, dataset, config.data, last_scored(scores))
+    shown = f"{sampled['split']} hr@1 {sampled['hr@1']:.3f}, mrr {sampled['mrr']:.3f}"
+    tqdm.write(f"among 99 random tracks (flatters every model): {shown}")
     return run.finish(task="seq", scores=scores, one_of_hundred=sampled, **training.details())
 
 

@@ -20,7 +20,7 @@ from model import DDPGForSkips
 from model.decoding import select
 from utils import agent as agents
 from utils.cli import cli
-from utils.dataloaders import DataConfig, Dataset
+from utils.dataloaders import DataConfig, Dataset, training_loader
 from utils.environment import EnvironmentConfig, LoggedSessions
 from utils.replay import PrioritisedReplay, Transition
 from utils.run import Run, RunConfig, each_seed, pick_device, seed_everything
@@ -62,13 +62,13 @@ def main(config: Config) -> dict[str, Any]:
     environment = LoggedSessions(dataset.n_ids, "skip", config.environment)
     replay = PrioritisedReplay(config.train.capacity, alpha=config.train.alpha)
     learner = agents.Learner(mu, config.train)
-    calibration = agents.calibration_loader(dataset, config.data)
+    calibration = agents.calibration_loader(dataset, config.data, labels=True)
 
     def evaluate_fn() -> dict[str, float | None]:
         agents.calibrate_skips(model, calibration)
         return validate(skip_predictor(model, device), dataset, config.data)
 
-    loader = agents.episode_loader(dataset, config.data, config.train, seed=config.run.seed)
+    loader = training_loader(dataset, config.data, batch_size=config.train.sessions, seed=config.run.seed)
     run = Run("ddpg_skip", config, dataset)
     training = agents.Training(model, learner, replay, loader, run=run, evaluate_fn=evaluate_fn, monitor="maa")
     for batch in training.episodes():

@@ -2,7 +2,10 @@
 
 The state is what a shared encoder makes of the session so far, the action a vector in the space of the items; executed
 is the candidate with the largest dot product. Two small models show the agent to the evaluation of both tasks: one
-scores the known tracks of the second half, the other ranks the whole catalogue. Deviations from the seed, numbered:
+scores the known tracks of the second half, the other ranks the whole catalogue.
+
+Zhao et al. recommend a list of tracks in each step. A logged session plays one track after another, so here, as in the
+seed, a step's list is one track, and the tracks of all steps are the session's. Deviations from the seed, numbered:
     1  no table of users, who are sessions and never come back: the state is encoded from the session's own history
     2  transitions are (s, a, r, s', done), and what comes after the end is worth nothing (the seed stores the reward as
        done)

@@ -465,9 +465,12 @@ def test_calibration_finds_slope_and_intercept():
     assert model.intercept[:3].tolist() == pytest.approx([0.5] * 3, abs=0.1)
 
 
-def test_scale_is_the_most_probable_one(dataset_folder):
+@pytest.mark.parametrize("length", [1, 100])
+def test_scale_is_the_most_probable_one(length, dataset_folder):
     dataset = Dataset.open(dataset_folder)
-    model = DDPGForContinuation(ActorCritic(dataset.n_ids, dataset.features, **SIZES))
+    model = DDPGForContinuation(ActorCritic(dataset.n_ids, dataset.features, **SIZES | {"normalise": length == 1}))
+    with torch.no_grad():
+        model.agent.encoder.tracks.table.weight.mul_(length)
     loader = SessionLoader(dataset.train, batch_size=64)
     (batch,) = loader
     # An action that is near the next track: neither any scale nor the largest is best.
@@ -476,7 +479,7 @@ def test_scale_is_the_most_probable_one(dataset_folder):
     states = (model(batch.history, model.start(batch.history)) / model.scale).detach()
     total = {scale: float(judge(model, states * scale, batch.target_tracks[:, :1])[0].sum()) for scale in agents.SCALES}
     assert float(model.scale) == pytest.approx(max(total, key=total.get))
-    assert 1 < float(model.scale) < 512
+    assert 1 < float(model.scale) * length**2 < 512
 
 
 def test_sampled_ranking(dataset_folder):

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from conftest import N_IDS, make_dataset
@@ -63,7 +64,8 @@ def test_a_run_leaves_exactly_this(task, dataset_folder, tmp_path, capsys):
         assert "one_of_hundred" not in content
     else:
         assert content["scores"]["valid"]["metrics"]["mrr@20"]["mean"] == pytest.approx(content["best_value"])
-        assert set(content["one_of_hundred"]) == {"hr@1", "hr@10", "mrr", "n_sessions"}
+        assert set(content["one_of_hundred"]) == {"split", "hr@1", "hr@10", "mrr", "n_sessions"}
+        assert content["one_of_hundred"]["split"] == "test"
         assert "flatters every model" in capsys.readouterr().out
     best = torch.load(folder / "best.pt", weights_only=True)["model"]
     weights = {name: value for name, value in best.items() if name.startswith("agent.") and "features" not in name}
@@ -203,12 +205,42 @@ def test_evaluate_scores_a_run_again(dataset_folder, tmp_path):
         (["--data.folder", "nowhere"], "error: nowhere is no dataset folder"),
         (["--train.device", "toaster"], "error: device 'toaster' cannot be used here"),
         (["--run.resume", "nowhere"], "error: nowhere has no last.pt to resume from"),
+        (["--run.seed", "-1"], "run.seed is -1"),
+        (["--train.actor_lr", ".nan"], "train.actor_lr is nan"),
     ],
 )
 def test_bad_input(task, more, named, dataset_folder, tmp_path, capsys):
     script = SCRIPTS[task]
     assert named in refused(each_seed(script.main), script.Config, options(dataset_folder, tmp_path, *more), capsys)
     assert not (tmp_path / "runs").exists(), "nothing is left behind"
+
+
+@pytest.mark.parametrize("task", SCRIPTS)
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        (["--train.lr", "1e30", "--train.clip", "0"], "the critic's loss became"),
+        (["--train.batch_size", "5000"], "nothing was learnt: 996 transitions are fewer than train.batch_size 5000"),
+    ],
+)
+def test_training_that_comes_to_nothing(task, more, named, dataset_folder, tmp_path, capsys):
+    arguments = options(dataset_folder, tmp_path, *more, "--train.epochs", "2")
+    assert named in refused(SCRIPTS[task].main, SCRIPTS[task].Config, arguments, capsys)
+
+
+def test_sessions_too_short_to_be_scored_are_found_before_training(dataset_folder, tmp_path, capsys):
+    arguments = options(dataset_folder, tmp_path, "--data.min_length", "100")
+    for script in SCRIPTS.values():
+        assert "has no session of at least 100 plays" in refused(script.main, script.Config, arguments, capsys)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("skips", [1, 4, 255])
+def test_skips_of_one_kind_teach_nothing(skips, tmp_path, capsys):
+    folder = make_dataset(tmp_path / "data", n_sessions=32)
+    np.save(folder / "train" / "skips.npy", np.full_like(np.load(folder / "train" / "skips.npy"), skips))
+    said = refused(train_ddpg_skip.main, train_ddpg_skip.Config, options(folder, tmp_path), capsys)
+    assert "has no skipped tracks, or no others" in said
 
 
 def test_a_monitor_that_is_none(dataset_folder, tmp_path, capsys):
@@ -265,3 +297,6 @@ def test_a_policy_needs_its_own_simulation(simulated, dataset_folder, tmp_path, 
     ):
         arguments = ["--run", str(run), "--raw", str(folder)]
         assert named in refused(evaluate_policy.main, evaluate_policy.Config, arguments, capsys)
+    (run / "best.pt").unlink()  # as in a blend
+    said = refused(evaluate_policy.main, evaluate_policy.Config, ["--run", str(run), "--raw", str(raw)], capsys)
+    assert "is no run of a skip or seq model that keeps weights" in said

@@ -5,6 +5,7 @@ import torch
 from conftest import N_IDS, random_batch
 
 from model.ddpg import LISTENED, SKIPPED, UNKNOWN
+from utils.cli import UserError
 from utils.environment import EnvironmentConfig, LoggedSessions
 from utils.vocab import N_SPECIAL, PAD, UNK
 
@@ -146,6 +147,23 @@ def test_position_matched_rewards():
     assert done.tolist() == [False, True]
     assert 9 in world.candidates[0].tolist()
     assert not {7, 8} & set(world.candidates[0].tolist())
+
+
+def test_position_matched_takes_either_copy_of_a_track():
+    torch.manual_seed(0)
+    world = environment("seq", n_ids=10_000, position_matched=True)
+    world.reset(batch_of([[7, 8, 7]] * 200, [[0, 0, 0]] * 200))
+    reward, _ = world.step(choose(world, *[7] * 200))
+    assert reward.tolist() == [1] * 200
+    assert ((world.candidates == 7).sum(1) == 1).all()
+    assert world.step(choose(world, *[7] * 200))[0].tolist() == [0] * 200, "8 is played now"
+    assert world.step(choose(world, *[7] * 200))[0].tolist() == [1] * 200
+
+
+def test_options_of_the_other_task_are_refused():
+    for task, option in (("seq", {"skip_reward": -7.0}), ("skip", {"position_matched": True})):
+        with pytest.raises(UserError, match=f"environment.{next(iter(option))} has no meaning for {task}"):
+            environment(task, **option)
 
 
 def test_labels_are_seen_as_rewards_only():

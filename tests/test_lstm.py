@@ -206,8 +206,9 @@ def test_loss_of_skips_by_hand():
 @BOTH
 @pytest.mark.parametrize("skip_encoding", ["none", "token", "embedding"])
 @pytest.mark.parametrize("use_log", [False, True])
-def test_inputs(make, output, skip_encoding, use_log):
-    model, batch = make(skip_encoding=skip_encoding, use_log=use_log), random_batch(seed=1)
+@pytest.mark.parametrize("training", [False, True])
+def test_inputs(make, output, skip_encoding, use_log, training):
+    model, batch = make(skip_encoding=skip_encoding, use_log=use_log, dropout=0.0).train(training), random_batch(seed=1)
     before = output(model, batch)
     for name, changed in perturbations(batch).items():
         shown = name in ("tracks", "order") or (use_log if name in schema.LOG_COLUMNS else skip_encoding != "none")

@@ -40,8 +40,8 @@ from utils.vocab import N_SPECIAL
 
 N_CALIBRATION = 5000
 """Training sessions, evenly spaced, on which scores are turned into probabilities."""
-SCALES = tuple(2 ** (i / 2) for i in range(19))
-"""Factors of dot products that are compared: 1 to 512."""
+SCALES = tuple(2 ** (i / 2) for i in range(-40, 19))
+"""Factors of dot products that are compared: a millionth, for vectors of any length, to 512."""
 N_SAMPLED = 99
 """Negatives of the sampled ranking that the seed reported."""
 
@@ -151,7 +151,7 @@ class DDPGConfig:
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"train.{name} is {getattr(self, name)}; it must be from 0 to 1")
         for name in ("lr", "actor_lr"):
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:
                 raise UserError(f"train.{name} is {getattr(self, name)}; it must be positive")
         if self.capacity < max(self.sessions, self.batch_size):
             raise UserError(
@@ -293,7 +293,11 @@ class Training:
         return self.loader.epoch * len(self.loader) + max(self.loader.next_batch - 1, 0)
 
     def episodes(self) -> Iterator[SessionBatch]:
-        """Training sessions, an episode at a time; validates between them, and ends with the best weights."""
+        """Training sessions, an episode at a time; validates between them, and ends with the best weights.
+
+        Raises:
+            UserError: the critic's loss is not finite any more, or there was no update.
+        """
         device = device_of(self.model)
         now, limit = clock(self.config.clock), self.config.max_seconds
         loader, progress = self.loader, self.progress
@@ -316,6 +320,11 @@ class Training:
                 started = now()
             else:
                 stopped = self._validate() or stopped
+        if self.config.updates and not self.learner.updates:
+            raise UserError(
+                f"nothing was learnt: {len(self.replay)} transitions are fewer than train.batch_size "
+                f"{self.config.batch_size}; lower it, or play more sessions"
+            )
         load_weights(self.model, self.run.folder / "best.pt", vocabulary_hash=self.run.dataset.vocabulary_hash)
 
     def count(self, reward: Tensor, active: Tensor) -> None:
@@ -340,12 +349,12 @@ class Training:
     def _validate(self) -> bool:
         """Evaluate, keep the best weights, save the state; true if training should stop."""
         progress, run = self.progress, self.run
+        loss = progress.loss_sum / max(progress.loss_count, 1)
+        if not np.isfinite(loss):  # before such weights are evaluated
+            raise UserError(f"the critic's loss became {loss}; lower --train.lr, or clip with --train.clip 1.0")
         values = self.evaluate_fn()
         value = monitored(values, self.monitor)
         reward = self.reward / max(self.n_rewards, 1)
-        loss = progress.loss_sum / max(progress.loss_count, 1)
-        if not np.isfinite(loss):
-            raise UserError(f"the critic's loss became {loss}; lower --train.lr, or clip with --train.clip 1.0")
         run.log(progress.step, self.loader.epoch, "train", {"reward": reward, "critic_loss": loss})
         run.log(progress.step, self.loader.epoch, "valid", values)
         self.reward, self.n_rewards, progress.loss_sum, progress.loss_count = 0.0, 0, 0.0, 0
@@ -384,22 +393,16 @@ def _to(tensors: Any, device: torch.device) -> Any:
     return type(tensors)(*(_to(part, device) for part in tensors))
 
 
-def episode_loader(dataset: Dataset, data: DataConfig, config: DDPGConfig, *, seed: int) -> SessionLoader:
-    """Shuffled training sessions, cut as `data` says, an episode a batch."""
-    return SessionLoader(
-        dataset.train,
-        batch_size=config.sessions,
-        cut=data.train_cut,
-        history_size=data.history_size,
-        target_size=data.target_size,
-        shuffle=True,
-        seed=seed,
-    )
+def calibration_loader(dataset: Dataset, data: DataConfig, *, labels: bool = False) -> SessionLoader:
+    """Training sessions on which scores are turned into probabilities, cut at half as where they are scored.
 
+    Args:
+        labels: whether they have to tell skips.
 
-def calibration_loader(dataset: Dataset, data: DataConfig) -> SessionLoader:
-    """Training sessions on which scores are turned into probabilities, cut at half as where they are scored."""
-    return SessionLoader(
+    Raises:
+        UserError: of tracks that are skipped, or of tracks that are not, they have none.
+    """
+    loader = SessionLoader(
         dataset.train,
         batch_size=256,
         history_size=data.history_size,
@@ -407,6 +410,9 @@ def calibration_loader(dataset: Dataset, data: DataConfig) -> SessionLoader:
         min_length=data.min_length,
         max_sessions=N_CALIBRATION,
     )
+    if labels and not {0, 1} <= set(np.unique(loader.targets().skips).tolist()):
+        raise UserError(f"{dataset.folder / 'train'} has no skipped tracks, or no others; there is nothing to learn")
+    return loader
 
 
 @torch.no_grad()
@@ -433,30 +439,43 @@ def calibrate_skips(model: DDPGForSkips, loader: SessionLoader) -> None:
 
 @torch.no_grad()
 def calibrate_ranks(model: DDPGForContinuation, loader: SessionLoader) -> None:
-    """Choose the factor of the dot products under which the first targets of a loader are most probable."""
+    """Choose the factor of the dot products under which the first targets of a loader are most probable.
+
+    The log-probability is concave in the factor, so the better of two neighbours tells on which side the best one is.
+    """
     device = model.scale.device
     model.eval()
     model.scale.fill_(1.0)
-    total = np.zeros(len(SCALES))
+    known = []
     for batch in loader:
         history, targets = batch.inputs(device)
-        states = model(history, model.start(history))  # (B, 1, D)
-        for i, scale in enumerate(SCALES):
-            total[i] += float(judge(model, states * scale, targets[:, :1])[0].sum())
-    model.scale.fill_(SCALES[int(total.argmax())])
+        known.append((model(history, model.start(history)), targets[:, :1]))  # (B, 1, D) and (B, 1)
+
+    def log_probability(scale: float) -> float:
+        return sum(float(judge(model, states * scale, targets)[0].sum()) for states, targets in known)
+
+    low, high = 0, len(SCALES) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if log_probability(SCALES[middle]) < log_probability(SCALES[middle + 1]):
+            low = middle + 1
+        else:
+            high = middle
+    model.scale.fill_(SCALES[low])
 
 
 @torch.no_grad()
 def sampled_ranking(
     model: DDPGForContinuation, dataset: Dataset, data: DataConfig, split: str, *, seed: int = 0
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """The first target of each session among 99 uniformly drawn other tracks, as the seed reported it.
 
     Warning: such numbers are not those of the full catalogue and need not even order models alike (Krichene and Rendle
     2020, "On sampled metrics for item recommendation"). Most random tracks are easy to tell from any session's own.
 
     Returns:
-        `hr@1`, `hr@10`, `mrr` over sessions whose first target is a known track, ties counting half; `n_sessions`.
+        `split`; `hr@1`, `hr@10`, `mrr` over sessions whose first target is a known track, ties counting half;
+        `n_sessions`.
     """
     model.eval()
     device, generator = model.scale.device, torch.Generator().manual_seed(seed)
@@ -472,4 +491,4 @@ def sampled_ranking(
         ranks.append((others > own).sum(1) + 0.5 * (others == own).sum(1))
     rank = torch.cat(ranks).cpu().numpy()
     hits = {f"hr@{k}": float(metrics.hit_rate(rank, k).mean()) for k in (1, 10)}
-    return hits | {"mrr": float((1 / (rank + 1)).mean()), "n_sessions": len(rank)}
+    return {"split": split, **hits, "mrr": float((1 / (rank + 1)).mean()), "n_sessions": len(rank)}

@@ -6,7 +6,7 @@ The folder's layout is in docs/architecture.md; `utils/datapreprocessing.py` wri
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -52,8 +52,16 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_at_least(self, "data", history_size=1, target_size=1, min_length=2, valid_sessions=0)
-        if not self.scored or set(self.scored) - set(SPLITS):
-            raise UserError(f"data.scored is {self.scored}; it must be some of {', '.join(SPLITS)}")
+        check_splits("data.scored", self.scored)
+
+
+def check_splits(option: str, names: Sequence[str]) -> None:
+    """
+    Raises:
+        UserError: names the option, whose value is not some of the splits.
+    """
+    if not names or set(names) - set(SPLITS):
+        raise UserError(f"{option} is {list(names)}; it must be some of {', '.join(SPLITS)}")
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 An episode is the second half of a session. At each step the agent sees the session so far and a set of candidates: the
 session's own next tracks and, for each of them, some random tracks of the catalogue (negatives), in no order that would
-tell them apart. It executes one of them, which then is no candidate any more; so many usable targets a session has, so
-many steps.
+tell them apart. It executes one of them, which then is no candidate any more (position_matched: the track that was
+played at this step is none any more, whatever is executed); so many usable targets a session has, so many steps.
 
     task      reward of an own track                        what the session so far gains
     skip      +1 listened, -1 skipped (skip_2)              the executed own track, and whether it was skipped
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from model.ddpg import LISTENED, SKIPPED, UNKNOWN, played
 from utils.batch import SessionBatch
-from utils.cli import check_at_least
+from utils.cli import UserError, check_at_least
 from utils.vocab import N_SPECIAL, PAD
 
 
@@ -52,11 +52,17 @@ class LoggedSessions:
         task: which reward.
         config: see `EnvironmentConfig`.
 
+    Raises:
+        UserError: an option of the other task is set.
+
     After `reset`, `history` is the session so far and `candidates` int64 (B, C) the tracks that may be executed, PAD
     where there is none.
     """
 
     def __init__(self, n_ids: int, task: Literal["skip", "seq"], config: EnvironmentConfig) -> None:
+        for name, of in (("skip_reward", "skip"), ("position_matched", "seq")):
+            if task != of and getattr(config, name) != getattr(EnvironmentConfig(), name):
+                raise UserError(f"environment.{name} has no meaning for {task}; leave it out")
         self.n_ids = n_ids
         self.task = task
         self.config = config
@@ -111,15 +117,14 @@ class LoggedSessions:
         if (active & (item == PAD)).any():
             raise ValueError("a place was chosen at which there is no candidate")
         step_of, gain = self._step_of.gather(1, place)[:, 0], self._gain.gather(1, place)[:, 0]
-        if self.walks:
-            gain = (step_of == self._step).to(gain.dtype)
-            place = (self._step_of == self._step).byte().argmax(1, keepdim=True)  # the log goes on, whatever is chosen
-            heard, gone = active, place
-        else:
-            heard, gone = active & (step_of >= 0), place
+        heard = active & (step_of >= 0)
+        if self.walks:  # the log goes on, whatever is chosen
+            place = (self._step_of == self._step).byte().argmax(1, keepdim=True)
+            gain = (item == self.candidates.gather(1, place)[:, 0]).to(gain.dtype)  # a track may be there twice
+            heard = active
         tracks, skips = (values.gather(1, place)[:, 0] for values in (self.candidates, self._skips))
         self.history = played(self.history, tracks, skips, heard)
-        removed = torch.zeros_like(self.candidates, dtype=torch.bool).scatter(1, gone, active[:, None])
+        removed = torch.zeros_like(self.candidates, dtype=torch.bool).scatter(1, place, active[:, None])
         self.candidates = self.candidates.masked_fill(removed, PAD)
         self.left = self.left - active.long()
         self._step += 1

@@ -14,7 +14,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from utils import distributed
 from utils.checkpoint import load_weights
-from utils.cli import UserError, parse_config
+from utils.cli import UserError, check_at_least, parse_config
 from utils.dataloaders import Dataset
 from utils.files import atomic_file, write_json
 from utils.schema import SPLITS
@@ -48,6 +48,9 @@ class RunConfig:
     """Name of the run's own folder; the time if empty."""
     resume: str | None = None
     """Folder of an interrupted run to go on in; give its config.yml as --config."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, "run", seed=0, seeds=1)
 
 
 class HasRun(Protocol):
@@ -333,9 +336,14 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def last_scored(scores: Mapping[str, Any]) -> str:
+    """Test if it was scored, else validation, else training."""
+    return [name for name in SPLITS if name in scores][-1]
+
+
 def headline(result: dict[str, Any]) -> str:
     """The first metrics of a result on the last split that was scored, with intervals, where they are defined."""
-    split = [name for name in SPLITS if name in result["scores"]][-1]
+    split = last_scored(result["scores"])
     shown = [
         f"{name} {value['mean']:.4f} [{value['low']:.4f}, {value['high']:.4f}]"
         for name, value in list(result["scores"][split]["metrics"].items())[:2]

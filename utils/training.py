@@ -76,7 +76,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_at_least(self, "train", epochs=1, batch_size=1, weight_decay=0, clip=0, warmup_steps=0)
         check_at_least(self, "train", evaluate_every=0, patience=0, max_seconds=0)
-        if self.lr <= 0:
+        if not self.lr > 0:
             raise UserError(f"train.lr is {self.lr}; it must be positive")
 
 
