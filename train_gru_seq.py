@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from model import NextTrackGRU
-from utils.cli import blame, check_at_least, cli
+from utils.cli import UserError, blame, check_at_least, cli
 from utils.dataloaders import DataConfig, Dataset, training_loader
 from utils.evaluation import SEQ_METRICS, direction
 from utils.objectives import LossConfig, next_track_loss, track_loss
@@ -65,6 +65,8 @@ def build(config: Config, dataset: Dataset) -> NextTrackGRU:
 
 def main(config: Config) -> dict[str, Any]:
     """Train, choose the best weights by one validation metric, score once on test; returns result.json's content."""
+    if config.train.compiled:
+        raise UserError("train.compiled has no meaning for this model: there is nothing around its GRU to compile")
     dataset = Dataset.open(config.data.folder)
     device = pick_device(config.train.device)
     seed_everything(config.run.seed)

@@ -31,12 +31,21 @@ from benchmarks.options import settings
 from benchmarks.rounds import memory_mib
 from benchmarks.rows import Row, heading, save_rows, table
 from benchmarks.workload import Sizes
-from model import BertAugmentedSeqTransformer, LSTMForContinuation, LSTMForSkips, SeqTransformer
+from model import (
+    BertAugmentedSeqTransformer,
+    BertAugmentedSkipTransformer,
+    BertForContinuation,
+    BertForSkips,
+    LSTMForContinuation,
+    LSTMForSkips,
+    SeqTransformer,
+    SkipTransformer,
+)
 from utils.batch import LossFn
 from utils.cli import UserError, check_at_least, cli
 from utils.dataloaders import SessionArrays
 from utils.masking import MaskingConfig, masked_loss
-from utils.objectives import LossConfig, seq_loss, skip_loss, track_loss
+from utils.objectives import LossConfig, hidden_targets_loss, labelled_skip_loss, seq_loss, skip_loss, track_loss
 from utils.run import pick_device
 from utils.training import READ_EVERY, TrainConfig, choose_gradients, make_optimizers, update
 
@@ -62,11 +71,11 @@ class Config:
     sessions: int = 200_000
     """Simulated sessions."""
     compiled: bool = False
-    """Measure each model compiled by torch.compile as well; compiling takes a minute each."""
+    """Measure each model but the next-track GRU, which cuDNN runs, compiled as well; compiling takes a minute each."""
     matmul_size: int = MATMUL
     """Rows and columns of the matrices whose product is the ceiling."""
     out: Path | None = None
-    """File for the rows. Without it benchmarks/latest_gpu.json, unless the device is the CPU."""
+    """File for the rows. Without it benchmarks/latest_gpu.json, if sizes are the defaults and it is a GPU."""
 
     def __post_init__(self) -> None:
         check_at_least(self, "benchmark", seconds=0.01, sessions=1, matmul_size=1)
@@ -77,16 +86,14 @@ class Config:
 
 def full_seq_transformer(arrays: SessionArrays, sizes: Sizes) -> tuple[nn.Module, LossFn]:
     """With the softmax over all tracks."""
-    loss = track_loss(LossConfig("full"), workload.train_plays(arrays, sizes))
+    loss = track_loss(LossConfig("full"), workload.train_plays(arrays))
     return workload.seq_transformer(sizes, tie_weights=True), partial(seq_loss, loss=loss)
 
 
 def bert(arrays: SessionArrays, sizes: Sizes) -> tuple[nn.Module, LossFn]:
     """Pre-training."""
     masking = MaskingConfig()
-    return workload.bert(sizes, sparse=True), partial(
-        masked_loss, loss=workload.sampled_loss(arrays, sizes), masking=masking
-    )
+    return workload.bert(sizes, sparse=True), partial(masked_loss, loss=workload.sampled_loss(arrays), masking=masking)
 
 
 def augmented(arrays: SessionArrays, sizes: Sizes) -> tuple[nn.Module, LossFn]:
@@ -94,22 +101,40 @@ def augmented(arrays: SessionArrays, sizes: Sizes) -> tuple[nn.Module, LossFn]:
     reader = workload.bert(sizes, sparse=True).bert
     options, features = workload.model_options(sizes), workload.features(sizes)
     transformer = SeqTransformer(sizes.n_ids, features, d_bert=sizes.d_model, sparse=True, **options)
-    return BertAugmentedSeqTransformer(transformer, reader), partial(
-        seq_loss, loss=workload.sampled_loss(arrays, sizes)
-    )
+    return BertAugmentedSeqTransformer(transformer, reader), partial(seq_loss, loss=workload.sampled_loss(arrays))
+
+
+def finetuned_seq(arrays: SessionArrays, sizes: Sizes) -> tuple[nn.Module, LossFn]:
+    """BERT that fills in the tracks of the second half."""
+    model = BertForContinuation(workload.bert(sizes, sparse=True).bert, target_size=sizes.target_size, sparse=True)
+    return model, partial(hidden_targets_loss, loss=workload.sampled_loss(arrays))
+
+
+def finetuned_skip(arrays: SessionArrays, sizes: Sizes) -> tuple[nn.Module, LossFn]:
+    """BERT that tells skips."""
+    return BertForSkips(workload.bert(sizes, sparse=True).bert), skip_loss
+
+
+def augmented_skip(arrays: SessionArrays, sizes: Sizes) -> tuple[nn.Module, LossFn]:
+    """A SkipTransformer beside a frozen BERT."""
+    reader = workload.bert(sizes, sparse=True).bert
+    options, features = workload.model_options(sizes), workload.features(sizes)
+    transformer = SkipTransformer(sizes.n_ids, features, d_bert=sizes.d_model, sparse=True, **options)
+    return BertAugmentedSkipTransformer(transformer, reader), skip_loss
 
 
 def lstm_skip(arrays: SessionArrays, sizes: Sizes) -> tuple[nn.Module, LossFn]:
-    """The LSTM that tells skips."""
+    """The LSTM that tells skips, without the labels between them, as in the configs."""
     features = workload.features(sizes)
-    return LSTMForSkips(sizes.n_ids, features, d_model=sizes.d_model, sparse=True), skip_loss
+    model = LSTMForSkips(sizes.n_ids, features, d_model=sizes.d_model, previous_label=False, sparse=True)
+    return model, labelled_skip_loss
 
 
 def lstm_seq(arrays: SessionArrays, sizes: Sizes) -> tuple[nn.Module, LossFn]:
     """The LSTM that continues sessions."""
     features = workload.features(sizes)
     model = LSTMForContinuation(sizes.n_ids, features, d_model=sizes.d_model, sparse=True)
-    return model, partial(seq_loss, loss=workload.sampled_loss(arrays, sizes))
+    return model, partial(seq_loss, loss=workload.sampled_loss(arrays))
 
 
 BUILDS: dict[str, Build] = {
@@ -117,7 +142,10 @@ BUILDS: dict[str, Build] = {
     "seq-transformer-full": full_seq_transformer,
     "skip-transformer": skip_transformer,
     "bert": bert,
+    "bert-finetune-seq": finetuned_seq,
+    "bert-finetune-skip": finetuned_skip,
     "seq-bert-augmented": augmented,
+    "skip-bert-augmented": augmented_skip,
     "lstm-seq": lstm_seq,
     "lstm-skip": lstm_skip,
     "next-track-gru": next_track_gru,
@@ -189,6 +217,8 @@ def measure_model(
     with FlopCounterMode(display=False) as counter:
         n_sessions = step()
     flops = counter.get_total_flops() / n_sessions
+    if build is full_seq_transformer:  # the counter does not know its fused softmax: scores, and two gradients of them
+        flops += 6.0 * config.sizes.target_size * config.sizes.d_model * config.sizes.n_ids
     rate = rate_of(step, device, config.seconds)
     return Row(name, rate, "sessions/s", peak_mib=peak_mib(device), ceiling_share=flops * rate / highest)
 
@@ -204,12 +234,11 @@ def measure_all(config: Config, folder: Path) -> list[Row]:
     arrays = workload.full_sessions(folder, max(config.sessions, sizes.batch_size), sizes)
     highest = ceiling(device, config.matmul_size, min(config.seconds, 3.0))
     rows = [Row("gpu/matmul-bf16", highest / 1e9, "GFLOP/s")]
-    variants = ("eager", "compiled") if config.compiled else ("eager",)
     for name, build in tqdm(BUILDS.items(), desc="models"):
-        for variant in variants:
+        for variant in ("eager", "compiled") if config.compiled and name != "next-track-gru" else ("eager",):
             row = measure_model(f"gpu/{name}/{variant}", build, arrays, config, device, highest=highest)
-            rows.append(replace(row, settings=settings(config)))
-    return rows
+            rows.append(row)
+    return [replace(row, settings={**settings(config), "gpu": device_name(device)}) for row in rows]
 
 
 def epochs(rows: list[Row], sizes: Sizes) -> str:
@@ -235,12 +264,12 @@ def main(config: Config) -> list[Row]:
     """
     if config.device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError("there is no CUDA GPU here; --device cpu tries the benchmark on the processor")
+    device = pick_device(config.device)
     with tempfile.TemporaryDirectory() as folder:
         rows = measure_all(config, Path(folder) / "train")
-    print(
-        f"{device_name(pick_device(config.device))}; {heading()}", table(rows), epochs(rows, config.sizes), sep="\n\n"
-    )
-    if config.out or config.device != "cpu":
+    print(f"{device_name(device)}; {heading()}", table(rows), epochs(rows, config.sizes), sep="\n\n")
+    has_usual_sizes = replace(config, device="cuda", compiled=False, out=None) == Config()
+    if config.out or (has_usual_sizes and device.type != "cpu"):
         save_rows(rows, config.out or LATEST_GPU)
     return rows
 

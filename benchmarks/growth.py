@@ -13,7 +13,8 @@ slope of a line through the logarithms of the last three points, where fixed cos
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,18 +25,21 @@ from matplotlib.figure import Figure
 from benchmarks import workload
 from benchmarks.evaluation import our_ranks, our_top
 from benchmarks.large import MANY, seq_transformer, setup_prediction, setup_training
-from benchmarks.options import fill_in, has_usual_sizes
+from benchmarks.options import fill_in, has_usual_sizes, settings
 from benchmarks.preprocessing import preprocess, simulate
 from benchmarks.preprocessing import setup as setup_preprocessing
 from benchmarks.rounds import Contender, Step, measure
-from benchmarks.rows import Row, publish
-from utils.cli import check_at_least, cli
+from benchmarks.rows import Row, heading, save_rows, table
+from utils.cli import UserError, check_at_least, cli
 from utils.dataloaders import SessionArrays
 from utils.evaluation import SkipPredictions, evaluate_skip
 from utils.files import atomic_file
 
+LATEST_GROWTH = Path(__file__).parent / "latest_growth.json"
 LATEST_PICTURE = Path(__file__).parent.parent / "docs" / "growth.png"
 FEW_TRACKS = 103_000
+SESSIONS = [10_000, 100_000, 1_000_000, 10_000_000]
+TRACKS = [10_000, FEW_TRACKS, 1_000_000, 3_700_000]
 DAYS = 10
 LOG_SESSIONS = 100_000
 """Sessions of a log at most: more sessions are more logs. MSSD's have 190,000 each."""
@@ -45,26 +49,29 @@ LOG_SESSIONS = 100_000
 class Config:
     """Sizes of the measurement."""
 
-    sessions: list[int] = field(default_factory=lambda: [10_000, 100_000, 1_000_000, 10_000_000])
-    """Numbers of sessions, with 103,000 tracks."""
-    tracks: list[int] = field(default_factory=lambda: [10_000, 103_000, 1_000_000, 3_700_000])
-    """Numbers of tracks."""
+    sessions: list[int] = field(default_factory=list)
+    """Numbers of sessions, with 103,000 tracks; none: 10^4, 10^5, 10^6 and 10^7, or the first two if quick."""
+    tracks: list[int] = field(default_factory=list)
+    """Numbers of tracks; none: 10^4, 103,000, 10^6 and 3.7 million, or the first two if quick."""
     rounds: int = 0
     """Rounds that are timed; 0: three, or one if quick."""
     steps: int = 4
     """Batches of a round of training."""
     quick: bool = False
-    """One round, and only the two smallest numbers of each."""
+    """One round, and by default only two numbers of each."""
     picture: Path = LATEST_PICTURE
     """File for the picture; drawn only if sizes are the defaults, or a file is named."""
     out: Path | None = None
-    """File for the rows. Without it benchmarks/latest.json, if sizes are the defaults."""
+    """File for the rows. Without it benchmarks/latest_growth.json, if sizes are the defaults and it is not quick."""
 
     def __post_init__(self) -> None:
         fill_in(self, rounds=(3, 1))
         check_at_least(self, "benchmark", rounds=1, steps=1)
-        if self.quick:
-            self.sessions, self.tracks = sorted(self.sessions)[:2], sorted(self.tracks)[:2]
+        some = 2 if self.quick else None
+        self.sessions = sorted(set(self.sessions or SESSIONS[:some]))
+        self.tracks = sorted(set(self.tracks or TRACKS[:some]))
+        if min(*self.sessions, *self.tracks) < 1:
+            raise UserError("sessions and tracks must be lists of numbers of 1 or more, such as [10000, 100000]")
 
 
 # ---------------------------------------------------------------------------------------------------- contenders
@@ -86,42 +93,40 @@ def setup_scoring(folder: Path) -> Step:
 # --------------------------------------------------------------------------------------------------- measurement
 
 
-def contenders_of(config: Config, folder: Path) -> dict[str, dict[int, Contender]]:
-    """What is measured: name of the curve -> size -> contender. Simulates what they work on."""
-    curves: dict[str, dict[int, Contender]] = {}
+def contenders_of(config: Config, folder: Path) -> Iterator[Contender]:
+    """What is measured, named growth/<curve>-<size>. What they work on is simulated when their turn comes."""
 
-    def add(curve: str, size: int, setup: Callable[..., Step], options: dict[str, Any]) -> None:
-        contender = Contender(f"growth/{curve}-{size}", setup, options)
-        curves.setdefault(curve, {})[size] = contender
+    def contender(curve: str, size: int, setup: Callable[..., Step], **options: Any) -> Contender:
+        return Contender(f"growth/{curve}-{size}", setup, options)
 
-    for n in sorted(config.sessions):
+    for n in config.sessions:
         splits = min(max(n // (DAYS * LOG_SESSIONS), 1), 10)
         raw = simulate(folder, sessions=n, tracks=FEW_TRACKS, days=DAYS, splits=splits)
         out = folder / f"out-{n}"
-        add("preprocess/sessions", n, setup_preprocessing, {"job": preprocess, "raw": raw, "out": out, "rows": n})
-        arrays = folder / f"sessions-{n}"
-        sizes = replace(MANY, tracks=FEW_TRACKS)
+        yield contender("preprocess/sessions", n, setup_preprocessing, job=preprocess, raw=raw, out=out, rows=n)
+        arrays, sizes = folder / f"sessions-{n}", replace(MANY, tracks=FEW_TRACKS)
         workload.full_sessions(arrays, n, sizes)
-        options = {"sizes": sizes, "steps": config.steps, "build": seq_transformer}
-        add("train/sessions", n, setup_training, {"folder": arrays, **options})
-        add("score/sessions", n, setup_scoring, {"folder": arrays})
-    for n in sorted(config.tracks):
-        sizes, arrays = replace(MANY, tracks=n), folder / f"tracks-{n}"
+        training = {"steps": config.steps, "build": seq_transformer}
+        yield contender("train/sessions", n, setup_training, folder=arrays, sizes=sizes, **training)
+        yield contender("score/sessions", n, setup_scoring, folder=arrays)
+    for n in config.tracks:
+        arrays, sizes = folder / f"tracks-{n}", replace(MANY, tracks=n)
         workload.full_sessions(arrays, config.steps * MANY.batch_size, sizes)
-        common = {"folder": arrays, "sizes": sizes}
-        add("train/tracks", n, setup_training, {**common, "steps": config.steps, "build": seq_transformer})
-        add("rank/tracks", n, setup_prediction, {**common, "predictor": our_ranks})
-        add("top-10/tracks", n, setup_prediction, {**common, "predictor": our_top})
-    return curves
+        training = {"steps": config.steps, "build": seq_transformer}
+        yield contender("train/tracks", n, setup_training, folder=arrays, sizes=sizes, **training)
+        yield contender("rank/tracks", n, setup_prediction, folder=arrays, sizes=sizes, predictor=our_ranks)
+        yield contender("top-10/tracks", n, setup_prediction, folder=arrays, sizes=sizes, predictor=our_top)
 
 
-def measure_all(config: Config, folder: Path) -> list[Row]:
-    """Curve after curve, each point in a process of its own, one at a time."""
+def measure_all(config: Config, out: Path | None) -> list[Row]:
+    """Each point in a process of its own, one at a time; its row is saved at once, if there is a file for it."""
     rows = []
-    for curve, points in contenders_of(config, folder).items():
-        for size, contender in points.items():
-            measured = measure([contender], rounds=config.rounds, title=f"{curve} {size:,}")
-            rows += [found.row("sessions/s", quick=config.quick) for found in measured.values()]
+    with tempfile.TemporaryDirectory() as folder:
+        for contender in contenders_of(config, Path(folder)):
+            (found,) = measure([contender], rounds=config.rounds, title=contender.name).values()
+            rows.append(replace(found.row("sessions/s", quick=config.quick), settings=settings(config)))
+            if out is not None:
+                save_rows(rows[-1:], out)
     return rows
 
 
@@ -191,9 +196,10 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 
 def main(config: Config) -> list[Row]:
     """Measure, print, save and draw."""
-    rows = publish(config, measure_all)
-    print("", describe(rows), sep="\n")
-    if config.picture != LATEST_PICTURE or (has_usual_sizes(config) and not config.quick):
+    is_latest = has_usual_sizes(config) and not config.quick
+    rows = measure_all(config, config.out or (LATEST_GROWTH if is_latest else None))
+    print(heading(), table(rows), describe(rows), sep="\n\n")
+    if config.picture != LATEST_PICTURE or is_latest:
         draw(rows, config.picture)
     return rows
 

@@ -73,13 +73,13 @@ Build = Callable[[SessionArrays, Sizes], tuple[nn.Module, LossFn]]
 
 def seq_transformer(arrays: SessionArrays, sizes: Sizes) -> tuple[nn.Module, LossFn]:
     """2,048 negatives."""
-    loss = workload.sampled_loss(arrays, sizes)
+    loss = workload.sampled_loss(arrays)
     return workload.seq_transformer(sizes, sparse=True, tie_weights=True), partial(seq_loss, loss=loss)
 
 
 def next_track_gru(arrays: SessionArrays, sizes: Sizes) -> tuple[nn.Module, LossFn]:
     """2,048 negatives."""
-    loss = workload.sampled_loss(arrays, sizes)
+    loss = workload.sampled_loss(arrays)
     return workload.next_track_gru(sizes, sparse=True, tie_weights=True), partial(next_track_loss, loss=loss)
 
 

@@ -82,7 +82,7 @@ def setup_sampled_reference(folder: Path, sizes: Sizes, steps: int, n_negatives:
 
 def negatives_of(arrays: SessionArrays, sizes: Sizes, n: int) -> Negatives:
     """The negatives of our sampled softmax."""
-    return Negatives(workload.train_plays(arrays, sizes), n=n, power=LossConfig().power)
+    return Negatives(workload.train_plays(arrays), n=n, power=LossConfig().power)
 
 
 def setup_gru(folder: Path, sizes: Sizes, steps: int, variant: Variant) -> Step:
@@ -94,7 +94,7 @@ def setup_gru(folder: Path, sizes: Sizes, steps: int, variant: Variant) -> Step:
 
 def gru_learner(arrays: SessionArrays, sizes: Sizes, variant: Variant) -> Learn:
     """Updates of the GRU."""
-    loss = track_loss(variant.loss, workload.train_plays(arrays, sizes))
+    loss = track_loss(variant.loss, workload.train_plays(arrays))
     model = workload.next_track_gru(sizes, sparse=variant.loss.is_sparse)
     return learner(model, partial(next_track_loss, loss=loss), variant.precision)
 

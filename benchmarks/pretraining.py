@@ -65,7 +65,7 @@ def setup_bert(folder: Path, sizes: Sizes, steps: int, variant: Variant) -> Step
 
 def bert_learner(arrays: SessionArrays, sizes: Sizes, variant: Variant) -> Learn:
     """Updates of the BERT."""
-    loss = track_loss(variant.loss, workload.train_plays(arrays, sizes))
+    loss = track_loss(variant.loss, workload.train_plays(arrays))
     model = workload.bert(sizes, sparse=variant.loss.is_sparse)
     return learner(model, partial(masked_loss, loss=loss, masking=MASKING), variant.precision)
 

@@ -81,7 +81,7 @@ class Config:
 def train(arrays: SessionArrays, sizes: Sizes) -> Callable[[SessionBatch], float]:
     """Updates of a SeqTransformer as `fit` makes them, in any number of processes."""
     model = workload.seq_transformer(sizes, sparse=True)
-    return _replicated(model, partial(seq_loss, loss=workload.sampled_loss(arrays, sizes)))
+    return _replicated(model, partial(seq_loss, loss=workload.sampled_loss(arrays)))
 
 
 def replicated(arrays: SessionArrays, sizes: Sizes) -> Callable[[SessionBatch], float]:
@@ -118,7 +118,8 @@ def saved_in_shards(arrays: SessionArrays, sizes: Sizes) -> Callable[[SessionBat
 
     def save(_: SessionBatch) -> float:
         weights, state = get_state_dict(model, optimizer)
-        checkpoint.save({"model": weights, "optimizer": state}, checkpoint_id=arrays.folder / "shards")
+        writer = checkpoint.FileSystemWriter(arrays.folder / "shards", sync_files=False)  # `save_checkpoint` does not
+        checkpoint.save({"model": weights, "optimizer": state}, storage_writer=writer)
         return 0.0
 
     return save
@@ -132,7 +133,7 @@ def _replicated(model: nn.Module, loss_fn: LossFn) -> Callable[[SessionBatch], f
 
 def _sharded(arrays: SessionArrays, sizes: Sizes) -> tuple[nn.Module, Optimizer, Callable[[SessionBatch], float]]:
     model = workload.next_track_gru(sizes, tie_weights=True)
-    wrapped = distributed.LossOfBatch(model, partial(next_track_loss, loss=workload.sampled_loss(arrays, sizes)))
+    wrapped = distributed.LossOfBatch(model, partial(next_track_loss, loss=workload.sampled_loss(arrays)))
     fully_shard(wrapped, mesh=dist.init_device_mesh("cpu", (dist.get_world_size(),)))
     optimizer = torch.optim.AdamW(wrapped.parameters(), lr=LR, weight_decay=0.0)
 

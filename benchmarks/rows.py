@@ -2,6 +2,7 @@
 
     python -m benchmarks.rows                  print the latest measurements
     python -m benchmarks.rows --quick true
+    python -m benchmarks.rows --file benchmarks/latest_growth.json
 
 Quick measurements go to `benchmarks/latest_quick.json`: they never replace the figures of a full run. Those of other
 sizes than the defaults go to neither.
@@ -34,6 +35,8 @@ class Config:
 
     quick: bool = False
     """The latest quick measurements."""
+    file: Path | None = None
+    """Other measurements: those of growth or of a GPU, or what --out saved."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +183,7 @@ def main(config: Config) -> None:
     """Print the rows that are saved, under each machine, date and commit on which some of them were measured."""
     names = [field.name for field in fields(Row)]
     for where, found in groupby(
-        read_json(latest(quick=config.quick)), key=lambda row: {key: row.get(key) for key in machine()}
+        read_json(config.file or latest(quick=config.quick)), key=lambda row: {key: row.get(key) for key in machine()}
     ):
         print(heading(where), table([Row(**{name: row.get(name) for name in names}) for row in found]), sep="\n\n")
 

@@ -137,7 +137,7 @@ def setup_skip(folder: Path, sizes: Sizes, steps: int, precision: Precision) -> 
 
 def seq_learner(arrays: SessionArrays, sizes: Sizes, variant: Variant) -> Learn:
     """Updates of the SeqTransformer."""
-    loss = track_loss(variant.loss, workload.train_plays(arrays, sizes))
+    loss = track_loss(variant.loss, workload.train_plays(arrays))
     model = workload.seq_transformer(sizes, sparse=variant.loss.is_sparse)
     return learner(model, partial(seq_loss, loss=loss), variant.precision)
 

@@ -81,12 +81,16 @@ def write_sessions(folder: Path, lengths: NDArray[np.int64], *, tracks: int) -> 
         "skips": open_memmap(folder / "skips.npy", "w+", np.uint8, (n,)),
         "log": open_memmap(folder / "log.npy", "w+", np.uint8, (n, len(n_codes))),
     }
+    plays = np.zeros(N_SPECIAL + tracks, np.int64)
     for start in tqdm(range(0, n, PLAYS_AT_ONCE), desc="simulate sessions", leave=False, delay=2):
         part = slice(start, min(start + PLAYS_AT_ONCE, n))
         size = part.stop - part.start
-        arrays["tracks"][part] = N_SPECIAL + (tracks * rng.random(size, np.float32) ** 3).astype(np.int32)
+        drawn = N_SPECIAL + (tracks * rng.random(size, np.float32) ** 3).astype(np.int32)
+        arrays["tracks"][part] = drawn
+        plays += np.bincount(drawn, minlength=len(plays))
         arrays["skips"][part] = rng.integers(0, schema.SKIP_1 + 1, size, np.uint8)
         arrays["log"][part] = rng.integers(0, 256, (size, len(n_codes)), np.uint8) % n_codes
+    np.save(folder / "train_plays.npy", plays)
     return SessionArrays.open(folder)
 
 
@@ -107,14 +111,14 @@ def loader(arrays: SessionArrays, sizes: Sizes, *, shuffle: bool = True) -> Sess
     )
 
 
-def sampled_loss(arrays: SessionArrays, sizes: Sizes) -> TrackLoss:
+def sampled_loss(arrays: SessionArrays) -> TrackLoss:
     """The scripts' default loss over the catalogue: 2,048 negatives."""
-    return track_loss(LossConfig(), train_plays(arrays, sizes))
+    return track_loss(LossConfig(), train_plays(arrays))
 
 
-def train_plays(arrays: SessionArrays, sizes: Sizes) -> Tensor:
-    """int64 (V,): plays of each id."""
-    return torch.from_numpy(np.bincount(arrays.tracks, minlength=sizes.n_ids))
+def train_plays(arrays: SessionArrays) -> Tensor:
+    """int64 (V,): plays of each id, which were counted when the sessions were written."""
+    return torch.from_numpy(np.load(arrays.folder / "train_plays.npy"))
 
 
 @blame("sizes")

@@ -405,10 +405,10 @@ def test_growth(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     monkeypatch.setattr(growth, "MANY", TINY)
     monkeypatch.setattr(growth, "FEW_TRACKS", 1000)
     picture, path = here / "growth.png", here / "rows.json"
-    found = growth.main(growth.Config([400], [300, 600], rounds=1, steps=1, picture=picture, out=path))
+    found = growth.main(growth.Config([400, 400], [600, 300], rounds=1, steps=1, picture=picture, out=path))
     names = ["preprocess/sessions-400", "train/sessions-400", "score/sessions-400"]
-    names += ["train/tracks-300", "train/tracks-600", "rank/tracks-300", "rank/tracks-600"]
-    check_rows(found, [f"growth/{name}" for name in [*names, "top-10/tracks-300", "top-10/tracks-600"]], path)
+    names += [f"{curve}/tracks-{n}" for n in (300, 600) for curve in ("train", "rank", "top-10")]
+    check_rows(found, [f"growth/{name}" for name in names], path)
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert "time as n^" in capsys.readouterr().out
 
@@ -713,7 +713,7 @@ def test_sessions_of_the_benchmark(tmp_path: Path) -> None:
     assert arrays.lengths.tolist() == [3, 20, 10_000]
     assert (arrays.tracks.min(), arrays.tracks.max()) == (5, 1004)
     assert np.mean(arrays.tracks < 105) == pytest.approx(0.1 ** (1 / 3), abs=0.02), "the popular tenth"
-    plays = workload.train_plays(arrays, Sizes(tracks=1000))
+    plays = workload.train_plays(arrays)
     assert plays.shape == (1005,)
     assert plays.sum() == 10_023
 

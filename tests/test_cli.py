@@ -1,5 +1,8 @@
 """The door of every command: what parses, what is refused, and how it is said."""
 
+import os
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -159,6 +162,17 @@ def test_atomic_folder(tmp_path):
         raise RuntimeError("stop")
     assert (path / "a").read_text() == "two"
     assert [p.name for p in tmp_path.iterdir()] == ["data"]
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    finished = subprocess.Popen([sys.executable, "-c", ""])
+    finished.wait()
+    left, busy = (tmp_path / f".set.{process}.tmp" for process in (finished.pid, os.getppid()))
+    for folder in (left, busy):
+        folder.mkdir()
+    with atomic_folder(tmp_path / "set", holds="a"):
+        assert not left.exists()
+        assert busy.exists(), "its process may still write there"
 
 
 def test_atomic_folder_replaces_only_its_own_kind(tmp_path, monkeypatch):

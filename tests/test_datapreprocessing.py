@@ -19,7 +19,7 @@ import pyarrow as pa
 import pytest
 from mssd_files import replace_field
 
-from utils import protocols, schema, vocab
+from utils import datapreprocessing, protocols, schema, vocab
 from utils.cli import UserError
 from utils.datapreprocessing import Config, command_line, main
 from utils.importers import mssd, parts
@@ -318,14 +318,14 @@ def test_unknown_values_get_code_0_and_are_counted(tmp_path: Path) -> None:
 
 
 def test_standardise_by_hand() -> None:
-    raw = pd.DataFrame({"duration": [1.0, 3.0, np.nan], "tempo": [7.0, 7.0, 7.0], "key": [0.0, 11.0, np.nan]})
+    raw = pd.DataFrame({"duration": [1.0, 3.0, np.inf], "tempo": [7.0, 7.0, np.nan], "key": [0.0, 11.0, np.nan]})
     raw["mode"], raw["time_signature"] = ["major", "minor", None], [4.0, 3.0, 4.0]
     features = standardise(pa.Table.from_pandas(raw))
     keys, signatures = [f"key_{i}" for i in range(12)], [f"time_signature_{i}" for i in range(6)]
     assert features.names == ["duration", "tempo", *keys, "mode", *signatures]
     assert (features.matrix[:5] == 0).all()
     rows = pd.DataFrame(features.matrix[5:], columns=features.names)
-    assert rows["duration"].tolist() == [-1, 1, 0]  # mean 2, std 1; the missing one is the mean
+    assert rows["duration"].tolist() == [-1, 1, 0]  # mean 2, std 1; what is no number is the mean
     assert rows["tempo"].tolist() == [0, 0, 0]
     assert rows["mode"].tolist() == [1, 0, 0]
     assert rows["key_0"].tolist() == [1, 0, 0]
@@ -485,7 +485,9 @@ def test_a_position_that_occurs_twice_is_named(tmp_path: Path) -> None:
     assert f"{where} {row['session_position']} twice" in str(error.value)
 
 
-def test_a_session_in_two_files_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("slice_", [1, 10**6])
+def test_a_session_in_two_files_is_named(slice_: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datapreprocessing, "SESSIONS_A_SLICE", slice_)
     first, second = mssd_files.mssd_frame(n_sessions=12), mssd_files.mssd_frame(day=1, n_sessions=12)
     session = first["session_id"].iloc[0]
     mssd_files.write_mssd(tmp_path, n_days=3, n_sessions=12)
@@ -586,6 +588,8 @@ def test_options_that_contradict_each_other(raw: Path, tmp_path: Path) -> None:
         ),
         (Config(out=out, plays=raw, protocol="seed"), "is for MSSD's files"),
         (Config(out=out, plays=raw, max_session_length=1), "is below --min_session_length"),
+        (Config(out=out, plays=raw, workers=3), "--workers is for temporal, seed, session; it means nothing to plays"),
+        (Config(out=Path("/"), raw=raw), "--out / is no place for a dataset"),
         (Config(out=out, raw=raw, min_count=10**6), "no track has 1000000 plays"),
         (Config(out=out, raw=raw, memory_limit="much"), "memory_limit 'much'"),
         (Config(out=out, raw=raw, workers=-1), "--workers -1"),

@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from conftest import N_IDS, make_dataset
 from numpy.testing import assert_allclose, assert_array_equal
 
 from model import SeqTransformer, SkipTransformer
-from utils import schema
+from utils import dataloaders, schema
 from utils.cli import UserError
 from utils.dataloaders import DataConfig, Dataset, SessionArrays, SessionLoader, Targets
 from utils.evaluation import (
@@ -311,6 +312,19 @@ def test_pairs_across_sessions_are_not_seen(tmp_path):
     arrays = with_sessions(slice_arrays(tmp_path / "a", skips, np.array([[11, 12], [10, 11]])))
     slices = session_slices(SessionLoader(arrays, batch_size=2), train)
     assert slices["continuation"].tolist() == ["unseen", "seen in training"]
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 7, 1000])
+def test_pairs_in_pieces_are_those_of_a_loop(at_once, tmp_path, monkeypatch):
+    monkeypatch.setattr(dataloaders, "PLAYS_AT_ONCE", at_once)
+    rng = np.random.default_rng(at_once)
+    tracks = rng.integers(5, 12, (9, 4))
+    train = slice_arrays(tmp_path / "t", np.zeros((9, 4), int), tracks)
+    pairs = {(int(a), int(b)) for session in tracks for a, b in pairwise(session)}
+    first, second = np.divmod(np.arange(49), 7) + np.array([[5], [5]])
+    expected = [(a, b) in pairs for a, b in zip(first.tolist(), second.tolist(), strict=True)]
+    assert 10 < sum(expected) < 40
+    assert train.has_pairs(dataloaders.pair_keys(first, second)).tolist() == expected
 
 
 def test_saved_predictions(tmp_path):

@@ -198,6 +198,7 @@ def test_a_blend_is_not_scored_again(gru, tmp_path):
             "weights is [0.5, 1.1]; it must be a list of numbers from 0 to",
         ),
         (["--neural", "GRU", "--weights", "[]"], "weights is []; it must be"),
+        (["--neural", "GRU", "--scored", "[tests]"], "scored is ['tests']; it must be some of train, valid, test"),
         (["--neural", "GRU", "--device", "mps"], "device"),
         (["--neural", "GRU", "--run.seeds", "3"], "run.seeds: a blend is of one run"),
         (["--neural", "BERT"], "is a run of bert_finetune_seq, which does not continue track by track"),
@@ -222,6 +223,7 @@ def test_bad_input(more, message, gru, tmp_path, capsys):
         (["--monitor", "mma"], "monitor is mma, which is no metric of this task"),
         (["--data.folder", "nowhere"], "error: nowhere is no dataset folder"),
         (["--model.d_ff", "8"], "d_ff"),
+        (["--train.compiled", "true"], "train.compiled has no meaning for this model"),
     ],
 )
 def test_bad_input_of_training(more, message, dataset_folder, tmp_path, capsys):

@@ -158,6 +158,14 @@ def test_an_error_of_spark_is_explained_by_the_log_that_it_names(tmp_path: Path)
         raise KeyError("of our own")
 
 
+def test_a_log_without_rows_is_named_as_here(tmp_path: Path, remote: str) -> None:
+    mssd_files.write_mssd(tmp_path / "raw", n_days=3, n_sessions=12)
+    path = log_path(tmp_path / "raw", day=1)
+    path.write_text(path.read_text().splitlines(keepends=True)[0])
+    with pytest.raises(UserError, match="has no rows below its header"):
+        main(Config(raw=tmp_path / "raw", out=tmp_path / "d", engine="spark", spark_remote=remote))
+
+
 def test_a_session_in_two_files_is_named(raw: Path, tmp_path: Path, remote: str) -> None:
     mine = tmp_path / "raw"
     shutil.copytree(raw, mine)

@@ -25,6 +25,8 @@ from utils.files import read_json
 from utils.schema import SCHEMA_VERSION, SPLITS
 from utils.vocab import N_SPECIAL, PAD
 
+PLAYS_AT_ONCE = 4_000_000
+"""Plays that `has_pairs` looks at together."""
 Cut = Literal["half", "random", "every"]
 
 
@@ -105,11 +107,26 @@ class SessionArrays:
         """int64 (n_sessions,): plays of each session."""
         return np.diff(self.offsets)
 
-    @cached_property
-    def pairs(self) -> np.ndarray:
-        """int64 (n_pairs,), sorted: every pair of neighbouring tracks of a session, as `pair_keys`."""
-        keys = pair_keys(self.tracks[:-1], self.tracks[1:])
-        return np.unique(np.delete(keys, self.offsets[1:-1] - 1))
+    def has_pairs(self, keys: np.ndarray) -> np.ndarray:
+        """Which pairs of tracks (`pair_keys`, (N,), at least one) are neighbours in a session: bool (N,).
+
+        The plays stream by: they take no memory.
+        """
+        wanted, place = np.unique(keys, return_inverse=True)
+        found = np.zeros(len(wanted), bool)
+        for start in range(0, len(self.tracks) - 1, PLAYS_AT_ONCE):
+            tracks = self.tracks[start : start + PLAYS_AT_ONCE + 1]
+            neighbours = pair_keys(tracks[:-1], tracks[1:])
+            first, last = np.searchsorted(self.offsets, [start + 1, start + len(neighbours) + 1])
+            neighbours[self.offsets[first:last] - 1 - start] = -1  # the last play of a session has no next one
+            at = np.searchsorted(wanted, neighbours).clip(max=len(wanted) - 1)
+            found[at[wanted[at] == neighbours]] = True
+        return found[place]
+
+    def columns_of_sessions(self, *names: str) -> dict[str, np.ndarray]:
+        """Some columns of `sessions`, and no other is read: name -> (n_sessions,)."""
+        table = pq.read_table(self.folder / "sessions.parquet", columns=list(names))
+        return {name: table[name].to_numpy() for name in names}
 
     @cached_property
     def sessions(self) -> pd.DataFrame:

@@ -54,7 +54,7 @@ from utils.preparing import (
     write_tracks,
 )
 
-SESSIONS_A_SLICE = 100_000
+SESSIONS_A_SLICE = 2_000_000
 """`check_unique` compares about so many sessions at a time."""
 
 
@@ -431,6 +431,7 @@ def command_line(config: Any) -> str:
 
 
 OPTIONS_OF = {
+    "workers": ("temporal", "seed", "session"),
     "valid_days": ("temporal",),
     "test_days": ("temporal",),
     "valid_fraction": ("seed", "session", "plays"),
@@ -478,7 +479,7 @@ def check_config(config: Config) -> None:
     for name in ("valid_fraction", "test_fraction"):
         if not 0 < getattr(config, name) < 1:
             raise UserError(f"--{name} {getattr(config, name)}: must be between 0 and 1")
-    if config.valid_fraction + config.test_fraction >= 1:
+    if protocol != "seed" and config.valid_fraction + config.test_fraction >= 1:
         raise UserError("--valid_fraction and --test_fraction leave nothing to train on; their sum must be below 1")
 
 

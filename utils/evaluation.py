@@ -319,25 +319,22 @@ def session_slices(loader: SessionLoader, train: SessionArrays | None = None) ->
         name -> array (N,) of str. What the source does not know is left out.
     """
     arrays = loader.arrays
-    frame = arrays.sessions.iloc[loader.session]
     lengths = arrays.lengths[loader.session]
     longest = schema.MAX_LENGTH
     slices = {"length": np.where(lengths > longest, f"over {longest}", np.char.mod("%02d", lengths))}
-    if frame["context_type"].any():
-        names = np.array(["unknown", *schema.CONTEXT_TYPES])
-        slices["context_type"] = names[frame["context_type"].to_numpy()]
-        flags = np.array(["unknown", "no", "yes"])
-        slices["shuffle"] = flags[frame["shuffle"].to_numpy()]
-        slices["premium"] = flags[frame["premium"].to_numpy()]
+    columns = arrays.columns_of_sessions("context_type", "shuffle", "premium")
+    codes = {name: column[loader.session] for name, column in columns.items()}
+    if codes["context_type"].any():
+        slices["context_type"] = np.array(["unknown", *schema.CONTEXT_TYPES])[codes["context_type"]]
+        for name in ("shuffle", "premium"):
+            slices[name] = np.array(["unknown", "no", "yes"])[codes[name]]
     start = arrays.offsets[loader.session]
     cut = start + lengths // 2
     if (arrays.skips[start] != schema.SKIP_UNKNOWN).any():
         slices["history"] = _skipper_type(arrays, start, cut)
     if train is not None:
-        seen = train.pairs
-        mine = pair_keys(arrays.tracks[cut - 1], arrays.tracks[cut])
-        place = np.minimum(np.searchsorted(seen, mine), len(seen) - 1)
-        slices["continuation"] = np.where(seen[place] == mine, "seen in training", "unseen")
+        seen = train.has_pairs(pair_keys(arrays.tracks[cut - 1], arrays.tracks[cut]))
+        slices["continuation"] = np.where(seen, "seen in training", "unseen")
     return slices
 
 
@@ -362,10 +359,13 @@ def targets_by_plays(tracks: np.ndarray, known: np.ndarray, train_plays: np.ndar
 
 def _skipper_type(arrays: SessionArrays, start: np.ndarray, cut: np.ndarray) -> np.ndarray:
     """The four types of Meggetto et al. (CIKM 2021), read off the first half by thresholds instead of clusters."""
-    skipped = np.concatenate([[0], np.cumsum((arrays.skips >= schema.SKIP_2) & (arrays.skips <= schema.SKIP_1))])
-    middle = (start + cut) // 2
-    early = (skipped[middle] - skipped[start]) / np.maximum(middle - start, 1)
-    late = (skipped[cut] - skipped[middle]) / np.maximum(cut - middle, 1)
+    length = cut - start
+    first = np.cumsum(length) - length
+    skips = arrays.skips[np.repeat(start - first, length) + np.arange(length.sum())]  # of the first halves
+    skipped = np.concatenate([[0], np.cumsum((skips >= schema.SKIP_2) & (skips <= schema.SKIP_1))])
+    middle = length // 2
+    early = (skipped[first + middle] - skipped[first]) / np.maximum(middle, 1)
+    late = (skipped[first + length] - skipped[first + middle]) / np.maximum(length - middle, 1)
     names = np.array(["listener", "listen, then skip", "skip, then listen", "skipper"])
     return names[2 * (early >= 0.5) + (late >= 0.5)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -43,6 +44,9 @@ def atomic_folder(path: Path, *, overwrite: bool = False, holds: str) -> Iterato
     if path.exists() and not (path / holds).exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} holds no {holds}, so it is not replaced; choose another folder")
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        if not _is_alive(left.name.split(".")[-2]):  # of a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
@@ -57,6 +61,16 @@ def atomic_folder(path: Path, *, overwrite: bool = False, holds: str) -> Iterato
             os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _is_alive(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, ValueError):  # another user's, or no number
+        return True
+    return True
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -281,8 +281,8 @@ def standardise(raw: pa.Table) -> Features:
     """Raw audio features of the vocabulary's tracks, in order of their ids, to a matrix of comparable columns.
 
     Numbers become z-scores over the tracks (each track once, however often it is played). `mode` is 1 for major, 0 for
-    minor; `key` and `time_signature` are one column a value: they are names. A value that is missing becomes the mean,
-    or no key at all. A column that is the same for every track becomes 0.
+    minor; `key` and `time_signature` are one column a value: they are names. A missing or infinite value becomes the
+    mean, or no key at all. A column that is the same for every track becomes 0.
 
     Args:
         raw: one row a track, columns of `schema.FEATURE_COLUMNS` but `track_id`; null where missing.
@@ -307,7 +307,7 @@ def standardise(raw: pa.Table) -> Features:
             for category in schema.CATEGORICAL_FEATURES[name]:
                 add(f"{name}_{category}", values == category)
         else:
-            values = values.astype(np.float64)
+            values = np.where(np.isfinite(values), values, np.nan).astype(np.float64)
             present = values[~np.isnan(values)]
             mean, std = (float(present.mean()), float(present.std())) if len(present) else (0.0, 0.0)
             if std <= 1e-9 * abs(mean):

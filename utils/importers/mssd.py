@@ -7,6 +7,7 @@ carries. All of it happens in one thread, so that several logs can be read side 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -89,6 +90,11 @@ class Log(NamedTuple):
 # --------------------------------------------------------------------------------------------------------- files
 
 
+def find_files(raw: Path) -> list[Path]:
+    """All files anywhere under `raw`, in folders that are links, too, in order."""
+    return sorted(Path(folder) / name for folder, _, names in os.walk(raw, followlinks=True) for name in names)
+
+
 def find_logs(raw: Path) -> list[LogFile]:
     """All training logs anywhere under `raw`, in order of day and split; the mini set's only if there are no others.
 
@@ -98,7 +104,8 @@ def find_logs(raw: Path) -> list[LogFile]:
     if not raw.is_dir():
         raise UserError(f"--raw {raw} is not a folder")
     logs: dict[tuple[str, int], LogFile] = {}
-    for path in sorted(raw.rglob("log_*.csv*")):
+    files = find_files(raw)
+    for path in files:
         match = LOG_NAME.fullmatch(path.name)
         if match and path.is_file():
             log = LogFile(path, int(match[1]), match[2])
@@ -106,7 +113,7 @@ def find_logs(raw: Path) -> list[LogFile]:
             if twin is not log:
                 raise UserError(f"{twin.path} and {path} are the same log; remove one of them")
     if not logs:
-        mini = sorted(path for path in raw.rglob("log_mini.csv*") if path.suffix in {".csv", ".gz"})
+        mini = [path for path in files if path.name in {"log_mini.csv", "log_mini.csv.gz"}]
         if len(mini) > 1:
             raise UserError(f"{mini[0]} and {mini[1]} are the same log; remove one of them")
         if mini:
@@ -121,7 +128,7 @@ def find_logs(raw: Path) -> list[LogFile]:
 
 def feature_files(raw: Path, *, mini: bool) -> list[Path]:
     """The CSV files of every folder `track_features` under `raw`; `tf_mini` goes with the mini set only."""
-    files = [path for path in sorted(raw.rglob("*.csv*")) if path.parent.name == "track_features"]
+    files = [path for path in find_files(raw) if path.parent.name == "track_features"]
     return [path for path in files if path.name.startswith("tf_mini") == mini]
 
 

@@ -240,8 +240,10 @@ def read_sessions(folder: Path, logs: Sequence[mssd.LogFile], place: int) -> Ses
     """Sessions of a log.
 
     Raises:
-        UserError: a position occurs twice in a session.
+        UserError: a position occurs twice in a session, or the log has no rows.
     """
+    if not (folder / f"log={place}").exists():
+        mssd.read_log(logs[place].path)  # which says so
     found = pq.read_table(folder / f"log={place}").sort_by("session_id")
     plays = found["plays"].to_numpy()
     if (found["positions"].to_numpy() < plays).any():

@@ -77,6 +77,8 @@ def parts_folder(out: Path) -> Iterator[Path]:
         UserError: something else is in it, or another process works there.
     """
     out = out if out.name else out.resolve()  # "." has no name
+    if not out.name:
+        raise UserError(f"--out {out} is no place for a dataset; choose a folder inside")
     folder = out.with_name(f"{out.name}.parts")
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.iterdir():

@@ -100,6 +100,11 @@ def open_plays(connection: Any, path: Path, columns: PlaysColumns) -> ibis.Table
     names = {name: getattr(columns, name) for name in ("track", "session", "user", "time", "position", "skip")}
     if columns.session is None and columns.time is None:
         raise UserError("give --plays_columns.session, or --plays_columns.time to make sessions by time gaps")
+    for name, unused in (("user", columns.user is not None), ("gap", columns.gap != PlaysColumns.gap)):
+        if columns.session is not None and unused:
+            raise UserError(
+                f"--plays_columns.{name} has no meaning beside --plays_columns.session; leave one of them out"
+            )
     if columns.session is None and columns.position is not None:
         raise UserError("--plays_columns.position is the place in a session: it needs --plays_columns.session")
     if columns.position is None and columns.time is None:
