@@ -99,6 +99,7 @@ def contenders_of(config: Config, folder: Path) -> Iterator[Contender]:
     def contender(curve: str, size: int, setup: Callable[..., Step], **options: Any) -> Contender:
         return Contender(f"growth/{curve}-{size}", setup, options)
 
+    training: dict[str, Any] = {"steps": config.steps, "build": seq_transformer}
     for n in config.sessions:
         splits = min(max(n // (DAYS * LOG_SESSIONS), 1), 10)
         raw = simulate(folder, sessions=n, tracks=FEW_TRACKS, days=DAYS, splits=splits)
@@ -106,13 +107,11 @@ def contenders_of(config: Config, folder: Path) -> Iterator[Contender]:
         yield contender("preprocess/sessions", n, setup_preprocessing, job=preprocess, raw=raw, out=out, rows=n)
         arrays, sizes = folder / f"sessions-{n}", replace(MANY, tracks=FEW_TRACKS)
         workload.full_sessions(arrays, n, sizes)
-        training = {"steps": config.steps, "build": seq_transformer}
         yield contender("train/sessions", n, setup_training, folder=arrays, sizes=sizes, **training)
         yield contender("score/sessions", n, setup_scoring, folder=arrays)
     for n in config.tracks:
         arrays, sizes = folder / f"tracks-{n}", replace(MANY, tracks=n)
         workload.full_sessions(arrays, config.steps * MANY.batch_size, sizes)
-        training = {"steps": config.steps, "build": seq_transformer}
         yield contender("train/tracks", n, setup_training, folder=arrays, sizes=sizes, **training)
         yield contender("rank/tracks", n, setup_prediction, folder=arrays, sizes=sizes, predictor=our_ranks)
         yield contender("top-10/tracks", n, setup_prediction, folder=arrays, sizes=sizes, predictor=our_top)
