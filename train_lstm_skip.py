@@ -12,14 +12,16 @@ wrong; `python -m utils.word2vec` makes track vectors.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from typing import Any
 
+from torch import Tensor
+
 from model import LSTMForSkips
+from utils.batch import SessionBatch, to_device
 from utils.cli import blame, cli
 from utils.dataloaders import DataConfig, Dataset, training_loader
 from utils.model_configs import SkipLSTMConfig
-from utils.objectives import Weighting, labelled_skip_loss
+from utils.objectives import Weighting, loss_of_skips
 from utils.run import Run, RunConfig, each_seed, pick_device, seed_everything
 from utils.scoring import score, skip_predictor, validate
 from utils.track_vectors import TableConfig, load_table, table_rows
@@ -66,10 +68,16 @@ def main(config: Config) -> dict[str, Any]:
         load_table(model.tracks, config.table.vectors, dataset)
     predict = skip_predictor(model, device)
     train = training_loader(dataset, config.data, batch_size=config.train.batch_size, seed=config.run.seed)
+
+    def loss_fn(model: LSTMForSkips, batch: SessionBatch) -> tuple[Tensor, int]:
+        labels = to_device(batch.target_skips, device) if config.model.previous_label else None
+        logits = model(*batch.inputs(device), labels)
+        return loss_of_skips(logits, batch.target_skips, weighting=config.weighting)
+
     run = Run("lstm_skip", config, dataset)
     progress = fit(
         model,
-        partial(labelled_skip_loss, weighting=config.weighting),
+        loss_fn,
         lambda _: validate(predict, dataset, config.data),
         train,
         config=config.train,

@@ -45,7 +45,7 @@ from utils.batch import LossFn
 from utils.cli import UserError, check_at_least, cli
 from utils.dataloaders import SessionArrays
 from utils.masking import MaskingConfig, masked_loss
-from utils.objectives import LossConfig, hidden_targets_loss, labelled_skip_loss, seq_loss, skip_loss, track_loss
+from utils.objectives import LossConfig, hidden_targets_loss, seq_loss, skip_loss, track_loss
 from utils.run import pick_device
 from utils.training import READ_EVERY, TrainConfig, choose_gradients, make_optimizers, update
 
@@ -127,7 +127,7 @@ def lstm_skip(arrays: SessionArrays, sizes: Sizes) -> tuple[nn.Module, LossFn]:
     """The LSTM that tells skips, without the labels between them, as in the configs."""
     features = workload.features(sizes)
     model = LSTMForSkips(sizes.n_ids, features, d_model=sizes.d_model, previous_label=False, sparse=True)
-    return model, labelled_skip_loss
+    return model, skip_loss
 
 
 def lstm_seq(arrays: SessionArrays, sizes: Sizes) -> tuple[nn.Module, LossFn]:

@@ -8,7 +8,7 @@ Each point is a process of its own. Along sessions: preprocessing (of raw logs o
 the rate of its updates), and scoring (metrics with intervals, of predictions that are there). Along tracks: training
 with 2,048 negatives, ranking of the true next tracks, and the search for the ten best. The exponent b of n^b is the
 slope of a line through the logarithms of the last three points, where fixed costs count less. Ten million sessions take
-45 GB in the temporary folder (TMPDIR), most of it raw logs.
+some 45 GB in the temporary folder (TMPDIR), most of it raw logs.
 """
 
 from __future__ import annotations

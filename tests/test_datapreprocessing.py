@@ -570,6 +570,19 @@ def test_folders_without_data(tmp_path: Path) -> None:
         main(Config(raw=tmp_path / "nowhere", out=tmp_path / "d"))
 
 
+def test_folders_may_be_links_and_hold_other_files(raw: Path, tmp_path: Path) -> None:
+    linked = tmp_path / "raw"
+    shutil.copytree(raw / "track_features", tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "README.txt").write_text("downloaded by hand")
+    linked.mkdir()
+    (linked / "track_features").symlink_to(tmp_path / "elsewhere")
+    for folder in raw.glob("training_set_*"):
+        (linked / folder.name).symlink_to(folder.resolve())
+    main(Config(raw=raw, out=tmp_path / "plain"))
+    main(Config(raw=linked, out=tmp_path / "linked"))
+    assert_same_dataset(tmp_path / "linked", tmp_path / "plain")
+
+
 def test_options_that_contradict_each_other(raw: Path, tmp_path: Path) -> None:
     out = tmp_path / "d"
     for config, message in [

@@ -24,7 +24,6 @@ from model.decoding import TargetModel
 from model.embeddings import TrackHead
 from model.filling import SlotModel
 from model.gru import NextTrackGRU
-from model.lstm import LSTMForSkips
 from utils import distributed
 from utils.batch import SessionBatch, device_of, to_device, whole_sessions
 from utils.cli import UserError, check_at_least, check_used
@@ -68,15 +67,6 @@ def skip_loss(model: nn.Module, batch: SessionBatch, *, weighting: Weighting = "
     """Binary cross-entropy in nats of the known skip labels: (sum, number of labels)."""
     logits = model(*batch.inputs(device_of(model)))
     return loss_of_skips(logits, batch.target_skips, weighting=weighting)
-
-
-def labelled_skip_loss(
-    model: LSTMForSkips, batch: SessionBatch, *, weighting: Weighting = "uniform"
-) -> tuple[Tensor, int]:
-    """`skip_loss` of a model that may read the label of the target before: the true ones, as in training."""
-    device = device_of(model)
-    labels = None if model.label is None else to_device(batch.target_skips, device)
-    return loss_of_skips(model(*batch.inputs(device), labels), batch.target_skips, weighting=weighting)
 
 
 def loss_of_skips(logits: Tensor, labels: Tensor, *, weighting: Weighting = "uniform") -> tuple[Tensor, int]:

@@ -91,8 +91,9 @@ class Log(NamedTuple):
 
 
 def find_files(raw: Path) -> list[Path]:
-    """All files anywhere under `raw`, in folders that are links, too, in order."""
-    return sorted(Path(folder) / name for folder, _, names in os.walk(raw, followlinks=True) for name in names)
+    """All CSV files anywhere under `raw`, plain or packed, in folders that are links, too, in order."""
+    found = os.walk(raw, followlinks=True)
+    return sorted(Path(folder) / name for folder, _, names in found for name in names if ".csv" in name)
 
 
 def find_logs(raw: Path) -> list[LogFile]:
