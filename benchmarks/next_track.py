@@ -151,7 +151,9 @@ def measure_all(config: Config, folder: Path) -> list[Row]:
     if not config.quick:
         sampled = {**data, "steps": config.steps, "n_negatives": N_NEGATIVES}
         plain = Contender(SAMPLED_REFERENCE, setup_sampled_reference, sampled)
-        tables.append([Contender(f"{GRU}/reference", setup_reference, data), plain, gru[0]])
+        # Half a batch: the scores of all tracks for a whole one, and their gradients, take 19 GB.
+        half = {**data, "sizes": replace(sizes, batch_size=max(sizes.batch_size // 2, 1))}
+        tables.append([Contender(f"{GRU}/reference", setup_reference, half), plain, gru[0]])
     rows: dict[str, Row] = {}
     for contenders in tables:
         measured = measure_beside_ceilings(contenders, work, config, title="next track", targets=1, unit="targets/s")
