@@ -92,7 +92,7 @@ data/demo/dataset.json: $(DEMO_RAW) $(wildcard utils/datapreprocessing.py utils/
 $(DEMO_RAW): utils/synthetic.py utils/world.py utils/schema.py | $(STAMP)
 	$(PYTHON) -m utils.synthetic --out data/raw/demo --overwrite true
 
-bench: $(STAMP)  ## measure everything beside straightforward references (some 25 minutes; docs/benchmarks.md)
+bench: $(STAMP)  ## measure everything beside straightforward references (some 40 minutes; docs/benchmarks.md)
 	$(PYTHON) -m benchmarks
 
 bench-quick: $(STAMP)  ## the same with fewer contenders and rounds (under five minutes)
