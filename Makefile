@@ -54,7 +54,7 @@ demo: $(STAMP) data/demo/dataset.json  ## simulate, preprocess, train a small la
 	$(PYTHON) -m utils.oracle --raw data/raw/demo --data.folder data/demo
 	$(PYTHON) report.py --runs runs
 
-tables: $(STAMP) runs/simulated/.baselines runs/word2vec/sim/track_embeddings.safetensors runs/rare/.oracle  ## every simulated table of docs/results.md (many hours; goes on where it stopped)
+tables: $(STAMP) runs/simulated/.baselines runs/word2vec/sim/track_embeddings.safetensors runs/rare/.oracle  ## the tables of all sweeps on simulated sessions (many hours; goes on where it stopped)
 	$(PYTHON) sweep.py --jobs $(or $(N),2) --sweep '[$(subst $() $(),$(COMMA),$(SIMULATED:%=sweeps/%.yml))]'
 
 runs/simulated/.baselines: | data/sim/dataset.json
@@ -98,7 +98,7 @@ bench: $(STAMP)  ## measure everything beside straightforward references (some 4
 bench-quick: $(STAMP)  ## the same with fewer contenders and rounds (under five minutes)
 	$(PYTHON) -m benchmarks --quick true
 
-bench-gpu: $(STAMP)  ## measure every model's training step on a GPU (under nine minutes)
+bench-gpu: $(STAMP)  ## measure on a GPU the training step of every model that fit trains (under nine minutes)
 	$(PYTHON) -m benchmarks.gpu
 
 clean:  ## remove the demo's data, the runs and the caches; keep .venv and other datasets

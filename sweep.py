@@ -1,14 +1,14 @@
 """Run a table of experiments, one process each, and compare them. What is finished is not run again.
 
-    python sweep.py --sweep sweeps/losses_nowplaying.yml
-    python sweep.py --sweep sweeps/losses_nowplaying.yml --only gBCE --dry_run true
+    python sweep.py --sweep sweeps/losses_simulated.yml
+    python sweep.py --sweep sweeps/losses_simulated.yml --only gBCE --dry_run true
     python sweep.py --sweep '[sweeps/bert_simulated_seq.yml, sweeps/bert_simulated_skip.yml]' --jobs 2
 
 A sweep is a YAML file: `runs` maps a label to what differs, in dotted options of the script, `common` is what these
 runs share; `script` (transformer_seq for train_transformer_seq.py), `config` and `seeds` stand at the top or in a run.
-`first` holds runs that the others need, such as pre-training, and shares nothing with them. Runs go to `folder`, or to
-runs/<name of the sweep>; in options, {folder} is this folder, {seed} the run's seed. `compare` lists pairs of rows for
-the report. An interrupted sweep goes on where it stopped, in the middle of a run too.
+`first` holds runs that the others need, such as pre-training; `common` and `seeds` are not for them. Runs go to
+`folder`, or to runs/<name of the sweep>; in options, {folder} is this folder, {seed} the run's seed. `compare` lists
+pairs of rows for the report. An interrupted sweep goes on where it stopped, in the middle of a run too.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Training steps of every model on a GPU: time, share of the ceiling, memory, and an epoch of 3.3 million sessions.
+"""Training steps on a GPU of every model that `fit` trains: time, share of the ceiling, memory, and an epoch of 3.3 million sessions.
 
     python -m benchmarks.gpu
     python -m benchmarks.gpu --compiled true
