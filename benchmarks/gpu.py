@@ -1,13 +1,13 @@
-"""Training steps on a GPU of every model that `fit` trains: time, share of the ceiling, memory, and an epoch of 3.3 million sessions.
+"""Training steps on a GPU of every model that `fit` trains: time, share of the ceiling, memory, and an epoch.
 
     python -m benchmarks.gpu
     python -m benchmarks.gpu --compiled true
     python -m benchmarks.gpu --device cpu --sizes.tracks 1000 --sizes.batch_size 64 --seconds 2
 
-A step is all of it: loading the batch, the way to the GPU, forward, backward, optimiser. The ceiling is one large
-product of bfloat16 matrices on the same device. Sessions are simulated. Models are measured one after another in this
-process, each for so many seconds. The share of the ceiling counts matrix products that torch's counter knows: of
-recurrent models not those inside cuDNN.
+A step is all of it: loading the batch, the way to the GPU, forward, backward, optimiser. An epoch is 3.3 million
+sessions, which are simulated. The ceiling is one large product of bfloat16 matrices on the same device. Models are
+measured one after another in this process, each for so many seconds. The share of the ceiling counts matrix products
+that torch's counter knows: of recurrent models not those inside cuDNN.
 """
 
 from __future__ import annotations

@@ -189,6 +189,21 @@ def test_intervals_hold_the_mean(dataset_folder):
             assert value["low"] < value["mean"] < value["high"]
 
 
+@pytest.mark.parametrize("rows", [1, 7, 2**16])
+def test_scores_do_not_depend_on_the_rows_at_once(rows, monkeypatch):
+    rng = np.random.default_rng(0)
+    n = 50
+    known = np.arange(5) < rng.integers(0, 6, (n, 1))
+    tracks = np.where(known, rng.integers(N_SPECIAL, 12, (n, 5)), PAD).astype(np.int32)
+    skips = np.where(known, rng.integers(0, 2, (n, 5)), -1).astype(np.int8)
+    targets = Targets(tracks, skips, np.arange(n) // 2)
+    skip = SkipPredictions.of(rng.random((n, 5), np.float32))
+    seq = SeqPredictions(rng.integers(N_SPECIAL, 12, (n, 5), np.int32), None, None)
+    whole = evaluate_skip(skip, targets).summary(), evaluate_seq(seq, targets, n_ids=12).summary()
+    monkeypatch.setattr("utils.evaluation.ROWS_AT_ONCE", rows)
+    assert (evaluate_skip(skip, targets).summary(), evaluate_seq(seq, targets, n_ids=12).summary()) == whole
+
+
 def test_direction():
     assert [direction(name, SEQ_METRICS) for name in ("maa", "mrr@20", "perplexity")] == ["max", "max", "min"]
     with pytest.raises(UserError, match="monitor is maa, which is no metric of this task; choose one of mrr@20,"):

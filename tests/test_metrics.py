@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
+from sklearn.metrics import roc_auc_score
 from torchmetrics.functional.retrieval import retrieval_normalized_dcg, retrieval_reciprocal_rank
 
 from utils import metrics
@@ -143,6 +144,18 @@ def test_log_loss():
     p = 0.5524
     always = metrics.binary_log_loss(np.full(2, p), np.array([1, 0]))
     assert p * always[0] + (1 - p) * always[1] == pytest.approx(0.6876, abs=5e-5)
+
+
+@pytest.mark.parametrize("at_once", [3, 2**20])
+def test_auc_is_scikit_learns(at_once, monkeypatch):
+    monkeypatch.setattr(metrics, "SORTED_AT_ONCE", at_once)
+    rng = np.random.default_rng(0)
+    labels = rng.random(200) < 0.3
+    for levels in (3, 20, 10**6):  # mostly ties, some, none
+        p = (rng.integers(0, levels, 200) / levels + 0.2 * labels).astype(np.float32)
+        assert metrics.auc(p, labels) == pytest.approx(roc_auc_score(labels, p), abs=1e-12)
+        assert metrics.auc(p, ~labels) == pytest.approx(1 - metrics.auc(p, labels), abs=1e-12)
+    assert math.isnan(metrics.auc(p[labels], labels[labels]))
 
 
 def test_ranking_metrics_by_hand():

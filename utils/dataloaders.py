@@ -357,10 +357,12 @@ class SessionLoader:
 
     @cached_property
     def _targets(self) -> Targets:
-        parts = [self._window(rows, self.cuts) for rows in np.array_split(np.arange(self.n_examples), len(self))]
-        tracks = np.concatenate([tracks[:, self.history_size :] for tracks, _, _ in parts]).astype(np.int32)
-        skips = np.concatenate([_labels(skips[:, self.history_size :]) for _, skips, _ in parts])
-        return Targets(tracks, skips, self.session)
+        shape, s = (self.n_examples, self.target_size), self.history_size
+        targets = Targets(np.empty(shape, np.int32), np.empty(shape, np.int8), self.session)
+        for rows in np.array_split(np.arange(self.n_examples), len(self)):  # a batch at a time, for it has logs, too
+            tracks, skips, _ = self._window(rows, self.cuts)
+            targets.tracks[rows], targets.skips[rows] = tracks[:, s:], _labels(skips[:, s:])
+        return targets
 
     def _draw_epoch(self) -> tuple[np.ndarray, np.ndarray]:
         rng = np.random.default_rng((self.seed, self.epoch))

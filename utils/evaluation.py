@@ -6,13 +6,13 @@ interval is a bootstrap over sessions, also where a session gives several exampl
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from sklearn.metrics import roc_auc_score
 
 from utils import metrics, schema
 from utils.cli import UserError
@@ -25,6 +25,8 @@ CUTOFFS = (1, 10, 20)
 MRR_CUTOFF = 20
 PLAYS = (0, 1, 5, 50, 500)
 """The groups of `by_plays`: the training plays at which each begins."""
+ROWS_AT_ONCE = 2**16
+"""Examples whose metrics are computed together where that takes temporary arrays of several numbers a target."""
 LOWER_IS_BETTER = ("log_loss", "perplexity")
 MASKED_METRICS = ("mrr@20", "hr@1", "hr@10", "hr@20", "perplexity")
 """What `evaluate_masked` measures."""
@@ -176,14 +178,23 @@ def evaluate_skip(
     labels = targets.skips == 1
     correct = predictions.decision == labels
     per_example = {
-        "maa": (metrics.average_accuracy(correct, known), known.any(1)),
+        "maa": (_in_parts(metrics.average_accuracy, correct, known), known.any(1)),
         "first_accuracy": (metrics.first_known(correct, known), known.any(1)),
         "accuracy": ((correct & known).sum(1), known.sum(1)),
-        "log_loss": ((metrics.binary_log_loss(predictions.probability, labels) * known).sum(1), known.sum(1)),
+        "log_loss": (_in_parts(_log_loss_of_rows, predictions.probability, labels, known), known.sum(1)),
     }
-    both_classes = len(np.unique(labels[known])) == 2
-    auc = roc_auc_score(labels[known], predictions.probability[known]) if both_classes else float("nan")
-    return _scores(per_example, {"auc": float(auc)}, correct, known, targets, slices, train_plays)
+    plain = {"auc": metrics.auc(predictions.probability[known], labels[known])}
+    return _scores(per_example, plain, correct, known, targets, slices, train_plays)
+
+
+def _in_parts(metric: Callable[..., np.ndarray], *arrays: np.ndarray) -> np.ndarray:
+    """A metric of each row of arrays (N, T), so many rows at a time that its temporary arrays stay small: (N,)."""
+    starts = range(0, max(len(arrays[0]), 1), ROWS_AT_ONCE)
+    return np.concatenate([metric(*(array[i : i + ROWS_AT_ONCE] for array in arrays)) for i in starts])
+
+
+def _log_loss_of_rows(probability: np.ndarray, labels: np.ndarray, known: np.ndarray) -> np.ndarray:
+    return np.sum(metrics.binary_log_loss(probability, labels) * known, axis=1)
 
 
 def evaluate_seq(
@@ -210,11 +221,11 @@ def evaluate_seq(
     correct = predicted == targets.tracks
     has_targets = known.any(1)
     per_example = {
-        "maa": (metrics.average_accuracy(correct, known), has_targets),
+        "maa": (_in_parts(metrics.average_accuracy, correct, known), has_targets),
         "first_accuracy": (metrics.first_known(correct, known), has_targets),
         "accuracy": ((correct & known).sum(1), known.sum(1)),
-        "overlap": (metrics.set_overlap(predicted, targets.tracks, known), has_targets),
-        "repetition": (metrics.repetition(predicted, known), has_targets),
+        "overlap": (_in_parts(metrics.set_overlap, predicted, targets.tracks, known), has_targets),
+        "repetition": (_in_parts(metrics.repetition, predicted, known), has_targets),
     }
     if predictions.log_probability is not None:
         in_vocabulary = targets.tracks >= N_SPECIAL
@@ -352,7 +363,9 @@ def targets_by_plays(tracks: np.ndarray, known: np.ndarray, train_plays: np.ndar
     """
     ends = [f" to {after - 1}" if after > first + 1 else "" for first, after in pairwise(PLAYS)]
     names = ["unknown", *(f"{first}{end}" for first, end in zip(PLAYS, [*ends, " or more"], strict=True))]
-    group = np.where(tracks < N_SPECIAL, 0, np.digitize(train_plays[tracks], PLAYS))
+    group_of_id = np.digitize(train_plays, PLAYS).astype(np.uint8)
+    group_of_id[:N_SPECIAL] = 0
+    group = group_of_id[tracks]
     groups = {name: known & (group == i) for i, name in enumerate(names)}
     return {name: mine for name, mine in groups.items() if mine.any()}
 

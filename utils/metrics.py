@@ -11,6 +11,8 @@ import numpy as np
 
 BOOTSTRAP_GROUPS = 100_000
 """More sessions than this are resampled in so many random groups."""
+SORTED_AT_ONCE = 2**20
+"""Positives that are looked up among the negatives together."""
 
 
 def average_accuracy(correct: np.ndarray, known: np.ndarray) -> np.ndarray:
@@ -58,6 +60,27 @@ def binary_log_loss(probability: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Negative log-likelihood in nats of each 0/1 label; probabilities are clipped at 1e-7. Any shape."""
     p = np.clip(probability.astype(np.float64), 1e-7, 1 - 1e-7)
     return -np.where(labels == 1, np.log(p), np.log1p(-p))
+
+
+def auc(probability: np.ndarray, labels: np.ndarray) -> float:
+    """Area under the ROC curve: how often a positive is more probable than a negative, ties half. NaN without both.
+
+    Counted in sorted arrays of float32, which take a tenth of the memory of a curve with all of its thresholds.
+
+    Args:
+        probability: float32 (N,).
+        labels: bool (N,).
+
+    >>> auc(np.array([0.1, 0.4, 0.4, 0.8]), np.array([False, False, True, True]))
+    0.875
+    """
+    positive, negative = np.sort(probability[labels]), np.sort(probability[~labels])
+    wins = 0  # and half of the ties, twice
+    for first in range(0, len(positive), SORTED_AT_ONCE):
+        some = positive[first : first + SORTED_AT_ONCE]
+        wins += sum(int(np.searchsorted(negative, some, side=side).sum()) for side in ("left", "right"))
+    pairs = len(positive) * len(negative)
+    return wins / (2 * pairs) if pairs else float("nan")
 
 
 def hit_rate(rank: np.ndarray, k: int) -> np.ndarray:
@@ -124,7 +147,7 @@ def bootstrap_intervals(
     Returns:
         mean, low, high: float64 (M,) each. Where a metric has no weight at all, NaN.
     """
-    both = np.concatenate([numerators, denominators], axis=1).astype(np.float64)
+    both = np.concatenate([numerators, denominators], axis=1, dtype=np.float64)
     rng = np.random.default_rng(seed)
     if len(both) > BOOTSTRAP_GROUPS:
         group = rng.permutation(len(both)) % BOOTSTRAP_GROUPS
