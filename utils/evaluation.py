@@ -6,13 +6,14 @@ interval is a bootstrap over sessions, also where a session gives several exampl
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
+import pandas as pd
 
 from utils import metrics, schema
 from utils.cli import UserError
@@ -27,6 +28,8 @@ PLAYS = (0, 1, 5, 50, 500)
 """The groups of `by_plays`: the training plays at which each begins."""
 ROWS_AT_ONCE = 2**16
 """Examples whose metrics are computed together where that takes temporary arrays of several numbers a target."""
+Labels: TypeAlias = "pd.Categorical[str]"
+"""A label of each example or session; a byte each."""
 LOWER_IS_BETTER = ("log_loss", "perplexity")
 MASKED_METRICS = ("mrr@20", "hr@1", "hr@10", "hr@20", "perplexity")
 """What `evaluate_masked` measures."""
@@ -101,7 +104,7 @@ class Scores:
     """float64 (T,): accuracy at each target position."""
     histogram: np.ndarray
     """float64 (T + 1,): share of examples with 0..T right targets."""
-    slices: dict[str, np.ndarray] = field(default_factory=dict)
+    slices: dict[str, Labels] = field(default_factory=dict)
     """Name -> label of each session."""
     by_plays: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     """Group of `targets_by_plays` -> right answers and answers in each session, float64 (n_sessions,)."""
@@ -125,14 +128,13 @@ class Scores:
             "by_plays": {name: {"n": int(n.sum()), **found[name]} for name, (_, n) in self.by_plays.items()},
         }
 
-    def _slice(self, labels: np.ndarray) -> dict[str, dict[str, float]]:
-        table = {}
-        for label in np.unique(labels):
-            inside = self.average_accuracy[labels == label]
-            inside = inside[~np.isnan(inside)]
-            if len(inside):
-                table[str(label)] = {"n": len(inside), "maa": float(inside.mean())}
-        return table
+    def _slice(self, labels: Labels) -> dict[str, dict[str, float]]:
+        counted = ~np.isnan(self.average_accuracy)
+        codes, n_labels = labels.codes[counted], len(labels.categories)
+        n = np.bincount(codes, minlength=n_labels)
+        total = np.bincount(codes, weights=self.average_accuracy[counted], minlength=n_labels)
+        rows = sorted(zip(labels.categories, n.tolist(), total.tolist(), strict=True))
+        return {label: {"n": n, "maa": total / n} for label, n, total in rows if n}
 
 
 def _with_intervals(ratios: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, dict[str, float | None]]:
@@ -159,7 +161,7 @@ def evaluate_skip(
     predictions: SkipPredictions,
     targets: Targets,
     *,
-    slices: dict[str, np.ndarray] | None = None,
+    slices: dict[str, Labels] | None = None,
     train_plays: np.ndarray | None = None,
 ) -> Scores:
     """Score skip predictions against the labels of a loader.
@@ -202,7 +204,7 @@ def evaluate_seq(
     targets: Targets,
     *,
     n_ids: int,
-    slices: dict[str, np.ndarray] | None = None,
+    slices: dict[str, Labels] | None = None,
     train_plays: np.ndarray | None = None,
 ) -> Scores:
     """Score continuations against the true tracks of a loader. A target outside the vocabulary can only be missed.
@@ -282,7 +284,7 @@ def _scores(
     correct: np.ndarray,
     known: np.ndarray,
     targets: Targets,
-    slices: dict[str, np.ndarray] | None,
+    slices: dict[str, Labels] | None,
     train_plays: np.ndarray | None,
 ) -> Scores:
     first_row, numerators, denominators = _add_up(per_example, targets)
@@ -318,7 +320,7 @@ def _add_up(
     return first_row, numerators, denominators
 
 
-def session_slices(loader: SessionLoader, train: SessionArrays | None = None) -> dict[str, np.ndarray]:
+def session_slices(loader: SessionLoader, train: SessionArrays | None = None) -> dict[str, Labels]:
     """Labels of each example for sliced scores: length, context, shuffle, premium, skipper type, familiarity.
 
     Args:
@@ -327,26 +329,32 @@ def session_slices(loader: SessionLoader, train: SessionArrays | None = None) ->
             first target) stands anywhere in training ("seen") or not.
 
     Returns:
-        name -> array (N,) of str. What the source does not know is left out.
+        name -> label of each example (N,). What the source does not know is left out.
     """
     arrays = loader.arrays
     lengths = arrays.lengths[loader.session]
     longest = schema.MAX_LENGTH
-    slices = {"length": np.where(lengths > longest, f"over {longest}", np.char.mod("%02d", lengths))}
+    names = [*(f"{n:02d}" for n in range(longest + 1)), f"over {longest}"]
+    slices = {"length": _labelled(np.minimum(lengths, longest + 1), names)}
     columns = arrays.columns_of_sessions("context_type", "shuffle", "premium")
     codes = {name: column[loader.session] for name, column in columns.items()}
     if codes["context_type"].any():
-        slices["context_type"] = np.array(["unknown", *schema.CONTEXT_TYPES])[codes["context_type"]]
+        slices["context_type"] = _labelled(codes["context_type"], ["unknown", *schema.CONTEXT_TYPES])
         for name in ("shuffle", "premium"):
-            slices[name] = np.array(["unknown", "no", "yes"])[codes[name]]
+            slices[name] = _labelled(codes[name], ["unknown", "no", "yes"])
     start = arrays.offsets[loader.session]
     cut = start + lengths // 2
     if (arrays.skips[start] != schema.SKIP_UNKNOWN).any():
         slices["history"] = _skipper_type(arrays, start, cut)
     if train is not None:
         seen = train.has_pairs(pair_keys(arrays.tracks[cut - 1], arrays.tracks[cut]))
-        slices["continuation"] = np.where(seen, "seen in training", "unseen")
+        slices["continuation"] = _labelled(seen, ["unseen", "seen in training"])
     return slices
+
+
+def _labelled(codes: np.ndarray, names: Sequence[str]) -> Labels:
+    """The label of each code, a place in `names`."""
+    return pd.Categorical.from_codes(codes.astype(np.int8), pd.Index(names))
 
 
 def targets_by_plays(tracks: np.ndarray, known: np.ndarray, train_plays: np.ndarray) -> dict[str, np.ndarray]:
@@ -370,7 +378,7 @@ def targets_by_plays(tracks: np.ndarray, known: np.ndarray, train_plays: np.ndar
     return {name: mine for name, mine in groups.items() if mine.any()}
 
 
-def _skipper_type(arrays: SessionArrays, start: np.ndarray, cut: np.ndarray) -> np.ndarray:
+def _skipper_type(arrays: SessionArrays, start: np.ndarray, cut: np.ndarray) -> Labels:
     """The four types of Meggetto et al. (CIKM 2021), read off the first half by thresholds instead of clusters."""
     length = cut - start
     first = np.cumsum(length) - length
@@ -379,8 +387,8 @@ def _skipper_type(arrays: SessionArrays, start: np.ndarray, cut: np.ndarray) -> 
     middle = length // 2
     early = (skipped[first + middle] - skipped[first]) / np.maximum(middle, 1)
     late = (skipped[first + length] - skipped[first + middle]) / np.maximum(length - middle, 1)
-    names = np.array(["listener", "listen, then skip", "skip, then listen", "skipper"])
-    return names[2 * (early >= 0.5) + (late >= 0.5)]
+    names = ["listener", "listen, then skip", "skip, then listen", "skipper"]
+    return _labelled(2 * (early >= 0.5) + (late >= 0.5), names)
 
 
 def save_predictions(

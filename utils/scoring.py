@@ -26,6 +26,7 @@ from utils.batch import History, SessionBatch
 from utils.cli import UserError, check_at_least, check_used
 from utils.dataloaders import DataConfig, Dataset, SessionLoader
 from utils.evaluation import (
+    Labels,
     MaskedPredictions,
     Scores,
     SeqPredictions,
@@ -221,7 +222,7 @@ def score_split(
 
 
 def scores_of(
-    predictions: Predictions, loader: SessionLoader, dataset: Dataset, slices: dict[str, np.ndarray] | None = None
+    predictions: Predictions, loader: SessionLoader, dataset: Dataset, slices: dict[str, Labels] | None = None
 ) -> Scores:
     """Scores of the predictions of a loader's examples; those of hidden tracks have no slices.
 
