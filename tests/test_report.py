@@ -366,7 +366,14 @@ def test_seed_figures_stand_beside_the_right_runs():
     assert seed_figure("transformer_skip", "Transformer, skips hidden") is None
     assert seed_figure("transformer_skip", "Transformer, skips: none") is None
     assert seed_figure("lstm_skip", "bi-GRU, word2vec").maa == 0.613
+    assert seed_figure("lstm_skip", "GRU, both directions").maa == 0.613
+    assert seed_figure("lstm_skip", "GRU") is None
     assert seed_figure("lstm_skip", "LSTM, word2vec").maa == 0.614
+    assert seed_figure("lstm_skip", "LSTM, skip tokens, log hidden").maa == 0.611
+    assert seed_figure("lstm_skip", "LSTM, skips and log hidden").maa == 0.521
+    assert seed_figure("lstm_skip", "LSTM, log hidden") is None  # its skips are embeddings
+    assert seed_figure("ddpg_skip", "DDPG, decaying noise").maa == 0.437
+    assert seed_figure("ddpg_skip", "DDPG, no noise").maa == 0.430
     assert seed_figure("markov", "Markov") is None
     assert all(0 < figure.maa < 1 and figure.reason and not figure.reason.endswith(".") for figure in SEED_FIGURES)
 

@@ -32,12 +32,16 @@ SEED_FIGURES = (
     SeedFigure(
         "skip_bert_augmented", "", 0.441, "BERT-augmented transformer", "the history's skips never enter that model"
     ),
-    SeedFigure("lstm_skip", "gru", 0.613, "bidirectional GRU", LEAK),
+    SeedFigure("lstm_skip", "both directions|bidirectional|bi-?gru", 0.613, "bidirectional GRU", LEAK),
     SeedFigure("lstm_skip", "word2vec", 0.614, "LSTM, word2vec", LEAK + "; its vectors were overwritten at random"),
     SeedFigure("lstm_skip", "token|embedding", 0.611, "LSTM, skip padding", LEAK),
-    SeedFigure("lstm_skip", "none|hidden|no skip", 0.521, "LSTM, no skip padding", LEAK),
+    SeedFigure("lstm_skip", "none|no skip|skips.*hidden", 0.521, "LSTM, no skip padding", LEAK),
     SeedFigure(
-        "ddpg_skip", "noise", 0.437, "DDPG with noise", "the highest point of its test curve, one action for all users"
+        "ddpg_skip",
+        "(?<!no )noise",
+        0.437,
+        "DDPG with noise",
+        "the highest point of its test curve, one action for all users",
     ),
     SeedFigure("ddpg_skip", "", 0.430, "DDPG", "the highest point of its test curve, one action for all users"),
     SeedFigure("transformer_seq", "", 0.178, "standard transformer", SAME_DAY),
