@@ -189,16 +189,6 @@ def evaluate_skip(
     return _scores(per_example, plain, correct, known, targets, slices, train_plays)
 
 
-def _in_parts(metric: Callable[..., np.ndarray], *arrays: np.ndarray) -> np.ndarray:
-    """A metric of each row of arrays (N, T), so many rows at a time that its temporary arrays stay small: (N,)."""
-    starts = range(0, max(len(arrays[0]), 1), ROWS_AT_ONCE)
-    return np.concatenate([metric(*(array[i : i + ROWS_AT_ONCE] for array in arrays)) for i in starts])
-
-
-def _log_loss_of_rows(probability: np.ndarray, labels: np.ndarray, known: np.ndarray) -> np.ndarray:
-    return np.sum(metrics.binary_log_loss(probability, labels) * known, axis=1)
-
-
 def evaluate_seq(
     predictions: SeqPredictions,
     targets: Targets,
@@ -271,6 +261,16 @@ def evaluate_masked(predictions: MaskedPredictions, targets: Targets) -> Scores:
     )
     n = len(first_row)
     return Scores(n, np.full(n, np.nan), numerators, denominators, {}, np.empty(0), np.empty(0))
+
+
+def _in_parts(metric: Callable[..., np.ndarray], *arrays: np.ndarray) -> np.ndarray:
+    """A metric of each row of arrays (N, T), so many rows at a time that its temporary arrays stay small: (N,)."""
+    starts = range(0, max(len(arrays[0]), 1), ROWS_AT_ONCE)
+    return np.concatenate([metric(*(array[i : i + ROWS_AT_ONCE] for array in arrays)) for i in starts])
+
+
+def _log_loss_of_rows(probability: np.ndarray, labels: np.ndarray, known: np.ndarray) -> np.ndarray:
+    return np.sum(metrics.binary_log_loss(probability, labels) * known, axis=1)
 
 
 def _check_shape(predicted: np.ndarray, known: np.ndarray) -> None:
