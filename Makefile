@@ -51,7 +51,7 @@ demo: $(STAMP) data/demo/dataset.json  ## simulate, preprocess, train a small la
 	$(PYTHON) train_transformer_skip.py --config configs/transformer_skip/demo.yml
 	$(PYTHON) train_transformer_skip.py --config configs/transformer_skip/demo_hidden.yml
 	$(PYTHON) train_transformer_seq.py --config configs/transformer_seq/demo.yml
-	$(PYTHON) -m utils.oracle --raw data/raw/demo --data.folder data/demo
+	$(PYTHON) -m utils.simulator.oracle --raw data/raw/demo --data.folder data/demo
 	$(PYTHON) report.py --runs runs
 
 tables: $(STAMP) runs/simulated/.baselines runs/word2vec/sim/track_embeddings.safetensors runs/rare/.oracle  ## the tables of all sweeps on simulated sessions (many hours; goes on where it stopped)
@@ -59,11 +59,11 @@ tables: $(STAMP) runs/simulated/.baselines runs/word2vec/sim/track_embeddings.sa
 
 runs/simulated/.baselines: | data/sim/dataset.json
 	$(PYTHON) train_baselines.py --data.folder data/sim --data.scored '[test]' --run.folder runs/simulated
-	$(PYTHON) -m utils.oracle --raw data/raw/sim --data.folder data/sim --data.scored '[test]' --run.folder runs/simulated
+	$(PYTHON) -m utils.simulator.oracle --raw data/raw/sim --data.folder data/sim --data.scored '[test]' --run.folder runs/simulated
 	touch $@
 
 runs/rare/.oracle: | data/rare/dataset.json data/rare_unknown/dataset.json
-	$(PYTHON) -m utils.oracle --raw data/raw/rare --data.folder data/rare --task skip --data.scored '[test]' --run.folder runs/rare
+	$(PYTHON) -m utils.simulator.oracle --raw data/raw/rare --data.folder data/rare --task skip --data.scored '[test]' --run.folder runs/rare
 	touch $@
 
 data/rare/dataset.json: | data/raw/rare/hidden_truth/world.json
@@ -73,24 +73,24 @@ data/rare_unknown/dataset.json: | data/raw/rare/hidden_truth/world.json
 	$(PYTHON) -m utils.datapreprocessing --raw data/raw/rare --out data/rare_unknown --valid_days 1 --test_days 3
 
 data/raw/rare/hidden_truth/world.json: | $(STAMP)
-	$(PYTHON) -m utils.synthetic --out data/raw/rare --sessions 40000 --test_sessions 100 --tracks 103000 --days 10
+	$(PYTHON) -m utils.simulator --out data/raw/rare --sessions 40000 --test_sessions 100 --tracks 103000 --days 10
 
 runs/word2vec/sim/track_embeddings.safetensors: | data/sim/dataset.json
-	$(PYTHON) -m utils.word2vec --data.folder data/sim --d_model 128
+	$(PYTHON) -m utils.track_vectors.word2vec --data.folder data/sim --d_model 128
 
 data/sim/dataset.json: | data/raw/sim/hidden_truth/world.json
 	$(PYTHON) -m utils.datapreprocessing --raw data/raw/sim --out data/sim
 
 data/raw/sim/hidden_truth/world.json: | $(STAMP)
-	$(PYTHON) -m utils.synthetic --out data/raw/sim --sessions 250000 --tracks 20000 --days 10
+	$(PYTHON) -m utils.simulator --out data/raw/sim --sessions 250000 --tracks 20000 --days 10
 
 # Both commands leave either the whole folder or nothing new, so what exists is finished. It is made again when the code
 # that makes it has changed: an oracle that knows another simulator than the one that wrote the data would be wrong.
-data/demo/dataset.json: $(DEMO_RAW) $(wildcard utils/datapreprocessing.py utils/preparing.py utils/protocols.py utils/importers/*.py) | $(STAMP)
+data/demo/dataset.json: $(DEMO_RAW) $(wildcard utils/datapreprocessing.py utils/preprocessing/*.py) | $(STAMP)
 	$(PYTHON) -m utils.datapreprocessing --raw data/raw/demo --out data/demo --overwrite true
 
-$(DEMO_RAW): utils/synthetic.py utils/world.py utils/schema.py | $(STAMP)
-	$(PYTHON) -m utils.synthetic --out data/raw/demo --overwrite true
+$(DEMO_RAW): $(wildcard utils/simulator/*.py) utils/data/schema.py | $(STAMP)
+	$(PYTHON) -m utils.simulator --out data/raw/demo --overwrite true
 
 bench: $(STAMP)  ## measure everything beside straightforward references (some 40 minutes; docs/benchmarks.md)
 	$(PYTHON) -m benchmarks

@@ -17,11 +17,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from utils import masking, scoring
-from utils.cli import UserError, cli
-from utils.files import read_json
-from utils.importers.plays import PlaysColumns, plays_as_split
-from utils.run import pick_device, rebuild
+from utils.core.cli import cli
+from utils.core.errors import UserError
+from utils.core.files import read_json
+from utils.evaluation.decoding import Decoding
+from utils.evaluation.options import DecodingConfig, FillingConfig
+from utils.evaluation.predict import seq_predictor, skip_predictor
+from utils.evaluation.scoring import score_split
+from utils.evaluation.tables import predictions_table, print_scores, write_table
+from utils.preprocessing.options import PlaysColumns
+from utils.preprocessing.play_tables import plays_as_split
+from utils.training.machine import pick_device
+from utils.training.masked_tracks import masked_predictor
+from utils.training.rebuild import rebuild
 
 
 @dataclass
@@ -37,9 +45,9 @@ class Config:
     plays_columns: PlaysColumns = field(default_factory=PlaysColumns)
     data: str | None = None
     """Dataset folder, if it is not where it was when the run was trained."""
-    decoding: scoring.DecodingConfig | None = None
+    decoding: DecodingConfig | None = None
     """Continue sessions in this way instead of the run's."""
-    filling: scoring.FillingConfig | None = None
+    filling: FillingConfig | None = None
     """The same for a BERT, which fills in masks."""
     predictions: str | None = None
     """Write the prediction of every target to this file (.csv or .parquet)."""
@@ -62,20 +70,20 @@ def main(config: Config) -> dict[str, Any]:
             outside = plays_as_split(Path(config.plays), config.plays_columns, dataset, Path(temporary) / "plays")
             split, dataset = "test", replace(dataset, test=outside)
         if decoding is not None:
-            predict = scoring.seq_predictor(model, device, decoding, decoding.allowed_tracks(dataset, trained.data))
+            predict = seq_predictor(model, device, decoding, decoding.allowed_tracks(dataset, trained.data))
         elif result["task"] == "pretrain":
-            predict = masking.masked_predictor(model, device, trained.masking)
+            predict = masked_predictor(model, device, trained.masking)
         else:
-            predict = scoring.skip_predictor(model, device)
-        loader, predictions, scores = scoring.score_split(predict, dataset, trained.data, split)
+            predict = skip_predictor(model, device)
+        loader, predictions, scores = score_split(predict, dataset, trained.data, split)
         if config.predictions is not None:
-            scoring.write_table(Path(config.predictions), scoring.predictions_table(predictions, loader, dataset))
+            write_table(Path(config.predictions), predictions_table(predictions, loader, dataset))
     summary = scores.summary()
-    scoring.print_scores(f"{result['label']} on {config.plays or split} ({summary['n_sessions']:,} sessions)", summary)
+    print_scores(f"{result['label']} on {config.plays or split} ({summary['n_sessions']:,} sessions)", summary)
     return summary
 
 
-def decoding_of(trained: Any, config: Config) -> scoring.Decoding | None:
+def decoding_of(trained: Any, config: Config) -> Decoding | None:
     """How a run with the options `trained` continues sessions: as `config` asks, or as it did; nothing if it does not.
 
     Raises:

@@ -18,11 +18,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from utils import off_policy
-from utils.cli import UserError, check_at_least, cli
-from utils.files import read_json, write_json
-from utils.run import pick_device, rebuild
-from utils.scoring import scoring_loader
+from utils.agents import off_policy
+from utils.core.checks import check_at_least
+from utils.core.cli import cli
+from utils.core.errors import UserError
+from utils.core.files import read_json, write_json
+from utils.evaluation.scoring import scoring_loader
+from utils.training.machine import pick_device
+from utils.training.rebuild import rebuild
 
 
 @dataclass
@@ -32,7 +35,7 @@ class Config:
     run: str
     """Folder of a finished run of a skip or seq model."""
     raw: str
-    """Folder of python -m utils.synthetic that the run's dataset was made of."""
+    """Folder of python -m utils.simulator that the run's dataset was made of."""
     split: Literal["valid", "test"] = "valid"
     """Split of the run's dataset."""
     candidates: int = 5

@@ -11,10 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from utils.cli import cli
-from utils.files import write_json
-from utils.leaderboard import add_comparisons, build_tables, format_table, load_runs, run_records
-from utils.report import write_report
+from utils.core.cli import cli
+from utils.core.files import write_json
+from utils.reporting.leaderboard import add_comparisons, build_tables, run_records
+from utils.reporting.page import write_report
+from utils.reporting.runs import load_runs
+from utils.reporting.text import format_table
 
 
 @dataclass

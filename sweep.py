@@ -25,9 +25,11 @@ from typing import Any
 
 from report import Config as ReportConfig
 from report import main as report
-from utils.cli import UserError, check_at_least, cli, parse_config
-from utils.run import flat
-from utils.sweeps import PlannedRun, read_sweep, run, saved_runs, state_of
+from utils.core.checks import check_at_least
+from utils.core.cli import cli, parse_config
+from utils.core.errors import UserError
+from utils.training.run import flat
+from utils.training.sweeps import PlannedRun, read_sweep, run, saved_runs, state_of
 
 ROOT = Path(__file__).parent
 

@@ -21,13 +21,20 @@ from tqdm import tqdm
 
 from model import baselines_seq as seq
 from model import baselines_skip as skip
-from utils.cli import cli
-from utils.dataloaders import DataConfig, Dataset, SessionLoader
-from utils.evaluation import SeqPredictions, SkipPredictions
-from utils.run import Run, RunConfig, each_seed
-from utils.scoring import Predictions, score, scoring_loader
+from model import next_track
+from utils.core.cli import cli
+from utils.data.dataloaders import SessionLoader
+from utils.data.dataset import Dataset
+from utils.data.options import DataConfig
+from utils.evaluation.predictions import Predictions, SeqPredictions, SkipPredictions
+from utils.evaluation.scoring import score, scoring_loader
+from utils.training.options import RunConfig
+from utils.training.run import Run
+from utils.training.seeds import each_seed
 
-Fits = dict[str, Callable[[], tuple[Any, dict[str, float]]]]  # label -> fit: the model, and its trials (`seq.choose`)
+Fits = dict[
+    str, Callable[[], tuple[Any, dict[str, float]]]
+]  # label -> fit: the model, and its trials (`next_track.choose`)
 
 
 @dataclass
@@ -64,7 +71,9 @@ def seq_fits(config: Config, dataset: Dataset) -> Fits:
     offsets = dataset.train.offsets[-config.max_sessions - 1 :]
     plays = (dataset.train.tracks[offsets[0] :], offsets - offsets[0])
     popularity = seq.Popularity.fit(plays[0], n_ids=dataset.n_ids)
-    choose = partial(seq.choose, scoring_loader(dataset, config.data, "valid", prefixes=config.data.every_prefix))
+    choose = partial(
+        next_track.choose, scoring_loader(dataset, config.data, "valid", prefixes=config.data.every_prefix)
+    )
     fit_knn = partial(seq.ItemKNN.fit, *plays, n_ids=dataset.n_ids)
     return {
         "Popularity": lambda: (popularity, {}),
@@ -79,7 +88,7 @@ def main(config: Config) -> list[dict[str, Any]]:
     dataset = Dataset.open(config.data.folder, needs_skips=config.task == "skip")
     tasks: dict[str, tuple[Callable[[Config, Dataset], Fits], Callable[[Any, SessionLoader], Predictions]]] = {
         "skip": (skip_fits, lambda model, loader: SkipPredictions(*skip.predict(model, loader))),
-        "seq": (seq_fits, lambda model, loader: SeqPredictions(*seq.predict(model, loader))),
+        "seq": (seq_fits, lambda model, loader: SeqPredictions(*next_track.predict(model, loader))),
     }
     results = []
     for task in tasks if config.task == "both" else [config.task]:

@@ -16,14 +16,20 @@ from functools import partial
 from typing import Any
 
 from model.bert import BertForSkips
-from utils.cli import cli
-from utils.dataloaders import DataConfig, Dataset, training_loader
-from utils.model_configs import BertConfig
-from utils.objectives import Weighting, skip_loss
-from utils.pretrained import build_bert, check_pretrained, load_pretrained
-from utils.run import Run, RunConfig, each_seed, pick_device, seed_everything
-from utils.scoring import score, skip_predictor, validate
-from utils.training import TrainConfig, fit, training_details
+from utils.core.cli import cli
+from utils.data.dataloaders import training_loader
+from utils.data.dataset import Dataset
+from utils.data.options import DataConfig
+from utils.evaluation.predict import skip_predictor
+from utils.evaluation.scoring import score, validate
+from utils.training.loop import fit, training_details
+from utils.training.losses import skip_loss
+from utils.training.machine import pick_device, seed_everything
+from utils.training.model_configs import BertConfig
+from utils.training.options import RunConfig, TrainConfig, Weighting
+from utils.training.pretrained import build_bert, check_pretrained, load_pretrained
+from utils.training.run import Run
+from utils.training.seeds import each_seed
 
 
 @dataclass

@@ -18,18 +18,24 @@ from typing import Any
 import torch
 
 from model.bert import BertForMaskedTracks
-from utils.cli import cli
-from utils.dataloaders import DataConfig, Dataset, training_loader
-from utils.distributed import once
-from utils.evaluation import MASKED_METRICS, direction
-from utils.masking import MaskingConfig, check_whole, masked_loss, masked_predictor
-from utils.model_configs import BertConfig
-from utils.objectives import LossConfig, track_loss
-from utils.pretrained import build_bert
-from utils.run import Run, RunConfig, each_seed, pick_device, seed_everything
-from utils.scoring import score, validate
-from utils.track_vectors import PICTURE, plot_vectors, save_vectors
-from utils.training import TrainConfig, fit, training_details
+from utils.core.cli import cli
+from utils.core.distributed import once
+from utils.data.dataloaders import training_loader
+from utils.data.dataset import Dataset
+from utils.data.options import DataConfig
+from utils.evaluation.scores import MASKED_METRICS, direction
+from utils.evaluation.scoring import score, validate
+from utils.track_vectors.files import PICTURE, save_vectors
+from utils.track_vectors.picture import plot_vectors
+from utils.training.loop import fit, training_details
+from utils.training.losses import track_loss
+from utils.training.machine import pick_device, seed_everything
+from utils.training.masked_tracks import check_whole, masked_loss, masked_predictor
+from utils.training.model_configs import BertConfig
+from utils.training.options import LossConfig, MaskingConfig, RunConfig, TrainConfig
+from utils.training.pretrained import build_bert
+from utils.training.run import Run
+from utils.training.seeds import each_seed
 
 
 @dataclass

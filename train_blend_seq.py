@@ -21,13 +21,17 @@ from typing import Any, Literal
 from jsonargparse.typing import PositiveInt
 
 import train_baselines
-from utils.blend import Blend, choose_weight, predict_blend
-from utils.cli import UserError, cli
-from utils.dataloaders import check_splits
-from utils.files import read_json
-from utils.run import Run, RunConfig, pick_device, rebuild
-from utils.schema import SPLITS
-from utils.scoring import score, scoring_loader
+from utils.core.cli import cli
+from utils.core.errors import UserError
+from utils.core.files import read_json
+from utils.data.options import check_splits
+from utils.data.schema import SPLITS
+from utils.evaluation.blend import Blend, choose_weight, predict_blend
+from utils.evaluation.scoring import score, scoring_loader
+from utils.training.machine import pick_device
+from utils.training.options import RunConfig
+from utils.training.rebuild import rebuild
+from utils.training.run import Run
 
 NGRAM = "n-gram with kNN"
 

@@ -19,15 +19,25 @@ from tqdm import tqdm
 
 from model import DDPGForContinuation
 from model.decoding import select
-from utils import agent as agents
-from utils.cli import cli
-from utils.dataloaders import DataConfig, Dataset, training_loader
-from utils.environment import EnvironmentConfig, LoggedSessions
-from utils.evaluation import SEQ_METRICS, direction
-from utils.replay import PrioritisedReplay, Transition
-from utils.run import Run, RunConfig, each_seed, last_scored, pick_device, seed_everything
-from utils.scoring import DecodingConfig, score, seq_predictor, validate
-from utils.track_vectors import load_table
+from utils.agents.calibration import calibrate_ranks, calibration_loader, sampled_ranking
+from utils.agents.environment import LoggedSessions
+from utils.agents.learner import Learner, build_agent
+from utils.agents.options import AgentConfig, DDPGConfig, EnvironmentConfig, NoiseConfig
+from utils.agents.replay import PrioritisedReplay, Transition
+from utils.agents.training import Training
+from utils.core.cli import cli
+from utils.data.dataloaders import training_loader
+from utils.data.dataset import Dataset
+from utils.data.options import DataConfig
+from utils.evaluation.options import DecodingConfig
+from utils.evaluation.predict import seq_predictor
+from utils.evaluation.scores import SEQ_METRICS, direction
+from utils.evaluation.scoring import score, validate
+from utils.training.machine import pick_device, seed_everything
+from utils.training.options import RunConfig
+from utils.training.run import Run, last_scored
+from utils.training.seeds import each_seed
+from utils.training.track_table import load_table
 
 
 @dataclass
@@ -35,10 +45,10 @@ class Config:
     """Experiment."""
 
     data: DataConfig = field(default_factory=DataConfig)
-    agent: agents.AgentConfig = field(default_factory=agents.AgentConfig)
+    agent: AgentConfig = field(default_factory=AgentConfig)
     environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
-    noise: agents.NoiseConfig = field(default_factory=agents.NoiseConfig)
-    train: agents.DDPGConfig = field(default_factory=agents.DDPGConfig)
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    train: DDPGConfig = field(default_factory=DDPGConfig)
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
     run: RunConfig = field(default_factory=lambda: RunConfig(label="DDPG"))
     monitor: str = "mrr@20"
@@ -47,7 +57,7 @@ class Config:
 
 def build(config: Config, dataset: Dataset) -> DDPGForContinuation:
     """The model of this script for `dataset`."""
-    return DDPGForContinuation(agents.build_agent(config.agent, dataset, config.data))
+    return DDPGForContinuation(build_agent(config.agent, dataset, config.data))
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -56,22 +66,22 @@ def main(config: Config) -> dict[str, Any]:
     device = pick_device(config.train.device)
     seed_everything(config.run.seed)
     model = build(config, dataset).to(device)
-    mu = model.agent
+    agent = model.agent
     if config.run.resume is None:
-        load_table(mu.encoder.tracks, config.agent.vectors, dataset, width="agent.d_model")
+        load_table(agent.encoder.tracks, config.agent.vectors, dataset, width="agent.d_model")
     environment = LoggedSessions(dataset.n_ids, "seq", config.environment)
     replay = PrioritisedReplay(config.train.capacity, alpha=config.train.alpha)
-    learner = agents.Learner(mu, config.train)
+    learner = Learner(agent, config.train)
     predict = seq_predictor(model, device, config.decoding, config.decoding.allowed_tracks(dataset, config.data))
-    calibration = agents.calibration_loader(dataset, config.data)
+    calibration = calibration_loader(dataset, config.data)
 
     def evaluate_fn() -> dict[str, float | None]:
-        agents.calibrate_ranks(model, calibration)
+        calibrate_ranks(model, calibration)
         return validate(predict, dataset, config.data)
 
     loader = training_loader(dataset, config.data, batch_size=config.train.sessions, seed=config.run.seed)
     better, run = direction(config.monitor, SEQ_METRICS), Run("ddpg_seq", config, dataset)
-    training = agents.Training(
+    training = Training(
         model, learner, replay, loader, run=run, evaluate_fn=evaluate_fn, monitor=config.monitor, direction=better
     )
     for batch in training.episodes():
@@ -79,8 +89,8 @@ def main(config: Config) -> dict[str, Any]:
         while environment.active.any():
             s, candidates, active = environment.history, environment.candidates, environment.active
             with torch.no_grad():
-                a = mu(s)
-                choice = mu.choose(a, candidates, config.noise.mask(a, training.episode))
+                a = agent(s)
+                choice = agent.choose(a, candidates, config.noise.mask(a, training.episode))
             r, done = environment.step(choice)
             item = candidates.gather(1, choice[:, None])[:, 0]
             replay.add(select(Transition(s, item, a, r, environment.history, environment.candidates, done), active))
@@ -91,7 +101,7 @@ def main(config: Config) -> dict[str, Any]:
                 replay.update(places, delta)
                 training.learn(loss)
     scores = score(predict, dataset, config.data, folder=run.folder)
-    sampled = agents.sampled_ranking(model, dataset, config.data, last_scored(scores))
+    sampled = sampled_ranking(model, dataset, config.data, last_scored(scores))
     shown = f"{sampled['split']} hr@1 {sampled['hr@1']:.3f}, mrr {sampled['mrr']:.3f}"
     tqdm.write(f"among 99 random tracks (flatters every model): {shown}")
     return run.finish(task="seq", scores=scores, one_of_hundred=sampled, **training.details())

@@ -18,14 +18,23 @@ import torch
 
 from model import DDPGForSkips
 from model.decoding import select
-from utils import agent as agents
-from utils.cli import cli
-from utils.dataloaders import DataConfig, Dataset, training_loader
-from utils.environment import EnvironmentConfig, LoggedSessions
-from utils.replay import PrioritisedReplay, Transition
-from utils.run import Run, RunConfig, each_seed, pick_device, seed_everything
-from utils.scoring import score, skip_predictor, validate
-from utils.track_vectors import load_table
+from utils.agents.calibration import calibrate_skips, calibration_loader
+from utils.agents.environment import LoggedSessions
+from utils.agents.learner import Learner, build_agent
+from utils.agents.options import AgentConfig, DDPGConfig, EnvironmentConfig, NoiseConfig
+from utils.agents.replay import PrioritisedReplay, Transition
+from utils.agents.training import Training
+from utils.core.cli import cli
+from utils.data.dataloaders import training_loader
+from utils.data.dataset import Dataset
+from utils.data.options import DataConfig
+from utils.evaluation.predict import skip_predictor
+from utils.evaluation.scoring import score, validate
+from utils.training.machine import pick_device, seed_everything
+from utils.training.options import RunConfig
+from utils.training.run import Run
+from utils.training.seeds import each_seed
+from utils.training.track_table import load_table
 
 
 @dataclass
@@ -33,10 +42,10 @@ class Config:
     """Experiment."""
 
     data: DataConfig = field(default_factory=DataConfig)
-    agent: agents.AgentConfig = field(default_factory=agents.AgentConfig)
+    agent: AgentConfig = field(default_factory=AgentConfig)
     environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
-    noise: agents.NoiseConfig = field(default_factory=agents.NoiseConfig)
-    train: agents.DDPGConfig = field(default_factory=agents.DDPGConfig)
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    train: DDPGConfig = field(default_factory=DDPGConfig)
     score: Literal["actor", "critic"] = "actor"
     """What tells how much a track is liked: its dot product with the action (the seed), or the value of playing it."""
     advance: bool = False
@@ -46,7 +55,7 @@ class Config:
 
 def build(config: Config, dataset: Dataset) -> DDPGForSkips:
     """The model of this script for `dataset`."""
-    agent = agents.build_agent(config.agent, dataset, config.data)
+    agent = build_agent(config.agent, dataset, config.data)
     return DDPGForSkips(agent, target_size=config.data.target_size, score=config.score, advance=config.advance)
 
 
@@ -56,28 +65,28 @@ def main(config: Config) -> dict[str, Any]:
     device = pick_device(config.train.device)
     seed_everything(config.run.seed)
     model = build(config, dataset).to(device)
-    mu = model.agent
+    agent = model.agent
     if config.run.resume is None:
-        load_table(mu.encoder.tracks, config.agent.vectors, dataset, width="agent.d_model")
+        load_table(agent.encoder.tracks, config.agent.vectors, dataset, width="agent.d_model")
     environment = LoggedSessions(dataset.n_ids, "skip", config.environment)
     replay = PrioritisedReplay(config.train.capacity, alpha=config.train.alpha)
-    learner = agents.Learner(mu, config.train)
-    calibration = agents.calibration_loader(dataset, config.data, labels=True)
+    learner = Learner(agent, config.train)
+    calibration = calibration_loader(dataset, config.data, labels=True)
 
     def evaluate_fn() -> dict[str, float | None]:
-        agents.calibrate_skips(model, calibration)
+        calibrate_skips(model, calibration)
         return validate(skip_predictor(model, device), dataset, config.data)
 
     loader = training_loader(dataset, config.data, batch_size=config.train.sessions, seed=config.run.seed)
     run = Run("ddpg_skip", config, dataset)
-    training = agents.Training(model, learner, replay, loader, run=run, evaluate_fn=evaluate_fn, monitor="maa")
+    training = Training(model, learner, replay, loader, run=run, evaluate_fn=evaluate_fn, monitor="maa")
     for batch in training.episodes():
         environment.reset(batch)
         while environment.active.any():
             s, candidates, active = environment.history, environment.candidates, environment.active
             with torch.no_grad():
-                a = mu(s)
-                choice = mu.choose(a, candidates, config.noise.mask(a, training.episode))
+                a = agent(s)
+                choice = agent.choose(a, candidates, config.noise.mask(a, training.episode))
             r, done = environment.step(choice)
             item = candidates.gather(1, choice[:, None])[:, 0]
             replay.add(select(Transition(s, item, a, r, environment.history, environment.candidates, done), active))

@@ -15,13 +15,22 @@ from functools import partial
 from typing import Any
 
 from model import NextTrackGRU
-from utils.cli import UserError, blame, check_at_least, cli
-from utils.dataloaders import DataConfig, Dataset, training_loader
-from utils.evaluation import SEQ_METRICS, direction
-from utils.objectives import LossConfig, next_track_loss, track_loss
-from utils.run import Run, RunConfig, each_seed, pick_device, seed_everything
-from utils.scoring import DecodingConfig, score, seq_predictor, validate
-from utils.training import TrainConfig, fit, training_details
+from utils.core.checks import check_at_least
+from utils.core.cli import cli
+from utils.core.errors import UserError, blame
+from utils.data.dataloaders import training_loader
+from utils.data.dataset import Dataset
+from utils.data.options import DataConfig
+from utils.evaluation.options import DecodingConfig
+from utils.evaluation.predict import seq_predictor
+from utils.evaluation.scores import SEQ_METRICS, direction
+from utils.evaluation.scoring import score, validate
+from utils.training.loop import fit, training_details
+from utils.training.losses import next_track_loss, track_loss
+from utils.training.machine import pick_device, seed_everything
+from utils.training.options import LossConfig, RunConfig, TrainConfig
+from utils.training.run import Run
+from utils.training.seeds import each_seed
 
 
 @dataclass

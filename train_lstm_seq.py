@@ -6,7 +6,7 @@
     python train_lstm_seq.py --config RUN/config.yml --run.resume RUN
 
 The defaults are the seed's values, except for the decoder's input, which its code got wrong; its loss is
---loss.name full. `python -m utils.word2vec` makes track vectors.
+--loss.name full. `python -m utils.track_vectors.word2vec` makes track vectors.
 """
 
 from __future__ import annotations
@@ -16,15 +16,23 @@ from functools import partial
 from typing import Any
 
 from model import LSTMForContinuation
-from utils.cli import blame, cli
-from utils.dataloaders import DataConfig, Dataset, training_loader
-from utils.evaluation import SEQ_METRICS, direction
-from utils.model_configs import SeqLSTMConfig
-from utils.objectives import LossConfig, seq_loss, track_loss
-from utils.run import Run, RunConfig, each_seed, pick_device, seed_everything
-from utils.scoring import DecodingConfig, score, seq_predictor, validate
-from utils.track_vectors import TableConfig, load_table, table_rows
-from utils.training import TrainConfig, fit, training_details
+from utils.core.cli import cli
+from utils.core.errors import blame
+from utils.data.dataloaders import training_loader
+from utils.data.dataset import Dataset
+from utils.data.options import DataConfig
+from utils.evaluation.options import DecodingConfig
+from utils.evaluation.predict import seq_predictor
+from utils.evaluation.scores import SEQ_METRICS, direction
+from utils.evaluation.scoring import score, validate
+from utils.training.loop import fit, training_details
+from utils.training.losses import seq_loss, track_loss
+from utils.training.machine import pick_device, seed_everything
+from utils.training.model_configs import SeqLSTMConfig
+from utils.training.options import LossConfig, RunConfig, TableConfig, TrainConfig
+from utils.training.run import Run
+from utils.training.seeds import each_seed
+from utils.training.track_table import load_table, table_rows
 
 
 @dataclass

@@ -6,7 +6,7 @@
     python train_lstm_skip.py --config RUN/config.yml --run.resume RUN
 
 The defaults are the seed's values, except for the skips of the history and the decoder's input, which its code got
-wrong; `python -m utils.word2vec` makes track vectors.
+wrong; `python -m utils.track_vectors.word2vec` makes track vectors.
 """
 
 from __future__ import annotations
@@ -17,15 +17,22 @@ from typing import Any
 from torch import Tensor
 
 from model import LSTMForSkips
-from utils.batch import SessionBatch, to_device
-from utils.cli import blame, cli
-from utils.dataloaders import DataConfig, Dataset, training_loader
-from utils.model_configs import SkipLSTMConfig
-from utils.objectives import Weighting, loss_of_skips
-from utils.run import Run, RunConfig, each_seed, pick_device, seed_everything
-from utils.scoring import score, skip_predictor, validate
-from utils.track_vectors import TableConfig, load_table, table_rows
-from utils.training import TrainConfig, fit, training_details
+from utils.core.cli import cli
+from utils.core.errors import blame
+from utils.data.batch import SessionBatch, to_device
+from utils.data.dataloaders import training_loader
+from utils.data.dataset import Dataset
+from utils.data.options import DataConfig
+from utils.evaluation.predict import skip_predictor
+from utils.evaluation.scoring import score, validate
+from utils.training.loop import fit, training_details
+from utils.training.losses import loss_of_skips
+from utils.training.machine import pick_device, seed_everything
+from utils.training.model_configs import SkipLSTMConfig
+from utils.training.options import RunConfig, TableConfig, TrainConfig, Weighting
+from utils.training.run import Run
+from utils.training.seeds import each_seed
+from utils.training.track_table import load_table, table_rows
 
 
 @dataclass

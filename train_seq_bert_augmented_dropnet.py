@@ -15,9 +15,9 @@ from typing import Any
 
 import train_seq_bert_augmented
 from train_seq_bert_augmented import build
-from utils.cli import cli
-from utils.run import RunConfig, each_seed
-from utils.training import TrainConfig
+from utils.core.cli import cli
+from utils.training.options import RunConfig, TrainConfig
+from utils.training.seeds import each_seed
 
 __all__ = ["Config", "build", "main"]
 

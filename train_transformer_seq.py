@@ -14,14 +14,22 @@ from functools import partial
 from typing import Any
 
 from model import SeqTransformer
-from utils.cli import blame, cli
-from utils.dataloaders import DataConfig, Dataset, training_loader
-from utils.evaluation import SEQ_METRICS, direction
-from utils.model_configs import SeqTransformerConfig
-from utils.objectives import LossConfig, seq_loss, track_loss
-from utils.run import Run, RunConfig, each_seed, pick_device, seed_everything
-from utils.scoring import DecodingConfig, score, seq_predictor, validate
-from utils.training import TrainConfig, fit, training_details
+from utils.core.cli import cli
+from utils.core.errors import blame
+from utils.data.dataloaders import training_loader
+from utils.data.dataset import Dataset
+from utils.data.options import DataConfig
+from utils.evaluation.options import DecodingConfig
+from utils.evaluation.predict import seq_predictor
+from utils.evaluation.scores import SEQ_METRICS, direction
+from utils.evaluation.scoring import score, validate
+from utils.training.loop import fit, training_details
+from utils.training.losses import seq_loss, track_loss
+from utils.training.machine import pick_device, seed_everything
+from utils.training.model_configs import SeqTransformerConfig
+from utils.training.options import LossConfig, RunConfig, TrainConfig
+from utils.training.run import Run
+from utils.training.seeds import each_seed
 
 
 @dataclass

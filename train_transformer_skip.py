@@ -15,14 +15,21 @@ from functools import partial
 from typing import Any
 
 from model import SkipTransformer
-from utils.cli import blame, cli
-from utils.dataloaders import DataConfig, Dataset, training_loader
-from utils.model_configs import SkipTransformerConfig
-from utils.objectives import Weighting, skip_loss
-from utils.run import Run, RunConfig, each_seed, pick_device, seed_everything
-from utils.scoring import score, skip_predictor, validate
-from utils.track_vectors import TableConfig, load_table, table_rows
-from utils.training import TrainConfig, fit, training_details
+from utils.core.cli import cli
+from utils.core.errors import blame
+from utils.data.dataloaders import training_loader
+from utils.data.dataset import Dataset
+from utils.data.options import DataConfig
+from utils.evaluation.predict import skip_predictor
+from utils.evaluation.scoring import score, validate
+from utils.training.loop import fit, training_details
+from utils.training.losses import skip_loss
+from utils.training.machine import pick_device, seed_everything
+from utils.training.model_configs import SkipTransformerConfig
+from utils.training.options import RunConfig, TableConfig, TrainConfig, Weighting
+from utils.training.run import Run
+from utils.training.seeds import each_seed
+from utils.training.track_table import load_table, table_rows
 
 
 @dataclass

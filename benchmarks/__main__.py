@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from benchmarks import decoding, evaluation, large, loading, next_track, preprocessing, pretraining, processes, training
 from benchmarks.rows import Row, heading, latest, save_rows, table
-from utils.cli import UserError, cli
+from utils.core.cli import cli
+from utils.core.errors import UserError
 
 PARTS = (training, next_track, pretraining, decoding, evaluation, large, processes, loading, preprocessing)
 

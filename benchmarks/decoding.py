@@ -21,8 +21,9 @@ from benchmarks.rows import Row, publish
 from model import SeqTransformer
 from model.catalogue import Catalogue
 from model.decoding import beam_search, greedy, sample
-from utils.batch import History, SessionBatch
-from utils.cli import check_at_least, cli
+from utils.core.checks import check_at_least
+from utils.core.cli import cli
+from utils.data.batch import History, SessionBatch
 
 WIDTH = 5
 TOP_P = 0.9

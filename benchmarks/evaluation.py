@@ -19,9 +19,10 @@ from benchmarks.rounds import gate
 from benchmarks.rows import Row, publish
 from model import SeqTransformer
 from model.catalogue import Catalogue
-from utils.batch import SessionBatch
-from utils.cli import check_at_least, cli
-from utils.scoring import judge
+from utils.core.checks import check_at_least
+from utils.core.cli import cli
+from utils.data.batch import SessionBatch
+from utils.evaluation.predict import judge
 
 K = 10
 

@@ -41,13 +41,16 @@ from model import (
     SeqTransformer,
     SkipTransformer,
 )
-from utils.batch import LossFn
-from utils.cli import UserError, check_at_least, cli
-from utils.dataloaders import SessionArrays
-from utils.masking import MaskingConfig, masked_loss
-from utils.objectives import LossConfig, hidden_targets_loss, seq_loss, skip_loss, track_loss
-from utils.run import pick_device
-from utils.training import READ_EVERY, TrainConfig, choose_gradients, make_optimizers, update
+from utils.core.checks import check_at_least
+from utils.core.cli import cli
+from utils.core.errors import UserError
+from utils.data.dataset import SessionArrays
+from utils.training.loop import READ_EVERY, update
+from utils.training.losses import LossFn, hidden_targets_loss, seq_loss, skip_loss, track_loss
+from utils.training.machine import pick_device
+from utils.training.masked_tracks import masked_loss
+from utils.training.optimizers import choose_gradients, make_optimizers
+from utils.training.options import LossConfig, MaskingConfig, TrainConfig
 
 LATEST_GPU = Path(__file__).parent / "latest_gpu.json"
 EPOCH = 3_300_000

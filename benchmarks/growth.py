@@ -30,10 +30,13 @@ from benchmarks.preprocessing import preprocess, simulate
 from benchmarks.preprocessing import setup as setup_preprocessing
 from benchmarks.rounds import Contender, Step, measure
 from benchmarks.rows import Row, heading, save_rows, table
-from utils.cli import UserError, check_at_least, cli
-from utils.dataloaders import SessionArrays
-from utils.evaluation import SkipPredictions, evaluate_skip
-from utils.files import atomic_file
+from utils.core.checks import check_at_least
+from utils.core.cli import cli
+from utils.core.errors import UserError
+from utils.core.files import atomic_file
+from utils.data.dataset import SessionArrays
+from utils.evaluation.predictions import SkipPredictions
+from utils.evaluation.scores import evaluate_skip
 
 LATEST_GROWTH = Path(__file__).parent / "latest_growth.json"
 LATEST_PICTURE = Path(__file__).parent.parent / "docs" / "growth.png"

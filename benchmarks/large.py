@@ -29,12 +29,13 @@ from benchmarks.rounds import Contender, Step, measure, rows_of
 from benchmarks.rows import Row, publish
 from benchmarks.training import LR, learner_with, our_batches, updates
 from benchmarks.workload import Sizes
-from utils.allocator import reuse_memory
-from utils.batch import LossFn
-from utils.cli import check_at_least, cli
-from utils.dataloaders import SessionArrays
-from utils.objectives import next_track_loss, seq_loss, skip_loss
-from utils.training import TrainConfig, make_optimizers
+from utils.core.checks import check_at_least
+from utils.core.cli import cli
+from utils.core.memory import reuse_memory
+from utils.data.dataset import SessionArrays
+from utils.training.losses import LossFn, next_track_loss, seq_loss, skip_loss
+from utils.training.optimizers import make_optimizers
+from utils.training.options import TrainConfig
 
 FEW_TRACKS = 103_000
 MANY = Sizes(tracks=3_700_000, d_model=64, d_ff=256)

@@ -20,10 +20,11 @@ from benchmarks.options import fill_in
 from benchmarks.rounds import Contender, Step, gate, measure, rows_of
 from benchmarks.rows import Row, publish
 from benchmarks.workload import Sizes
-from utils.cli import check_at_least, cli
-from utils.dataloaders import SessionArrays
-from utils.schema import MAX_LENGTH, MIN_LENGTH
-from utils.synthetic import LENGTH_SESSIONS
+from utils.core.checks import check_at_least
+from utils.core.cli import cli
+from utils.data.dataset import SessionArrays
+from utils.data.schema import MAX_LENGTH, MIN_LENGTH
+from utils.simulator.figures import LENGTH_SESSIONS
 
 BATCH_SIZE = 4096
 GATE_BATCHES = 3

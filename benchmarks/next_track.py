@@ -41,9 +41,10 @@ from benchmarks.training import (
     work_of_variants,
 )
 from benchmarks.workload import Sizes
-from utils.cli import cli
-from utils.dataloaders import SessionArrays
-from utils.objectives import LossConfig, Negatives, next_track_loss, track_loss
+from utils.core.cli import cli
+from utils.data.dataset import SessionArrays
+from utils.training.losses import Negatives, next_track_loss, track_loss
+from utils.training.options import LossConfig
 
 GRU, TRANSFORMER = "next-track/gru", "next-track/transformer"
 NAMES = ("sampled-2048", "sampled-2048-fp32")

@@ -16,10 +16,10 @@ from benchmarks.rounds import Contender, Step, measure, rows_of
 from benchmarks.rows import Row
 from benchmarks.workload import Sizes
 from model import SeqTransformer
-from utils.allocator import reuse_memory
-from utils.batch import SessionBatch
-from utils.cli import check_at_least
-from utils.dataloaders import SessionArrays
+from utils.core.checks import check_at_least
+from utils.core.memory import reuse_memory
+from utils.data.batch import SessionBatch
+from utils.data.dataset import SessionArrays
 
 BATCHES = 4
 """Batches of sessions that are predicted, again and again."""

@@ -22,8 +22,9 @@ import numpy as np
 from benchmarks.options import fill_in
 from benchmarks.rounds import Contender, Step, gate, measure, rows_of
 from benchmarks.rows import Row, publish
-from utils import schema, vocab
-from utils.cli import check_at_least, cli
+from utils.core.checks import check_at_least
+from utils.core.cli import cli
+from utils.data import schema, vocab
 
 FEW, MANY = 10, 60
 ARRAYS = ("tracks", "skips", "log", "offsets")
@@ -69,7 +70,7 @@ def parse(raw: Path, out: Path) -> None:
     """PyArrow reads the columns that preprocessing uses, and nothing else happens."""
     import pyarrow.csv
 
-    from utils.importers import mssd
+    from utils.preprocessing import mssd
 
     options = pyarrow.csv.ConvertOptions(include_columns=mssd.COLUMNS)
     for log in mssd.find_logs(raw):
@@ -78,7 +79,8 @@ def parse(raw: Path, out: Path) -> None:
 
 def preprocess(raw: Path, out: Path) -> None:
     """`utils.datapreprocessing`, temporal protocol."""
-    from utils.datapreprocessing import Config, main
+    from utils.datapreprocessing import main
+    from utils.preprocessing.options import Config
 
     main(Config(raw=raw, out=out))
 
@@ -174,8 +176,8 @@ def simulate(work: Path, *, sessions: int, tracks: int, days: int, splits: int =
     """Raw logs, `splits` for each of `days` days, in a folder of `work` named after the sizes; kept if it is there."""
     folder = work / f"raw_{sessions}_sessions_{tracks}_tracks_{days}_days_{splits}_splits"
     if not folder.exists():
-        from utils.synthetic import Config as SimulatorConfig
-        from utils.synthetic import main as simulator
+        from utils.simulator.__main__ import Config as SimulatorConfig
+        from utils.simulator.__main__ import main as simulator
 
         config = SimulatorConfig(
             out=str(folder), sessions=sessions, test_sessions=days, tracks=tracks, days=days, splits=splits
@@ -187,7 +189,7 @@ def simulate(work: Path, *, sessions: int, tracks: int, days: int, splits: int =
 
 def measure_speed(config: Config, work: Path, jobs: Mapping[str, Job], *, sessions: int) -> list[Row]:
     """Rows of logs in a second for each job, all with the same logs; the first job is the reference."""
-    from utils.importers import mssd
+    from utils.preprocessing import mssd
 
     raw = simulate(work, sessions=sessions, tracks=config.tracks, days=FEW)
     n_rows = sum(sum(1 for _ in log.path.open("rb")) - 1 for log in mssd.find_logs(raw))

@@ -37,10 +37,11 @@ from benchmarks.training import (
     work_of_variants,
 )
 from benchmarks.workload import Sizes
-from utils.cli import cli
-from utils.dataloaders import SessionArrays
-from utils.masking import MaskingConfig, masked_loss
-from utils.objectives import track_loss
+from utils.core.cli import cli
+from utils.data.dataset import SessionArrays
+from utils.training.losses import track_loss
+from utils.training.masked_tracks import masked_loss
+from utils.training.options import MaskingConfig
 
 BERT = "pretrain/bert"
 MASKING = MaskingConfig()

@@ -39,13 +39,17 @@ from benchmarks.rounds import Contender, Step, measure, rows_of
 from benchmarks.rows import Row, publish
 from benchmarks.training import LR, learner_with, our_batches, updates
 from benchmarks.workload import Sizes
-from utils import distributed
-from utils.batch import LossFn, SessionBatch
-from utils.checkpoint import save_checkpoint
-from utils.cli import check_at_least, cli
-from utils.dataloaders import SessionArrays
-from utils.objectives import next_track_loss, seq_loss
-from utils.training import TrainConfig, autocast, make_optimizers
+from utils.core import distributed
+from utils.core.checks import check_at_least
+from utils.core.cli import cli
+from utils.data.batch import SessionBatch
+from utils.data.dataset import SessionArrays
+from utils.training import data_parallel
+from utils.training.checkpoint import save_checkpoint
+from utils.training.loop import autocast
+from utils.training.losses import LossFn, next_track_loss, seq_loss
+from utils.training.optimizers import make_optimizers
+from utils.training.options import TrainConfig
 
 N_PROCESSES = 2
 TABLE = Sizes(tracks=1_000_000, d_model=64)
@@ -128,19 +132,19 @@ def saved_in_shards(arrays: SessionArrays, sizes: Sizes) -> Callable[[SessionBat
 def _replicated(model: nn.Module, loss_fn: LossFn) -> Callable[[SessionBatch], float]:
     config = TrainConfig(lr=LR)
     optimizers = make_optimizers(model, config)
-    return learner_with(optimizers, model, distributed.averaging(model, loss_fn), config)
+    return learner_with(optimizers, model, data_parallel.averaging(model, loss_fn), config)
 
 
 def _sharded(arrays: SessionArrays, sizes: Sizes) -> tuple[nn.Module, Optimizer, Callable[[SessionBatch], float]]:
     model = workload.next_track_gru(sizes, tie_weights=True)
-    wrapped = distributed.LossOfBatch(model, partial(next_track_loss, loss=workload.sampled_loss(arrays)))
+    wrapped = data_parallel.LossOfBatch(model, partial(next_track_loss, loss=workload.sampled_loss(arrays)))
     fully_shard(wrapped, mesh=dist.init_device_mesh("cpu", (dist.get_world_size(),)))
     optimizer = torch.optim.AdamW(wrapped.parameters(), lr=LR, weight_decay=0.0)
 
     def learn(batch: SessionBatch) -> float:
         optimizer.zero_grad()
         with autocast(torch.device("cpu"), "auto"):
-            loss_sum, count = wrapped(distributed.share(batch))
+            loss_sum, count = wrapped(batch.take(distributed.mine()))
         (loss_sum * N_PROCESSES / distributed.total(count)).backward()
         optimizer.step()
         return loss_sum.item()

@@ -20,12 +20,14 @@ from benchmarks.workload import Sizes
 from model import NextTrackGRU, SeqTransformer, SkipTransformer
 from model.bert import BertForMaskedTracks
 from model.dropout import Dropout
-from utils import schema
-from utils.batch import History, SessionBatch, whole_sessions
-from utils.dataloaders import SessionArrays, SessionLoader
-from utils.masking import MaskingConfig, mask_tracks
-from utils.objectives import Negatives
-from utils.vocab import N_SPECIAL, PAD
+from utils.data import schema
+from utils.data.batch import History, SessionBatch, whole_sessions
+from utils.data.dataloaders import SessionLoader
+from utils.data.dataset import SessionArrays
+from utils.data.vocab import N_SPECIAL, PAD
+from utils.training.losses import Negatives
+from utils.training.masked_tracks import mask_tracks
+from utils.training.options import MaskingConfig
 
 
 def collate(

@@ -24,7 +24,7 @@ from typing import Any, Literal, NamedTuple
 from tqdm import tqdm
 
 from benchmarks.rows import Row
-from utils.cli import UserError
+from utils.core.errors import UserError
 
 Step = Callable[[], float]
 """Does a piece of work, and returns how many units it did."""

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from benchmarks.options import Options, has_usual_sizes, settings
-from utils.cli import cli
-from utils.files import read_json, write_json
+from utils.core.cli import cli
+from utils.core.files import read_json, write_json
 
 LATEST = Path(__file__).parent / "latest.json"
 LATEST_QUICK = Path(__file__).parent / "latest_quick.json"
@@ -105,7 +105,7 @@ def machine() -> dict[str, str | int | None]:
     """Where and with what this process measures."""
     import torch
 
-    from utils.run import git_commit
+    from utils.training.machine import git_commit
 
     return {
         "date": date.today().isoformat(),

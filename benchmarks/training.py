@@ -29,12 +29,15 @@ from benchmarks.reference import Learn
 from benchmarks.rounds import Contender, Step, gate, measure
 from benchmarks.rows import Row, publish
 from benchmarks.workload import Sizes
-from utils.allocator import reuse_memory
-from utils.batch import LossFn, SessionBatch
-from utils.cli import check_at_least, cli
-from utils.dataloaders import SessionArrays
-from utils.objectives import LossConfig, seq_loss, skip_loss, track_loss
-from utils.training import TrainConfig, make_optimizers, update
+from utils.core.checks import check_at_least
+from utils.core.cli import cli
+from utils.core.memory import reuse_memory
+from utils.data.batch import SessionBatch
+from utils.data.dataset import SessionArrays
+from utils.training.loop import update
+from utils.training.losses import LossFn, seq_loss, skip_loss, track_loss
+from utils.training.optimizers import make_optimizers
+from utils.training.options import LossConfig, TrainConfig
 
 Precision = Literal["float32", "bfloat16"]
 LR = 1e-4

@@ -14,11 +14,14 @@ from tqdm import tqdm
 
 from model import NextTrackGRU, SeqTransformer, SkipTransformer
 from model.bert import BertForMaskedTracks, BertTransformer
-from utils import schema
-from utils.cli import UserError, blame, check_at_least
-from utils.dataloaders import SessionArrays, SessionLoader
-from utils.objectives import LossConfig, TrackLoss, track_loss
-from utils.vocab import N_SPECIAL
+from utils.core.checks import check_at_least
+from utils.core.errors import UserError, blame
+from utils.data import schema
+from utils.data.dataloaders import SessionLoader
+from utils.data.dataset import SessionArrays
+from utils.data.vocab import N_SPECIAL
+from utils.training.losses import TrackLoss, track_loss
+from utils.training.options import LossConfig
 
 PLAYS_AT_ONCE = 10_000_000
 """Plays that are drawn at once: bounds the memory of the simulation."""

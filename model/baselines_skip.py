@@ -15,9 +15,9 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 from tqdm import tqdm
 
-from utils import schema
-from utils.batch import SessionBatch
-from utils.vocab import PAD
+from utils.data import schema
+from utils.data.batch import SessionBatch
+from utils.data.vocab import PAD
 
 PRIOR = 20.0
 """Observations at the overall rate that each rate is shrunk with."""

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from model.attention import EncoderLayer, real
 from model.dropout import Dropout
 from model.embeddings import LogEmbedding, TrackEmbedding, TrackHead
-from model.transformer import EncoderLayer, real
-from utils.batch import N_SKIP_STATES, History
-from utils.vocab import MASK
+from utils.data.batch import N_SKIP_STATES, History
+from utils.data.vocab import MASK
 
 
 class BertTransformer(nn.Module):

@@ -18,10 +18,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from model.attention import Memory, real
 from model.bert import BertTransformer
 from model.embeddings import TrackHead
-from model.transformer import DecoderState, Memory, SeqTransformer, SkipTransformer, real
-from utils.batch import History
+from model.transformer import DecoderState, SeqTransformer, SkipTransformer
+from utils.data.batch import History
 
 
 class BertAugmentedSeqTransformer(nn.Module):

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.embeddings import TrackHead
-from utils.vocab import N_SPECIAL
+from utils.data.vocab import N_SPECIAL
 
 SCORES_AT_ONCE = 2**25
 """Scores that are held at once: 128 MiB in float32, 64 MiB in bfloat16."""

@@ -31,12 +31,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from model.embeddings import HistoryEmbedding, SkipEncoding, TrackEmbedding, TrackHead, plays_first
-from utils import schema
-from utils.batch import History, is_skipped
-from utils.vocab import PAD
+from model.embeddings import HistoryEmbedding, TrackEmbedding, TrackHead, plays_first
+from model.names import SkipEncoding
+from utils.data import schema
+from utils.data.batch import History, is_skipped
+from utils.data.vocab import PAD
 
-UNKNOWN, LISTENED, SKIPPED = 0, 1 + schema.SKIP_PLAYED, 1 + schema.SKIP_1
+STATE_UNKNOWN, STATE_LISTENED, STATE_SKIPPED = 0, 1 + schema.SKIP_PLAYED, 1 + schema.SKIP_1
 """Skip states of a play of which only the label is known, or not even that."""
 
 
@@ -323,7 +324,7 @@ class DDPGForSkips(nn.Module):
         steps = []
         for t, tracks in enumerate(target_tracks.unbind(1)):
             steps.append(self.scores(history, tracks[:, None])[:, 0])
-            skips = torch.where(self._logits(steps[-1], t) >= 0, SKIPPED, LISTENED)
+            skips = torch.where(self._logits(steps[-1], t) >= 0, STATE_SKIPPED, STATE_LISTENED)
             history = played(history, tracks, skips, tracks != PAD)
         return torch.stack(steps, dim=1)
 
@@ -387,7 +388,7 @@ class DDPGForContinuation(nn.Module):
     def step(self, state: ContinuationState, tracks: Tensor) -> tuple[Tensor, ContinuationState]:
         """The next tracks (B,), first the start token -> states (B, D), and the state after."""
         heard = state.begun & (tracks != PAD)
-        history = played(state.history, tracks, torch.full_like(tracks, UNKNOWN), heard)
+        history = played(state.history, tracks, torch.full_like(tracks, STATE_UNKNOWN), heard)
         return self.agent(history) * self.scale, ContinuationState(history, torch.ones_like(state.begun))
 
     def logits(self, states: Tensor) -> Tensor:

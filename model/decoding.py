@@ -17,7 +17,7 @@ from torch import Tensor
 
 from model.catalogue import Catalogue
 from model.embeddings import TrackHead
-from utils.batch import History
+from utils.data.batch import History
 
 State = Any
 """What a model keeps between two steps: tensors with the rows first, in tuples, named tuples or lists of any depth."""

@@ -5,16 +5,13 @@ Shapes: see the legend in `utils/batch.py`.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
-from utils import schema
-from utils.batch import N_SKIP_STATES, History, is_skipped
-from utils.vocab import N_SPECIAL, PAD, SKIP
-
-SkipEncoding = Literal["none", "token", "embedding"]
+from model.names import SkipEncoding
+from utils.data import schema
+from utils.data.batch import N_SKIP_STATES, History, is_skipped
+from utils.data.vocab import N_SPECIAL, PAD, SKIP
 
 
 class TrackEmbedding(nn.Module):

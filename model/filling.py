@@ -15,17 +15,16 @@ Nothing here ever sees a target. Shapes: see the legend in `utils/batch.py`.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from model.catalogue import Catalogue
 from model.decoding import HasHead
-from utils.batch import History
-from utils.vocab import MASK
-
-Order = Literal["parallel", "confident", "left_to_right"]
+from model.names import Order
+from utils.data.batch import History
+from utils.data.vocab import MASK
 
 
 class SlotModel(HasHead, Protocol):

@@ -20,8 +20,8 @@ from torch.nn.functional import pad
 
 from model.dropout import Dropout
 from model.embeddings import TrackEmbedding, TrackHead
-from utils.batch import History
-from utils.vocab import PAD
+from utils.data.batch import History
+from utils.data.vocab import PAD
 
 
 class NextTrackGRU(nn.Module):

@@ -16,185 +16,13 @@ from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
-from model.dropnet import DropNet
+from model.attention import DecoderLayer, EncoderLayer, KeysValues, Memory, causal, real
 from model.dropout import Dropout
-from model.embeddings import HistoryEmbedding, SkipEncoding, TrackEmbedding, TrackHead
-from utils.batch import History
-from utils.vocab import BOS, PAD
-
-
-class Memory(NamedTuple):
-    """What attention looks at: M positions, and which of them are shown."""
-
-    states: Tensor
-    """(B, M, D')"""
-    mask: Tensor
-    """bool (B or 1, T or 1, M): true where a query may look."""
-
-
-class KeysValues(NamedTuple):
-    """A memory as each of H heads sees it, computed once for any number of queries."""
-
-    keys: Tensor
-    """(B, H, M, D/H)"""
-    values: Tensor
-    """(B, H, M, D/H)"""
-    mask: Tensor
-    """As of the memory."""
-
-
-class Attention(nn.Module):
-    """Multi-head attention of queries over a memory.
-
-    Args:
-        d_model: D, of queries and output.
-        n_heads: H, a divisor of D.
-        d_memory: width of the memory; D if not given.
-        dropout: of the attention weights.
-    """
-
-    def __init__(self, d_model: int, n_heads: int, *, d_memory: int | None = None, dropout: float = 0.0) -> None:
-        super().__init__()
-        if d_model % n_heads:
-            raise ValueError(f"d_model {d_model} is no multiple of n_heads {n_heads}")
-        self.n_heads = n_heads
-        self.dropout = dropout
-        self.query = nn.Linear(d_model, d_model)
-        # A bias of the keys would add the same to all scores of a query: the softmax does not see it.
-        self.key = nn.Linear(d_memory or d_model, d_model, bias=False)
-        self.value = nn.Linear(d_memory or d_model, d_model)
-        self.output = nn.Linear(d_model, d_model)
-        for layer in (self.query, self.key, self.value):
-            nn.init.xavier_uniform_(layer.weight)
-
-    def forward(self, x: Tensor, memory: Memory) -> Tensor:
-        """Attend from x (B, T, D) to a memory: (B, T, D)."""
-        return self.attend(x, self.remember(memory))
-
-    def remember(self, memory: Memory) -> KeysValues:
-        """The keys and values of a memory, which serve any number of queries."""
-        return KeysValues(self._heads(self.key(memory.states)), self._heads(self.value(memory.states)), memory.mask)
-
-    def attend(self, x: Tensor, memory: KeysValues) -> Tensor:
-        """Attend from x (B, T, D) to a memory: (B, T, D)."""
-        q = self._heads(self.query(x))  # (B, H, T, D/H)
-        y = scaled_dot_product_attention(
-            q,
-            memory.keys,
-            memory.values,
-            attn_mask=memory.mask[:, None],
-            dropout_p=self.dropout if self.training else 0.0,
-        )  # (B, H, T, D/H)
-        return self.output(y.transpose(1, 2).flatten(2))
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(2, (self.n_heads, -1)).transpose(1, 2)
-
-
-class FeedForward(nn.Sequential):
-    """Two linear layers with a ReLU between them."""
-
-    def __init__(self, d_model: int, d_ff: int, *, dropout: float) -> None:
-        super().__init__(nn.Linear(d_model, d_ff), nn.ReLU(), Dropout(dropout), nn.Linear(d_ff, d_model))
-
-
-class EncoderLayer(nn.Module):
-    """Self-attention and feed-forward, each with residual and norm after it (post-norm, as in the paper).
-
-    Args:
-        d_model, n_heads, d_ff, dropout: sizes.
-        d_bert: width of BERT's states; what an attention to them sees is mixed with what the self-attention sees. None
-            for a layer without.
-        drop_net: p of the mix, see `DropNet`.
-    """
-
-    bert_attention: Attention  # only with `d_bert`
-    mix: DropNet
-
-    def __init__(
-        self,
-        d_model: int,
-        n_heads: int,
-        d_ff: int,
-        *,
-        dropout: float,
-        d_bert: int | None = None,
-        drop_net: float = 0.0,
-    ) -> None:
-        super().__init__()
-        self.attention = Attention(d_model, n_heads, dropout=dropout)
-        self.feed_forward = FeedForward(d_model, d_ff, dropout=dropout)
-        self.norms = nn.ModuleList(nn.LayerNorm(d_model) for _ in range(2))
-        self.dropout = Dropout(dropout)
-        if d_bert is not None:
-            self.bert_attention = Attention(d_model, n_heads, d_memory=d_bert, dropout=dropout)
-            self.mix = DropNet(drop_net)
-
-    def forward(self, x: Tensor, mask: Tensor, bert: Memory | None = None) -> Tensor:
-        """x (B, S, D), mask bool (B, S or 1, S), BERT's states -> (B, S, D)."""
-        seen = self.attention(x, Memory(x, mask))
-        if bert is not None:
-            seen = self.mix(seen, self.bert_attention(x, bert))
-        x = self.norms[0](x + self.dropout(seen))
-        return self.norms[1](x + self.dropout(self.feed_forward(x)))
-
-
-class DecoderLayer(nn.Module):
-    """Self-attention, attention to the encoder, feed-forward, each with residual and norm after it.
-
-    Args:
-        d_model, n_heads, d_ff, dropout, d_bert, drop_net: as of `EncoderLayer`, but that what the attention to BERT
-            sees is mixed with what the attention to the encoder sees.
-    """
-
-    bert_attention: Attention  # only with `d_bert`
-    mix: DropNet
-
-    def __init__(
-        self,
-        d_model: int,
-        n_heads: int,
-        d_ff: int,
-        *,
-        dropout: float,
-        d_bert: int | None = None,
-        drop_net: float = 0.0,
-    ) -> None:
-        super().__init__()
-        self.attention = Attention(d_model, n_heads, dropout=dropout)
-        self.cross_attention = Attention(d_model, n_heads, dropout=dropout)
-        self.feed_forward = FeedForward(d_model, d_ff, dropout=dropout)
-        self.norms = nn.ModuleList(nn.LayerNorm(d_model) for _ in range(3))
-        self.dropout = Dropout(dropout)
-        if d_bert is not None:
-            self.bert_attention = Attention(d_model, n_heads, d_memory=d_bert, dropout=dropout)
-            self.mix = DropNet(drop_net)
-
-    def forward(self, x: Tensor, mask: Tensor, memory: Memory, bert: Memory | None = None) -> Tensor:
-        """x (B, T, D) with mask (B or 1, T, T), the encoder's memory, BERT's states -> (B, T, D)."""
-        return self._attend(x, self.attention.remember(Memory(x, mask)), self.remember(memory, bert))
-
-    def remember(self, memory: Memory, bert: Memory | None = None) -> tuple[KeysValues, ...]:
-        """The encoder's memory, and BERT's states if there are any, as this layer sees them at every step."""
-        own = self.cross_attention.remember(memory)
-        return (own,) if bert is None else (own, self.bert_attention.remember(bert))
-
-    def step(self, x: Tensor, past: KeysValues, memories: tuple[KeysValues, ...]) -> tuple[Tensor, KeysValues]:
-        """One more position x (B, 1, D) behind the ones in `past` -> its output (B, 1, D), and the past with it."""
-        new = self.attention.remember(Memory(x, x.new_ones(len(x), 1, 1, dtype=torch.bool)))
-        past = KeysValues(*(torch.cat(both, dim=2) for both in zip(past, new, strict=True)))
-        return self._attend(x, past, memories), past
-
-    def _attend(self, x: Tensor, own: KeysValues, memories: tuple[KeysValues, ...]) -> Tensor:
-        x = self.norms[0](x + self.dropout(self.attention.attend(x, own)))
-        encoder, *bert = memories
-        seen = self.cross_attention.attend(x, encoder)
-        if bert:
-            seen = self.mix(seen, self.bert_attention.attend(x, *bert))
-        x = self.norms[1](x + self.dropout(seen))
-        return self.norms[2](x + self.dropout(self.feed_forward(x)))
+from model.embeddings import HistoryEmbedding, TrackEmbedding, TrackHead
+from model.names import SkipEncoding
+from utils.data.batch import History
+from utils.data.vocab import BOS
 
 
 class Encoder(nn.Module):
@@ -306,16 +134,6 @@ class Decoder(nn.Module):
 
     def _layers(self) -> list[DecoderLayer]:
         return cast(list[DecoderLayer], list(self.layers))
-
-
-def real(tracks: Tensor) -> Tensor:
-    """Attention mask (B, 1, M) that shows the real plays among tracks (B, M)."""
-    return (tracks != PAD)[:, None, :]
-
-
-def causal(size: int, device: torch.device) -> Tensor:
-    """Attention mask (1, T, T) that shows each step itself and the steps before it."""
-    return torch.ones(1, size, size, dtype=torch.bool, device=device).tril()
 
 
 class SkipTransformer(nn.Module):

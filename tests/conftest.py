@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 import torch
 
-from utils import schema
-from utils.batch import History, SessionBatch
-from utils.vocab import N_SPECIAL, vocabulary_hash
+from utils.data import schema
+from utils.data.batch import History, SessionBatch
+from utils.data.vocab import N_SPECIAL, vocabulary_hash
 
 torch.set_num_threads(1)  # pytest-xdist has a process for each core already
 

@@ -5,9 +5,10 @@ import torch
 from conftest import N_IDS, make_dataset
 from torch import nn
 
-from utils import schema
-from utils.dataloaders import Dataset, SessionLoader
-from utils.vocab import N_SPECIAL, PAD
+from utils.data import schema
+from utils.data.dataloaders import SessionLoader
+from utils.data.dataset import Dataset
+from utils.data.vocab import N_SPECIAL, PAD
 
 SIZES = {"d_model": 16, "n_heads": 2, "n_layers": 2, "d_ff": 24}
 FEATURES = torch.cat([torch.zeros(N_SPECIAL, 3), torch.randn(N_IDS - N_SPECIAL, 3, generator=torch.manual_seed(7))])

@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
 
-from utils import schema
+from utils.data import schema
 
 FIRST_DAY = "20180715"
 

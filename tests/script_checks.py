@@ -8,11 +8,13 @@ import pytest
 import torch
 from conftest import random_batch
 
-from utils.cli import cli, parse_config
-from utils.dataloaders import Dataset, SessionLoader
-from utils.objectives import LossConfig, seq_loss, skip_loss, track_loss
-from utils.scoring import seq_predictor
-from utils.vocab import N_SPECIAL
+from utils.core.cli import cli, parse_config
+from utils.data.dataloaders import SessionLoader
+from utils.data.dataset import Dataset
+from utils.data.vocab import N_SPECIAL
+from utils.evaluation.predict import seq_predictor
+from utils.training.losses import seq_loss, skip_loss, track_loss
+from utils.training.options import LossConfig
 
 CPU = torch.device("cpu")
 

@@ -13,12 +13,16 @@ from torch import nn
 
 import train_transformer_seq as script
 from model.dropnet import DropNet
-from utils import distributed
-from utils.cli import UserError, cli
-from utils.objectives import Negatives
-from utils.run import each_seed
-from utils.training import TrainConfig, make_optimizers, update
-from utils.vocab import UNK
+from utils.core import distributed
+from utils.core.cli import cli
+from utils.core.errors import UserError
+from utils.data.vocab import UNK
+from utils.training import data_parallel
+from utils.training.loop import update
+from utils.training.losses import Negatives
+from utils.training.optimizers import make_optimizers
+from utils.training.options import TrainConfig
+from utils.training.seeds import each_seed
 
 
 class Table(nn.Module):
@@ -78,10 +82,10 @@ def check_put_together() -> None:
 
 def check_shares() -> None:
     batch = random_batch(n=5)
-    own = distributed.share(batch)
+    own = batch.take(distributed.mine())
     assert own.rows.tolist() == batch.rows[distributed.rank() :: 2].tolist()
     assert torch.equal(own.history.log, batch.history.log[distributed.rank() :: 2])
-    assert len(distributed.share(batch.take(slice(1))).rows) == (1 if distributed.is_first() else 0)
+    assert len(batch.take(slice(1)).take(distributed.mine()).rows) == (1 if distributed.is_first() else 0)
 
 
 def check_gradients() -> None:
@@ -89,7 +93,7 @@ def check_gradients() -> None:
     batch = random_batch(n=5)
     batch = batch._replace(target_tracks=torch.tensor([1, 1, 2, 1, 5])[:, None])
     model = Table()
-    loss_fn = distributed.averaging(model, sum_of_tracks)
+    loss_fn = data_parallel.averaging(model, sum_of_tracks)
     config = TrainConfig(precision="float32")
     losses = update(model, loss_fn, batch, [], config)
     assert losses == ((12.0, 3) if distributed.is_first() else (4.0, 2))

@@ -1,0 +1,73 @@
+"""One door for every command: a `Config` dataclass becomes the command line, bad input becomes a clear error.
+
+    python train_x.py --config configs/demo.yml --train.lr 1e-3 --print_config
+
+Unknown keys and wrong types are errors (exit code 2), and so is every `UserError`: one line, no traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+from utils.core.errors import UserError
+
+C = TypeVar("C")
+
+
+class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Keeps the lines of a module's docstring as they are written."""
+
+
+def parse_config(config_class: type[C], args: Sequence[str] | None = None, *, description: str = "") -> C:
+    """Build a `config_class` (a dataclass, possibly nested) from command-line arguments and `--config` files."""
+    parser = ArgumentParser(description=description, formatter_class=HelpFormatter)
+    parser.add_argument("--config", action="config", help="YAML file with any of the options below")
+    parser.add_class_arguments(config_class)
+    options = parser.instantiate(parser.parse_args(args))
+    fields = {name: value for name, value in vars(options).items() if name != "config"}
+    return config_class(**fields)
+
+
+def cli(
+    main: Callable[[C], Any],
+    config_class: type[C],
+    *,
+    description: str,
+    args: Sequence[str] | None = None,
+    processes: bool = False,
+) -> None:
+    """Parse the command line into `config_class`, call `main` with it and exit.
+
+    Exit codes: 0 done, 2 bad input (`UserError`, or an argument that does not parse), 130 interrupted.
+
+    Args:
+        main: what the command does.
+        config_class: its options, a dataclass.
+        description: for `--help`.
+        args: instead of those of the command line.
+        processes: whether `main` can share its work with the other processes that torchrun started.
+    """
+    try:
+        config = parse_config(config_class, args, description=description)
+        if "LOCAL_RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            main(config)
+        elif processes:
+            from utils.core import distributed  # imports torch
+
+            with distributed.processes():
+                main(config)
+        else:
+            raise UserError("this command runs in one process; start it with python instead of torchrun")
+    except UserError as error:
+        if int(os.environ.get("LOCAL_RANK", "0")) == 0:  # of several processes, one on each machine
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,86 @@
+"""What a model is given, and what it is judged by.
+
+Shape legend, for the whole project:
+    B sessions (or examples) in a batch     V ids in the vocabulary
+    S positions of the history              D model width
+    T positions of the targets              F audio features
+    L log columns                           H attention heads
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from utils.data import schema
+
+N_SKIP_STATES = schema.SKIP_1 + 2
+"""Skip states of a history: 0 unknown or no play, else 1 + `schema.SKIP_*`."""
+
+
+class History(NamedTuple):
+    """The past: all that a model may know of it. Padded on the left, so the last play is at S - 1."""
+
+    tracks: Tensor
+    """int64 (B, S); `PAD` where there is no play."""
+    skips: Tensor
+    """int64 (B, S); skip states, ordinal, 0 where unknown."""
+    log: Tensor
+    """uint8 (B, S, L); codes of `schema.LOG_COLUMNS`, 0 where there is no play."""
+
+    def to(self, device: torch.device) -> History:
+        """The same history on `device`."""
+        return History(*(to_device(tensor, device) for tensor in self))
+
+
+class SessionBatch(NamedTuple):
+    """Examples of one batch. Targets are padded on the right.
+
+    A model is called with `history` and, where the task gives them, `target_tracks`: nothing else has a way in.
+    """
+
+    history: History
+    target_tracks: Tensor
+    """int64 (B, T); known to the model in the skip task, the answer in the seq task."""
+    target_skips: Tensor
+    """int64 (B, T); 1 skipped, 0 not, -1 no play or unknown: the answer in the skip task."""
+    target_log: Tensor
+    """uint8 (B, T, L); answers for auxiliary losses only."""
+    rows: Tensor
+    """int64 (B,); which example of its loader each row is."""
+
+    def to(self, device: torch.device) -> SessionBatch:
+        """The same batch on `device`."""
+        return SessionBatch(self.history.to(device), *(to_device(tensor, device) for tensor in self[1:]))
+
+    def inputs(self, device: torch.device) -> tuple[History, Tensor]:
+        """`history` and `target_tracks` on `device`."""
+        return self.history.to(device), to_device(self.target_tracks, device)
+
+    def take(self, rows: slice) -> SessionBatch:
+        """Some of its rows."""
+        return SessionBatch(History(*(tensor[rows] for tensor in self.history)), *(tensor[rows] for tensor in self[1:]))
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The same tensor on `device`; this process does not wait until it has arrived."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()  # from elsewhere the copy would wait for all that the GPU still has to do
+    return tensor.to(device, non_blocking=True)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the parameters of a model are."""
+    return next(model.parameters()).device
+
+
+def whole_sessions(batch: SessionBatch) -> Tensor:
+    """All plays of each session of a batch: int64 (B, S + T), padded on both sides."""
+    return torch.cat([batch.history.tracks, batch.target_tracks], dim=1)
+
+
+def is_skipped(skips: Tensor) -> Tensor:
+    """Which skip states of a history mean skip_2, the challenge's label. Any shape in, bool of the same shape out."""
+    return skips > schema.SKIP_2

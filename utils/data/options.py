@@ -1,0 +1,49 @@
+"""Options of the data: which sessions, and how they are cut. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from utils.core.checks import check_at_least
+from utils.core.errors import UserError
+from utils.data.schema import SPLITS
+
+Cut = Literal["half", "random", "every"]
+
+
+@dataclass
+class DataConfig:
+    """Which sessions, and how they are cut into history and targets."""
+
+    folder: str = "data/demo"
+    """Dataset folder written by `python -m utils.datapreprocessing`."""
+    train_cut: Cut = "half"
+    """Where training sessions are cut: half (the first half is the history, as in MSSD), random (anew in each epoch),
+    every (each prefix is an example)."""
+    history_size: int = 10
+    """Plays of the history that a model sees, at most (the last ones)."""
+    target_size: int = 10
+    """Plays after the history that are targets, at most (the first ones)."""
+    min_length: int = 2
+    """Shortest session whose second half is scored (the shortest of MSSD have 10 plays anyway)."""
+    valid_sessions: int = 0
+    """Validation sessions that are scored while training, evenly spaced; 0 for all (the end always scores all)."""
+    scored: list[str] = field(default_factory=lambda: list(SPLITS))
+    """Splits that are scored at the end; [valid] to choose between settings without a look at test."""
+    every_prefix: bool = False
+    """Seq: also score the next track after every prefix of every session."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, "data", history_size=1, target_size=1, min_length=2, valid_sessions=0)
+        check_splits("data.scored", self.scored)
+
+
+def check_splits(option: str, names: Sequence[str]) -> None:
+    """
+    Raises:
+        UserError: names the option, whose value is not some of the splits.
+    """
+    if not names or set(names) - set(SPLITS):
+        raise UserError(f"{option} is {list(names)}; it must be some of {', '.join(SPLITS)}")

@@ -1,0 +1,146 @@
+"""The names and values of MSSD's files, and how the dataset arrays code them.
+
+One place for what the simulator writes, the preprocessing reads and the models embed. Source: Brost, Mehrotra,
+Jehan, "The Music Streaming Sessions Dataset" (WWW 2019), and its challenge's data description.
+"""
+
+from __future__ import annotations
+
+SESSION_COLUMNS = (
+    "session_id",
+    "session_position",
+    "session_length",
+    "track_id_clean",
+    "skip_1",
+    "skip_2",
+    "skip_3",
+    "not_skipped",
+    "context_switch",
+    "no_pause_before_play",
+    "short_pause_before_play",
+    "long_pause_before_play",
+    "hist_user_behavior_n_seekfwd",
+    "hist_user_behavior_n_seekback",
+    "hist_user_behavior_is_shuffle",
+    "hour_of_day",
+    "date",
+    "premium",
+    "context_type",
+    "hist_user_behavior_reason_start",
+    "hist_user_behavior_reason_end",
+)
+"""Columns of `training_set_*/log_*.csv` and of `test_set/log_prehistory_*.csv`, in file order."""
+INPUT_COLUMNS = ("session_id", "track_id_clean", "session_position", "session_length")
+"""Columns of `test_set/log_input_*.csv`, in file order (not the order of the training files)."""
+FEATURE_COLUMNS = (
+    "track_id",
+    "duration",
+    "release_year",
+    "us_popularity_estimate",
+    "acousticness",
+    "beat_strength",
+    "bounciness",
+    "danceability",
+    "dyn_range_mean",
+    "energy",
+    "flatness",
+    "instrumentalness",
+    "key",
+    "liveness",
+    "loudness",
+    "mechanism",
+    "mode",
+    "organism",
+    "speechiness",
+    "tempo",
+    "time_signature",
+    "valence",
+    *(f"acoustic_vector_{i}" for i in range(8)),
+)
+"""Columns of `track_features/tf_*.csv`, in file order. `mode` is "major" or "minor"."""
+CATEGORICAL_FEATURES = {"key": tuple(range(12)), "time_signature": tuple(range(6))}
+"""Integer audio features that are names, not sizes: one-hot in the feature matrix."""
+CONTEXT_TYPES = (
+    "editorial_playlist",
+    "user_collection",
+    "radio",
+    "personalized_playlist",
+    "catalog",
+    "charts",
+)
+REASONS_START = (
+    "trackdone",
+    "fwdbtn",
+    "backbtn",
+    "clickrow",
+    "appload",
+    "playbtn",
+    "remote",
+    "trackerror",
+    "endplay",
+    "clickside",
+    "popup",
+    "uriopen",
+)
+REASONS_END = (
+    "trackdone",
+    "fwdbtn",
+    "backbtn",
+    "endplay",
+    "logout",
+    "remote",
+    "clickrow",
+    "appload",
+    "clickside",
+    "popup",
+    "uriopen",
+)
+MAX_SEEKS = 10
+"""Seek counts above this share one code."""
+LOG_COLUMNS = {
+    "context_switch": 3,
+    "no_pause_before_play": 3,
+    "short_pause_before_play": 3,
+    "long_pause_before_play": 3,
+    "hist_user_behavior_n_seekfwd": MAX_SEEKS + 2,
+    "hist_user_behavior_n_seekback": MAX_SEEKS + 2,
+    "hist_user_behavior_is_shuffle": 3,
+    "hour_of_day": 25,
+    "premium": 3,
+    "context_type": len(CONTEXT_TYPES) + 1,
+    "hist_user_behavior_reason_start": len(REASONS_START) + 1,
+    "hist_user_behavior_reason_end": len(REASONS_END) + 1,
+}
+"""Columns of `log.npy` in order, with the number of codes of each.
+
+Code 0 is "unknown" in every column. Otherwise: flags 1 + (0 or 1); seek counts 1 + min(n, MAX_SEEKS);
+hours 1 + hour; categories 1 + index in the tuples above.
+"""
+SKIP_NO_FLAG = 0
+SKIP_PLAYED = 1
+SKIP_3_ONLY = 2
+SKIP_2 = 3
+SKIP_1 = 4
+SKIP_UNKNOWN = 255
+"""Values of `skips.npy`, ordinal: no flag at all, played to the end, mostly played, briefly, very briefly.
+The challenge's label skip_2 is `SKIP_2 <= value <= SKIP_1`."""
+SCHEMA_VERSION = 1
+"""Of the dataset folder (docs/architecture.md)."""
+SPLITS = ("train", "valid", "test")
+"""Of a dataset, in order of time."""
+PREFIXES = "_prefixes"
+"""Behind a split's name: the next track was predicted after every prefix of every session."""
+N_SPLITS = 10
+"""MSSD's training files come in ten splits a day."""
+MIN_LENGTH, MAX_LENGTH = 10, 20
+"""Shortest and longest MSSD session, in plays."""
+
+
+def log_file(split: int, day: str) -> str:
+    """Name of a training log of `split` (0..9) on `day` (YYYYMMDD)."""
+    return f"log_{split}_{day}_000000000000.csv"
+
+
+def half(length: int) -> int:
+    """Plays in the first half: MSSD gives the odd play to the second half."""
+    return length // 2

@@ -1,0 +1,158 @@
+"""The probabilities of a model and of an n-gram, mixed: P = w P_model + (1 - w) P_ngram, over all tracks.
+
+A network generalises, an n-gram remembers: each knows what the other does not (linear interpolation, Jelinek and Mercer
+1980). Everything is exact: of some examples at a time both distributions are held over the whole catalogue, in float64,
+as the n-gram's own ranks are. Shapes: see the legend in `utils/batch.py`; N examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.catalogue import rows_at_once
+from model.decoding import SeqModel, State
+from model.next_track import NextTrack, score
+from utils.data.batch import History, SessionBatch, whole_sessions
+from utils.data.dataloaders import SessionLoader
+from utils.data.vocab import N_SPECIAL, PAD
+from utils.evaluation import metrics
+from utils.evaluation.predict import progress
+from utils.evaluation.predictions import SeqPredictions
+from utils.evaluation.scores import MRR_CUTOFF
+
+_ROWS = 128
+"""Examples whose distributions are held at once, at most: 105 MB each at 103,000 tracks."""
+
+
+@dataclass(frozen=True)
+class Blend:
+    """A model and an n-gram that answer together."""
+
+    model: SeqModel
+    ngram: NextTrack
+    """Or any other baseline of `model/baselines_seq.py`."""
+    weight: float = 0.5
+    """w, of the model; from 0 to 1."""
+
+    def probability(self, states: Tensor, history: Tensor) -> Tensor:
+        """States (N, D) and the plays behind them (N, S), on the CPU -> float64 (N, V), 0 for special ids."""
+        return torch.lerp(self.of_ngram(history).to(states.device), self.of_model(states), self.weight)
+
+    def of_model(self, states: Tensor) -> Tensor:
+        """The model's part: states (N, D) -> float64 (N, V)."""
+        return self.model.logits(states.float()).double().softmax(1)
+
+    def of_ngram(self, history: Tensor) -> Tensor:
+        """The n-gram's part: plays (N, S), padded on the left -> float64 (N, V), on the CPU."""
+        found, rest = score(self.ngram, history.numpy())
+        p = torch.outer(torch.from_numpy(rest), torch.from_numpy(self.ngram.popularity))
+        rows = np.repeat(np.arange(len(rest)), np.diff(found.indptr))
+        p[rows, found.indices] += torch.from_numpy(found.data)
+        return p
+
+
+def rank_of(p: Tensor, targets: Tensor) -> Tensor:
+    """Rank, from 0 with ties counted half, of tracks (N,) under P (N, V): float64 (N,)."""
+    own, tracks = p.gather(1, targets[:, None]), p[:, N_SPECIAL:]
+    return ((tracks > own).sum(1, dtype=torch.float64) + (tracks >= own).sum(1) - 1) / 2
+
+
+@torch.inference_mode()
+def choose_weight(
+    blend: Blend, weights: Sequence[float], device: torch.device, loader: SessionLoader
+) -> tuple[Blend, dict[str, float]]:
+    """Compare weights by the MRR@20 of the next track after the examples of a loader; there is no choice of one.
+
+    Returns:
+        the blend with the best weight (the first of equals), and the MRR@20 of each of several weights.
+    """
+    if len(weights) == 1:
+        return replace(blend, weight=weights[0]), {}
+    blend.model.eval()
+    total = np.zeros(len(weights))
+    for batch in _parts(blend, loader):
+        known = batch.target_tracks[:, 0] >= N_SPECIAL  # an unknown track has no rank, whatever the weight
+        history, targets = batch.inputs(device)
+        states = blend.model(history, blend.model.start(history))[:, 0]  # (N, D)
+        p_model, p_ngram = blend.of_model(states)[known], blend.of_ngram(batch.history.tracks)[known].to(device)
+        for i, weight in enumerate(weights):
+            ranks = rank_of(torch.lerp(p_ngram, p_model, weight), targets[:, 0][known])
+            total[i] += metrics.reciprocal_rank(ranks.cpu().numpy(), MRR_CUTOFF).sum()
+    means = total / loader.n_examples
+    trials = {f"weight {weight}": float(mean) for weight, mean in zip(weights, means, strict=True)}
+    return replace(blend, weight=weights[int(means.argmax())]), trials
+
+
+@torch.inference_mode()
+def predict_blend(blend: Blend, device: torch.device, loader: SessionLoader) -> SeqPredictions:
+    """Greedy continuations, log-probabilities of the true tracks (teacher-forced) and full-catalogue ranks, in order.
+
+    Args:
+        blend: its model is on `device`.
+        device: knows float64 (MPS does not).
+        loader: of ordered examples.
+    """
+    model = blend.model
+    model.eval()
+    n, t = loader.n_examples, loader.target_size
+    tracks = np.full((n, t), PAD, np.int32)
+    log_probability = np.zeros((n, t), np.float32)
+    rank = np.full(n, np.inf, np.float32)
+    for batch in _parts(blend, loader):
+        rows, plays = batch.rows.numpy(), batch.history.tracks
+        history, targets = batch.inputs(device)
+        states, state = model.step(model.begin(history), model.start(history)[:, 0])
+        p = blend.probability(states, plays)  # the first one is wanted for all three
+        ranks, best = rank_of(p, targets[:, 0]), p.argmax(1)
+        rank[rows] = ranks.where(targets[:, 0] >= N_SPECIAL, torch.inf).cpu()
+        log_probability[rows, 0] = _log_of(p, targets[:, 0])
+        log_probability[rows, 1:] = _judge_later(blend, batch, history, targets)
+        tracks[rows] = _continue(blend, state, best, plays, t)
+    return SeqPredictions(tracks, log_probability, rank)
+
+
+def _log_of(p: Tensor, targets: Tensor) -> Tensor:
+    """Logarithm of P (N, V) at targets (N,), 0 where that is no track; on the CPU."""
+    return p.gather(1, targets[:, None])[:, 0].where(targets >= N_SPECIAL, 1.0).log().cpu()
+
+
+def _judge_later(blend: Blend, batch: SessionBatch, history: History, targets: Tensor) -> Tensor:
+    """Log-probabilities (B, T - 1) of all targets but the first, each after the true ones before it."""
+    states = blend.model(history, blend.model.previous_tracks(history, targets))  # (B, T, D)
+    plays, s = whole_sessions(batch), batch.history.tracks.shape[1]
+    log_p = torch.zeros(len(targets), targets.shape[1] - 1)
+    for step in range(1, targets.shape[1]):
+        p = blend.probability(states[:, step], plays[:, step : step + s])
+        log_p[:, step - 1] = _log_of(p, targets[:, step])
+    return log_p
+
+
+def _continue(blend: Blend, state: State, tracks: Tensor, plays: Tensor, length: int) -> Tensor:
+    """The most probable track, again and again, of equal ones the smaller id: int64 (B, length), from `tracks` (B,) on.
+
+    Args:
+        state: of the model, before it reads `tracks`.
+        plays: histories (B, S), on the CPU.
+    """
+    s = plays.shape[1]
+    plays = torch.cat([plays, tracks.cpu()[:, None]], dim=1)
+    for _ in range(length - 1):
+        states, state = blend.model.step(state, tracks)
+        tracks = blend.probability(states, plays[:, -s:]).argmax(1)
+        plays = torch.cat([plays, tracks.cpu()[:, None]], dim=1)
+    return plays[:, s:]
+
+
+def _parts(blend: Blend, loader: SessionLoader) -> Iterator[SessionBatch]:
+    """The batches of a loader in parts of so many examples as are held at once."""
+    size = rows_at_once(len(blend.ngram.popularity), _ROWS)
+    for batch in progress(loader):
+        history = zip(*(tensor.split(size) for tensor in batch.history), strict=True)
+        others = zip(*(tensor.split(size) for tensor in batch[1:]), strict=True)
+        for past, rest in zip(history, others, strict=True):
+            yield SessionBatch(History(*past), *rest)

@@ -1,0 +1,137 @@
+"""Predictions of a model for all examples of a loader, in order.
+
+Shapes: see the legend in `utils/data/batch.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from model.catalogue import Catalogue, rows_at_once
+from model.decoding import HasHead, TargetModel
+from utils.core import distributed
+from utils.data.batch import SessionBatch
+from utils.data.dataloaders import SessionLoader
+from utils.data.vocab import N_SPECIAL, PAD
+from utils.evaluation.decoding import Decoding
+from utils.evaluation.options import DecodingConfig
+from utils.evaluation.predictions import Predict, SeqPredictions, SkipPredictions
+
+LOGIT_ROWS = 256
+"""Rows of the (rows, V) score matrix that are held at once, at most: 105 MB at 103,000 tracks."""
+_ROWS_IN_CACHE = 16
+"""Rows of it that are looked at together, once they are computed."""
+
+
+def skip_predictor(model: nn.Module, device: torch.device) -> Predict:
+    """`predict_skip` of this model."""
+    return partial(predict_skip, model, device)
+
+
+def seq_predictor(
+    model: TargetModel, device: torch.device, decoding: Decoding | None = None, allowed: Tensor | None = None
+) -> Predict:
+    """`predict_seq` of this model."""
+    return partial(predict_seq, model, device, decoding=decoding, allowed=allowed)
+
+
+@torch.inference_mode()
+def predict_skip(model: nn.Module, device: torch.device, loader: SessionLoader) -> SkipPredictions:
+    """Skip probabilities of all examples of `loader`, in order."""
+    model.eval()
+    probability = np.zeros((loader.n_examples, loader.target_size), np.float32)
+    done = []
+    for batch in shares(loader):
+        history, targets = batch.inputs(device)
+        done.append(batch.rows.numpy())
+        probability[done[-1]] = model(history, targets).float().sigmoid().cpu().numpy()
+    distributed.put_together(probability, rows=done)
+    return SkipPredictions.of(probability)
+
+
+@torch.inference_mode()
+def predict_seq(
+    model: TargetModel,
+    device: torch.device,
+    loader: SessionLoader,
+    *,
+    decoding: Decoding | None = None,
+    allowed: Tensor | None = None,
+) -> SeqPredictions:
+    """Continuations, log-probabilities of the true tracks and full-catalogue ranks, in order.
+
+    A step-by-step model judges each true track in the light of the true ones before it (teacher-forced). BERT is given
+    the history only and judges all in one pass, whatever order its masks are filled in: its perplexity is that of
+    independent guesses, not of a sequence.
+
+    Args:
+        model, device, loader: what predicts what, where.
+        decoding: how sessions are continued, in a way that the model can; greedily if not given.
+        allowed: int64 (A,), the tracks that may continue a session; all of them if not given.
+    """
+    model.eval()
+    chosen: Decoding = decoding or DecodingConfig()
+    continue_sessions = chosen.continuation(model, Catalogue(model.head, allowed))
+    n, t = loader.n_examples, loader.target_size
+    tracks = np.full((n, t), PAD, np.int32)
+    log_probability = np.zeros((n, t), np.float32)
+    rank = np.full(n, np.inf, np.float32)
+    done = []
+    for batch in shares(loader):
+        rows = batch.rows.numpy()
+        done.append(rows)
+        history, targets = batch.inputs(device)
+        states = model(history, model.previous_tracks(history, targets))  # (B, T, D)
+        log_p, ranks = judge(model, states, targets)
+        log_probability[rows], rank[rows] = log_p.cpu().numpy(), ranks[:, 0].cpu().numpy()
+        tracks[rows] = continue_sessions(history, t).cpu().numpy()
+    distributed.put_together(tracks, log_probability, rank, rows=done)
+    return SeqPredictions(tracks, log_probability, rank)
+
+
+def progress(loader: SessionLoader) -> tqdm:
+    """The batches of a loader, with a bar from two seconds on."""
+    return tqdm(loader, desc=f"predict {loader.arrays.folder.name}", leave=False, delay=2, unit="batch")
+
+
+def shares(loader: SessionLoader) -> Iterator[SessionBatch]:
+    """The same, but only the rows that this process predicts."""
+    return (batch for batch in (each.take(distributed.mine()) for each in progress(loader)) if len(batch.rows))
+
+
+def judge(model: HasHead, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """What states think of the true tracks.
+
+    Args:
+        states: (B, T, D).
+        targets: int64 (B, T).
+
+    Returns:
+        log-probability (B, T), 0 where the target is padding or outside the vocabulary;
+        rank (B, T) from 0 among all tracks: ties count half, infinity where there is no probability.
+    """
+    inside = targets >= N_SPECIAL
+    flat, labels = states[inside].float(), targets[inside] - N_SPECIAL
+    weight, bias = model.head.weight[N_SPECIAL:].float(), model.head.bias[N_SPECIAL:].float()
+    n = len(bias)
+    log_p, ranks = torch.empty(2, len(labels), device=states.device)
+    n_rows = rows_at_once(n, LOGIT_ROWS)
+    scores = torch.empty(min(n_rows, len(labels)), n, device=states.device)  # one for all, and so is `lower`
+    lower = torch.empty(min(_ROWS_IN_CACHE, len(scores)), n, device=states.device)
+    for rows in torch.arange(len(labels), device=states.device).split(n_rows):
+        torch.addmm(bias, flat[rows], weight.T, out=scores[: len(rows)])
+        for few, of_few in zip(rows.split(_ROWS_IN_CACHE), scores[: len(rows)].split(_ROWS_IN_CACHE), strict=True):
+            true = of_few.gather(1, labels[few, None])
+            highest = of_few.amax(1, keepdim=True)
+            # The sum of the signs is (tracks above) - (tracks below), and all but these are ties.
+            signs = torch.sub(of_few, true, out=lower[: len(few)]).sign_().sum(1)
+            ranks[few] = (n - 1 + signs) / 2
+            log_p[few] = (true - highest)[:, 0] - of_few.sub_(highest).exp_().sum(1).log()
+    nothing = torch.zeros(targets.shape, device=states.device)
+    return nothing.masked_scatter(inside, log_p), (nothing + torch.inf).masked_scatter(inside, ranks)

@@ -1,0 +1,52 @@
+"""What a model predicts, in the order of a loader's examples: the contract between predicting and scoring."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from utils.data.dataloaders import SessionLoader
+
+
+class SkipPredictions(NamedTuple):
+    """Predictions of the skip task, in loader order."""
+
+    probability: np.ndarray
+    """float32 (N, T): probability that the target is skipped."""
+    decision: np.ndarray
+    """bool (N, T): the hard answer that the challenge's metric wants."""
+
+    @classmethod
+    def of(cls, probability: np.ndarray) -> SkipPredictions:
+        """Predictions that decide "skipped" where `probability` is at least one half."""
+        return cls(probability.astype(np.float32), probability >= 0.5)
+
+
+class SeqPredictions(NamedTuple):
+    """Predictions of the seq task, in loader order."""
+
+    tracks: np.ndarray
+    """int32 (N, T): the continuation, decoded without any look at the targets."""
+    log_probability: np.ndarray | None
+    """float32 (N, T): of each true target given the true ones before it (teacher-forced), or given the history only by
+    a model that fills in masks; None if not modelled."""
+    rank: np.ndarray | None
+    """float32 (N,): of the first true target over the full catalogue, from 0; ties count half, unknown tracks inf."""
+
+
+class MaskedPredictions(NamedTuple):
+    """What a model thinks of the tracks that were hidden from it, in loader order; M plays of a session."""
+
+    tracks: np.ndarray
+    """int32 (N, M): the hidden tracks, PAD elsewhere."""
+    log_probability: np.ndarray
+    """float32 (N, M): of each hidden track."""
+    rank: np.ndarray
+    """float32 (N, M): of each hidden track over the full catalogue, from 0; ties count half."""
+
+
+Predictions = SkipPredictions | SeqPredictions | MaskedPredictions
+Predict = Callable[[SessionLoader], Predictions]
+"""Predicts all examples of a loader, in order; the kind of what it returns says which task it is."""

@@ -1,0 +1,91 @@
+"""Parts of a split whose scores are told apart: labels of sessions, and groups of targets by training plays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TypeAlias
+
+import numpy as np
+import pandas as pd
+
+from utils.data import schema
+from utils.data.dataloaders import SessionLoader
+from utils.data.dataset import SessionArrays, pair_keys
+from utils.data.vocab import N_SPECIAL
+
+PLAYS = (0, 1, 5, 50, 500)
+"""The groups of `by_plays`: the training plays at which each begins."""
+Labels: TypeAlias = "pd.Categorical[str]"
+"""A label of each example or session; a byte each."""
+
+
+def session_slices(loader: SessionLoader, train: SessionArrays | None = None) -> dict[str, Labels]:
+    """Labels of each example for sliced scores: length, context, shuffle, premium, skipper type, familiarity.
+
+    Args:
+        loader: an ordered loader of halves.
+        train: training split; if given, examples are told apart by whether the pair (last track of the history,
+            first target) stands anywhere in training ("seen") or not.
+
+    Returns:
+        name -> label of each example (N,). What the source does not know is left out.
+    """
+    arrays = loader.arrays
+    lengths = arrays.lengths[loader.session]
+    longest = schema.MAX_LENGTH
+    names = [*(f"{n:02d}" for n in range(longest + 1)), f"over {longest}"]
+    slices = {"length": _labelled(np.minimum(lengths, longest + 1), names)}
+    columns = arrays.columns_of_sessions("context_type", "shuffle", "premium")
+    codes = {name: column[loader.session] for name, column in columns.items()}
+    if codes["context_type"].any():
+        slices["context_type"] = _labelled(codes["context_type"], ["unknown", *schema.CONTEXT_TYPES])
+        for name in ("shuffle", "premium"):
+            slices[name] = _labelled(codes[name], ["unknown", "no", "yes"])
+    start = arrays.offsets[loader.session]
+    cut = start + lengths // 2
+    if (arrays.skips[start] != schema.SKIP_UNKNOWN).any():
+        slices["history"] = _skipper_type(arrays, start, cut)
+    if train is not None:
+        seen = train.has_pairs(pair_keys(arrays.tracks[cut - 1], arrays.tracks[cut]))
+        slices["continuation"] = _labelled(seen, ["unseen", "seen in training"])
+    return slices
+
+
+def _labelled(codes: np.ndarray, names: Sequence[str]) -> Labels:
+    """The label of each code, a place in `names`."""
+    return pd.Categorical.from_codes(codes.astype(np.int8), pd.Index(names))
+
+
+def targets_by_plays(tracks: np.ndarray, known: np.ndarray, train_plays: np.ndarray) -> dict[str, np.ndarray]:
+    """Which targets are of tracks that were never, seldom or often played in training.
+
+    Args:
+        tracks: int (N, T).
+        known: bool (N, T), targets that count.
+        train_plays: int (V,), training plays of each id.
+
+    Returns:
+        "0", "1 to 4", ..., and "unknown" for tracks outside the vocabulary -> bool (N, T). Groups without targets are
+        left out.
+    """
+    ends = [f" to {after - 1}" if after > first + 1 else "" for first, after in pairwise(PLAYS)]
+    names = ["unknown", *(f"{first}{end}" for first, end in zip(PLAYS, [*ends, " or more"], strict=True))]
+    group_of_id = np.digitize(train_plays, PLAYS).astype(np.uint8)
+    group_of_id[:N_SPECIAL] = 0
+    group = group_of_id[tracks]
+    groups = {name: known & (group == i) for i, name in enumerate(names)}
+    return {name: mine for name, mine in groups.items() if mine.any()}
+
+
+def _skipper_type(arrays: SessionArrays, start: np.ndarray, cut: np.ndarray) -> Labels:
+    """The four types of Meggetto et al. (CIKM 2021), read off the first half by thresholds instead of clusters."""
+    length = cut - start
+    first = np.cumsum(length) - length
+    skips = arrays.skips[np.repeat(start - first, length) + np.arange(length.sum())]  # of the first halves
+    skipped = np.concatenate([[0], np.cumsum((skips >= schema.SKIP_2) & (skips <= schema.SKIP_1))])
+    middle = length // 2
+    early = (skipped[first + middle] - skipped[first]) / np.maximum(middle, 1)
+    late = (skipped[first + length] - skipped[first + middle]) / np.maximum(length - middle, 1)
+    names = ["listener", "listen, then skip", "skip, then listen", "skipper"]
+    return _labelled(2 * (early >= 0.5) + (late >= 0.5), names)

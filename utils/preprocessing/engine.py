@@ -1,0 +1,67 @@
+"""What works on tables: an engine behind Ibis, and threads that stay a few items ahead."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import ibis
+import pyarrow as pa
+
+from utils.core.errors import UserError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Engine(NamedTuple):
+    """An Ibis backend and its name for `dataset.json`."""
+
+    connection: Any
+    name: str
+
+
+def connect(*, memory_limit: str, folder: Path) -> Engine:
+    """DuckDB through Ibis, spilling to `folder` when a sort or a count outgrows `memory_limit` ("2GB")."""
+    import duckdb
+
+    try:
+        connection = ibis.duckdb.connect(memory_limit=memory_limit, temp_directory=str(folder))
+    except duckdb.Error as error:
+        raise UserError(f"memory_limit {memory_limit!r}: {error}; write it as 2GB or 500MB") from None
+    connection.raw_sql("SET enable_progress_bar = false")
+    connection.raw_sql("SET enable_external_file_cache = false")  # no file is read twice
+    return Engine(connection, f"ibis {ibis.__version__} on duckdb {duckdb.__version__}")
+
+
+@contextmanager
+def arrow_view(connection: Any, name: str, data: pa.Table | pa.RecordBatchReader) -> Iterator[ibis.Table]:
+    """`data` as a table of the engine, without a copy, until the block ends (`ibis.memtable` keeps it until exit).
+
+    A reader can be read once.
+    """
+    connection.con.register(name, data)
+    try:
+        yield connection.table(name)
+    finally:
+        connection.con.unregister(name)
+
+
+def in_threads(function: Callable[[Item], Result], items: Iterable[Item], *, workers: int) -> Iterator[Result]:
+    """`map`, a few items ahead of the caller, who gets the results in order; no more than `workers` of them wait."""
+    with ThreadPoolExecutor(workers) as pool:
+        pending: deque[Future[Result]] = deque()
+        try:
+            for item in items:
+                if len(pending) == workers:
+                    yield pending.popleft().result()
+                pending.append(pool.submit(function, item))
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()

@@ -1,0 +1,83 @@
+"""Options of `python -m utils.datapreprocessing`, and of a table of plays. Nothing here imports an engine."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+
+@dataclass
+class PlaysColumns:
+    """Columns of a table of plays."""
+
+    track: str = "track_id"
+    """The track."""
+    session: str | None = None
+    """The session. Without it, sessions are made of `user` and `time`."""
+    user: str | None = None
+    """Who listens; without it (and without `session`) all plays are one listener's."""
+    time: str | None = None
+    """When the play started: a timestamp, ISO text, or seconds since 1970."""
+    position: str | None = None
+    """Place in the session; without it, plays are ordered by `time`."""
+    skip: str | None = None
+    """Whether it was skipped: True/False, true/false or 1/0; anything else is unknown."""
+    gap: float = 1800.0
+    """Seconds without a play that end a session, where there is no `session`."""
+
+
+@dataclass
+class Config:
+    """Raw logs to a dataset folder."""
+
+    out: Path
+    """Dataset folder to write."""
+    raw: Path | None = None
+    """Folder with MSSD's files, plain or .gz: training_set_0/log_0_20180715_000000000000.csv, track_features/tf_*."""
+    plays: Path | None = None
+    """Instead of --raw: a table of plays (CSV or Parquet), or a folder of them."""
+    plays_columns: PlaysColumns = field(default_factory=PlaysColumns)
+    """Which column of --plays is what."""
+    protocol: Literal["temporal", "seed", "session"] = "temporal"
+    """How MSSD's sessions are chosen and split; see above. Tables of plays are split by time."""
+    min_count: int | None = None
+    """Training plays below which a track is rare; 5, or 150 for the seed protocol. 0 takes in all of track_features."""
+    valid_days: int | None = None
+    """temporal: days before the test days; a tenth of all, at least one."""
+    test_days: int | None = None
+    """temporal: last days; a tenth of all, at least one."""
+    valid_fraction: float = 0.1
+    """seed, session, plays: share of the sessions for validation (seed: of the training sessions)."""
+    test_fraction: float = 0.1
+    """session, plays: share of the sessions for testing."""
+    min_session_length: int = 2
+    """plays: shorter sessions are dropped."""
+    max_session_length: int | None = None
+    """plays: longer sessions are cut into pieces of this many plays."""
+    engine: Literal["duckdb", "spark"] = "duckdb"
+    """What works on MSSD's files: this machine, or Spark (docs/data.md). The dataset is the same."""
+    spark_remote: str | None = None
+    """A Spark Connect server, sc://host:15002; without it, what spark-submit offers, or Spark on this machine."""
+    memory_limit: str = "2GB"
+    """duckdb: memory of the engine; beyond it, counts go through temporary files beside --out."""
+    workers: int = 0
+    """MSSD's logs that are worked on at a time, each on one core and in memory; 0: as many as cores, at most four."""
+    overwrite: bool = False
+    """Replace an existing --out."""
+
+
+def command_line(config: Any) -> str:
+    """The command that gives this dataset again: every option that is not its default."""
+
+    def options(value: Any, default: Any, prefix: str) -> Iterator[str]:
+        for item in fields(value):
+            here, there = getattr(value, item.name), getattr(default, item.name)
+            if is_dataclass(here):
+                yield from options(here, there, f"{prefix}{item.name}.")
+            elif here != there:
+                yield from (f"--{prefix}{item.name}", str(here))
+
+    return shlex.join(["python", "-m", "utils.datapreprocessing", *options(config, Config(out=Path()), "")])

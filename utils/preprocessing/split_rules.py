@@ -1,0 +1,182 @@
+"""Which sessions are kept, and which of them train, validate and test.
+
+`docs/data.md` says what each protocol is for. No protocol depends on an engine's own hash, so a dataset is the same
+wherever it is made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from utils.core.errors import UserError
+from utils.data import schema
+from utils.preprocessing.mssd import LogFile
+
+SEED_TRAIN_SPLIT, SEED_TEST_SPLIT = 0, 9
+SEED_DAYS = 60
+SEED_MIN_COUNT = 150
+DEFAULT_MIN_COUNT = 5
+TRAIN, VALID, TEST = 0, 1, 2
+
+
+class SplitRules(NamedTuple):
+    """How sessions are chosen and split."""
+
+    assign: Callable[[LogFile, pa.Array], np.ndarray]
+    """(log, its session ids) -> uint8 (M,): TRAIN, VALID or TEST"""
+    lengths: tuple[int, int]
+    """Shortest and longest session kept."""
+    min_count: int
+    known_tracks_only: bool
+    """Drop a session with a track outside the vocabulary, instead of making it `unk`."""
+    count_all: bool
+    """Count the plays of every row of the training files, not only of the training sessions."""
+
+
+def right_length(rules: SplitRules, plays: np.ndarray) -> np.ndarray:
+    """Which sessions, by their plays, have a length that the protocol keeps: bool (M,)."""
+    shortest, longest = rules.lengths
+    return (plays >= shortest) & (plays <= longest)
+
+
+def counted_sessions(
+    rules: SplitRules, log: LogFile, session_ids: pa.Array, plays: np.ndarray, complete: np.ndarray
+) -> np.ndarray:
+    """Which sessions of a log count for the vocabulary: bool (M,)."""
+    training = rules.assign(log, session_ids) == TRAIN
+    if rules.count_all:
+        return np.full(len(training), training.any())
+    return training & complete & right_length(rules, plays)
+
+
+def session_share(session_ids: pa.Array) -> np.ndarray:
+    """A number in [0, 1) for each session id, float64 (M,): the same on every machine and engine."""
+    digests = [hashlib.blake2b(s.encode(), digest_size=8).digest() for s in session_ids.to_pylist()]
+    return np.frombuffer(b"".join(digests), ">u8") / 2.0**64
+
+
+def split_days(days: Sequence[str], *, valid_days: int | None, test_days: int | None) -> dict[str, int]:
+    """TRAIN, VALID or TEST for each of `days`: the last ones test, those before validate.
+
+    Raises:
+        UserError: no day is left to train on.
+    """
+    ordered = sorted(set(days))
+    tenth = max(1, round(len(ordered) / 10))
+    n_valid = tenth if valid_days is None else valid_days
+    n_test = tenth if test_days is None else test_days
+    n_train = len(ordered) - n_valid - n_test
+    if n_valid < 1 or n_test < 1:
+        raise UserError("--valid_days and --test_days must be 1 or more")
+    if n_train < 1:
+        raise UserError(
+            f"{len(ordered)} days (from {ordered[0]}) leave none to train on after {n_valid} for valid and {n_test} "
+            "for test; add days, or split a single day with --protocol session"
+        )
+    return dict(zip(ordered, [TRAIN] * n_train + [VALID] * n_valid + [TEST] * n_test, strict=True))
+
+
+def all_sessions(assign: Callable[[LogFile, pa.Array], np.ndarray], min_count: int | None) -> SplitRules:
+    """Keep sessions of 10 to 20 plays; tracks below `min_count` (5) training plays become `unk`."""
+    return SplitRules(
+        assign,
+        lengths=(schema.MIN_LENGTH, schema.MAX_LENGTH),
+        min_count=DEFAULT_MIN_COUNT if min_count is None else min_count,
+        known_tracks_only=False,
+        count_all=False,
+    )
+
+
+def temporal(
+    logs: Sequence[LogFile],
+    *,
+    min_count: int | None = None,
+    valid_days: int | None = None,
+    test_days: int | None = None,
+) -> SplitRules:
+    """`all_sessions`, split by day.
+
+    Raises:
+        UserError: the mini set, or too few days.
+    """
+    if logs[0].day == "":
+        raise UserError(f"{logs[0].path} is a part of a single day: split it with --protocol session")
+    split_of_day = split_days([log.day for log in logs], valid_days=valid_days, test_days=test_days)
+
+    def assign(log: LogFile, session_ids: pa.Array) -> np.ndarray:
+        return np.full(len(session_ids), split_of_day[log.day], np.uint8)
+
+    return all_sessions(assign, min_count)
+
+
+def by_session(*, valid_fraction: float, test_fraction: float, min_count: int | None = None) -> SplitRules:
+    """`all_sessions`, split by a hash of the session id."""
+
+    def assign(log: LogFile, session_ids: pa.Array) -> np.ndarray:
+        share = session_share(session_ids)
+        bounds = [valid_fraction, valid_fraction + test_fraction]
+        return np.array([VALID, TEST, TRAIN], np.uint8)[np.digitize(share, bounds)]
+
+    return all_sessions(assign, min_count)
+
+
+def seed(*, valid_fraction: float, min_count: int | None = None) -> SplitRules:
+    """The original sample, from the logs of `seed_logs`: split 9 tests, split 0 trains and (by a hash of the session
+    id) validates; sessions of 20 plays of tracks that all have `min_count` (150) plays in split 0."""
+
+    def assign(log: LogFile, session_ids: pa.Array) -> np.ndarray:
+        if log.split == SEED_TEST_SPLIT:
+            return np.full(len(session_ids), TEST, np.uint8)
+        return np.where(session_share(session_ids) < valid_fraction, VALID, TRAIN).astype(np.uint8)
+
+    return SplitRules(
+        assign,
+        lengths=(schema.MAX_LENGTH, schema.MAX_LENGTH),
+        min_count=SEED_MIN_COUNT if min_count is None else min_count,
+        known_tracks_only=True,
+        count_all=True,
+    )
+
+
+def seed_logs(logs: Sequence[LogFile]) -> list[LogFile]:
+    """Split 0 and split 9 of the first 60 days.
+
+    Raises:
+        UserError: one of the two splits is not there.
+    """
+    days = sorted({log.day for log in logs})[:SEED_DAYS]
+    chosen = [log for log in logs if log.split in {SEED_TRAIN_SPLIT, SEED_TEST_SPLIT} and log.day in days]
+    missing = {SEED_TRAIN_SPLIT, SEED_TEST_SPLIT} - {log.split for log in chosen}
+    if missing:
+        raise UserError(
+            f"--protocol seed needs logs of split {min(missing)} (log_{min(missing)}_*.csv); there are none"
+        )
+    return chosen
+
+
+def split_sessions(whole: Sequence[str], *, valid_fraction: float, test_fraction: float) -> tuple[int, int]:
+    """Where valid and test begin in sessions that are in order of time.
+
+    Args:
+        whole: for each session, the session that it was cut from: its pieces stay together.
+
+    Raises:
+        UserError: too few sessions for three splits.
+    """
+    n = len(whole)
+    n_test, n_valid = (max(1, round(n * fraction)) for fraction in (test_fraction, valid_fraction))
+
+    def next_session(i: int) -> int:
+        while 0 < i < n and whole[i] == whole[i - 1]:
+            i += 1
+        return i
+
+    valid, test = next_session(n - n_test - n_valid), next_session(n - n_test)
+    if not 0 < valid < test < n:
+        raise UserError(f"{n} sessions are too few to train, validate and test; add plays or change the fractions")
+    return valid, test

@@ -1,0 +1,180 @@
+"""From run folders to leaderboards: read every result, put seeds together, order the rows, compare runs in pairs.
+
+A *run* is one folder `runs/<experiment>/<stamp>/` with a `result.json`. A *row* is what the reader compares: the latest
+run of one experiment, label and configuration on one dataset, together with its runs under other seeds. A *table* holds
+the rows of one dataset and task, from the bottom up: baselines, models, the oracle, each by rising score.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from utils.data.schema import PREFIXES
+from utils.reporting.comparisons import Comparison, compare, compare_best
+from utils.reporting.rows import Row, add_gap_closed, build_row, group_seeds
+from utils.reporting.runs import TASKS, FinishedRun
+
+METRIC_NAMES = {
+    "maa": "MAA",
+    "first_accuracy": "first",
+    "accuracy": "accuracy",
+    "log_loss": "log loss",
+    "auc": "AUC",
+    "overlap": "overlap",
+    "repetition": "repetition",
+    "coverage": "coverage",
+    "perplexity": "perplexity",
+    "hr@1": "HR@1",
+    "hr@10": "HR@10",
+    "hr@20": "HR@20",
+    "ndcg@10": "NDCG@10",
+    "ndcg@20": "NDCG@20",
+    "mrr@20": "MRR@20",
+}
+"""How metrics are written for readers; others keep their own name."""
+HEADLINES = {
+    "skip": ("maa", "first_accuracy"),
+    "seq": ("maa", "hr@20", "mrr@20"),
+    "prefixes": ("mrr@20", "hr@20", "hr@1"),
+    "pretrain": ("mrr@20", "hr@20", "hr@1", "perplexity"),
+}
+"""Metrics of the terminal's table; the first one that every row has orders the rows."""
+
+
+class Table(NamedTuple):
+    """The leaderboard of one dataset and task."""
+
+    dataset: dict[str, Any]
+    task: str
+    split: str
+    metric: str
+    """Orders the rows."""
+    rows: tuple[Row, ...]
+    comparisons: tuple[Comparison, ...]
+
+    @property
+    def name(self) -> str:
+        """The dataset and protocol, for titles."""
+        return f"{self.dataset['name']}, {self.dataset['protocol']} protocol"
+
+    @property
+    def sessions(self) -> str:
+        """Which sessions were scored, in words."""
+        split, prefixes, _ = self.split.partition(PREFIXES)
+        return f"{split} sessions, the next track after every prefix" if prefixes else f"{split} sessions"
+
+    @property
+    def headlines(self) -> list[str]:
+        """Metrics of the table's columns, the one that orders the rows first."""
+        names = (self.metric, *headlines(self.task, self.split))
+        return [name for name in dict.fromkeys(names) if any(name in row.metrics for row in self.rows)]
+
+    @property
+    def has_gap(self) -> bool:
+        """Whether "gap closed" is known."""
+        return any(row.gap_closed is not None for row in self.rows)
+
+    @property
+    def has_seeds(self) -> bool:
+        """Whether a row has more than one seed."""
+        return any(len(row.runs) > 1 for row in self.rows)
+
+    @property
+    def has_seed_figures(self) -> bool:
+        """Whether the seed reported a figure for any of the rows."""
+        return any(row.seed_figure is not None for row in self.rows)
+
+    def find(self, kind: str) -> Row | None:
+        """The highest row of a kind."""
+        return next((row for row in reversed(self.rows) if row.kind == kind), None)
+
+    @property
+    def repeat_last(self) -> Row | None:
+        return next((row for row in self.rows if row.is_repeat_last), None)
+
+
+def add_comparisons(tables: Sequence[Table], pairs: Iterable[tuple[str, str]]) -> tuple[list[Table], list[str]]:
+    """Compare rows by their labels, in each table that has both.
+
+    Returns:
+        The tables, and a note on each pair that could be compared in none of them.
+    """
+    tables, notes = list(tables), []
+    for label, other in dict.fromkeys(tuple(pair) for pair in pairs):
+        found = False
+        for i, table in enumerate(tables):
+            rows = [[row for row in table.rows if row.label == name] for name in (label, other)]
+            if any(len(each) > 1 for each in rows):
+                notes.append(f"{table.name} has several rows called {label!r} or {other!r}: not compared")
+            elif any({label, other} == {each.better, each.worse} for each in table.comparisons):
+                found = True
+            elif all(rows):
+                comparison = compare(rows[0][0], rows[1][0], table.metric)
+                if comparison is not None:
+                    found = True
+                    tables[i] = table._replace(comparisons=(*table.comparisons, comparison))
+        if not found:
+            notes.append(f"no table has predictions of both {label!r} and {other!r}: not compared")
+    return tables, notes
+
+
+def build_tables(runs: Iterable[FinishedRun]) -> list[Table]:
+    """Put runs (latest first) together into leaderboards, ordered by dataset name, then by task as in `TASKS`."""
+    groups: dict[tuple[str, ...], list[FinishedRun]] = defaultdict(list)
+    for run in runs:
+        groups[run.table_key].append(run)
+    order = list(TASKS)
+    keys = sorted(groups, key=lambda key: (*key[:3], order.index(key[3]), key[4]))
+    return [build_table(groups[key]) for key in keys]
+
+
+def build_table(runs: Sequence[FinishedRun]) -> Table:
+    """The leaderboard of runs (latest first) that share their dataset, task and split."""
+    seeds = group_seeds(runs)
+    first = runs[0]
+    task = first.result["task"]
+    metric = next((m for m in headlines(task, first.split) if all(m in group[0].metrics for group in seeds)), None)
+    metric = metric or next(iter(first.metrics))
+    rows = [build_row(group) for group in seeds]
+    rows.sort(key=lambda row: (row.rank, row.metrics[metric].mean if metric in row.metrics else -np.inf))
+    if task == "skip":
+        rows = add_gap_closed(rows)
+    return Table(first.result["dataset"], task, first.split, metric, tuple(rows), tuple(compare_best(rows, metric)))
+
+
+def headlines(task: str, split: str) -> tuple[str, ...]:
+    """Metrics of the terminal's table, the most telling first."""
+    return HEADLINES["prefixes" if split.endswith(PREFIXES) else task]
+
+
+def run_records(runs: Iterable[FinishedRun], tables: Iterable[Table]) -> list[dict[str, Any]]:
+    """One flat record a run and reported split, for `leaderboard.json`: what it is, how it scored, what it cost.
+
+    `shown` says whether the run is in the leaderboard, or was superseded by a later one."""
+    shown = {(run.folder, run.split) for table in tables for row in table.rows for run in row.runs}
+    return [
+        {
+            "folder": str(run.folder),
+            "experiment": run.result["experiment"],
+            "label": run.result["label"],
+            "kind": run.result["kind"],
+            "task": run.result["task"],
+            "dataset": run.result["dataset"]["name"],
+            "dataset_hash": run.result["dataset"]["hash"],
+            "protocol": run.result["dataset"]["protocol"],
+            "split": run.split,
+            "n_sessions": run.scores.get("n_sessions"),
+            "metrics": {name: metric._asdict() for name, metric in run.metrics.items()},
+            "seconds": run.result.get("seconds"),
+            "peak_memory_mib": run.result.get("peak_memory_mib"),
+            "n_parameters": run.result.get("n_parameters"),
+            "seed": run.result["seed"],
+            "git_commit": run.result.get("git_commit"),
+            "shown": (run.folder, run.split) in shown,
+        }
+        for run in runs
+    ]

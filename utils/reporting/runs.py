@@ -1,0 +1,138 @@
+"""Finished runs: read every `result.json`, and see each run through the splits that it scored."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from utils.core.errors import UserError
+from utils.core.files import read_json
+from utils.data.schema import PREFIXES
+
+TASKS = {
+    "skip": "Which tracks will be skipped?",
+    "seq": "Which tracks come next?",
+    "pretrain": "Which tracks are hidden?",
+}
+KINDS = ("baseline", "model", "oracle")
+INCIDENTAL = ("run", "seed")
+"""Groups of options that may differ between the runs of one row: seed, folders, label."""
+STARTS = {"pretrained", "warm_start"}
+"""Options that name the run whose weights a run started from."""
+RESULT_KEYS = ("experiment", "label", "task", "kind", "dataset", "seed", "scores")
+DATASET_KEYS = ("name", "hash", "protocol")
+
+
+class Metric(NamedTuple):
+    """A mean over sessions with its 95 % interval; `low` and `high` are None where there is no interval."""
+
+    mean: float
+    low: float | None
+    high: float | None
+
+
+class FinishedRun(NamedTuple):
+    """One finished run, seen through one of the splits that it scored."""
+
+    folder: Path
+    result: dict[str, Any]
+    split: str
+
+    @property
+    def scores(self) -> dict[str, Any]:
+        """Scores of the split."""
+        return self.result["scores"][self.split]
+
+    @property
+    def metrics(self) -> dict[str, Metric]:
+        """Metrics of the split that have a value."""
+        return {
+            name: Metric(value["mean"], value.get("low"), value.get("high"))
+            for name, value in self.scores["metrics"].items()
+            if value["mean"] is not None
+        }
+
+    @property
+    def table_key(self) -> tuple[str, str, str, str, str]:
+        """What runs of one table share: dataset name, hash and protocol, task, split."""
+        dataset = self.result["dataset"]
+        return dataset["name"], dataset["hash"], dataset["protocol"], self.result["task"], self.split
+
+    @property
+    def configuration(self) -> str:
+        """The run's configuration but for its seed and folders, as text that equal configurations share.
+
+        So does the run that it started from: pre-training long-2 is to seed 2 what long-1 is to seed 1.
+        """
+        config = {name: value for name, value in self.result.get("config", {}).items() if name not in INCIDENTAL}
+        for name in STARTS & config.keys():
+            config[name] = re.sub(rf"(?<!\d){self.result['seed']}$", "{seed}", str(config[name]))
+        return json.dumps(config, sort_keys=True, default=str)
+
+
+def load_runs(root: Path) -> tuple[list[FinishedRun], list[str]]:
+    """Read `root/*/*/result.json`.
+
+    Returns:
+        The finished runs, latest stamp first, one for each reported split: test (valid where test was not scored), and
+        the same with every prefix where that was scored. And a note on each folder that was left out, with the reason.
+
+    Raises:
+        UserError: `root` does not exist, or holds no finished run.
+    """
+    if not root.is_dir():
+        raise UserError(f"{root} is not a folder; give the folder of the runs: --runs FOLDER")
+    runs, notes = [], []
+    folders = [folder for folder in root.glob("*/*") if folder.is_dir() and not folder.name.startswith(".")]
+    for folder in sorted(folders, key=stamp_order, reverse=True):
+        path = folder / "result.json"
+        if not path.exists():
+            notes.append(f"{folder} is not finished (no result.json); left out")
+            continue
+        try:
+            result = read_json(path)
+            check_result(result)
+        except UserError as error:
+            notes.append(f"{error}; left out" if str(path) in str(error) else f"{path} {error}; left out")
+            continue
+        split = "test" if "test" in result["scores"] else "valid"
+        runs += [FinishedRun(folder, result, name) for name in (split, split + PREFIXES) if name in result["scores"]]
+    if not runs:
+        found = ", ".join(notes) or "it is empty"
+        raise UserError(f"no finished run in {root} ({found}); train one first, for example with `make demo`")
+    return runs, notes
+
+
+def stamp_order(folder: Path) -> tuple[list[int], str]:
+    """Sorts run folders by time; the tenth run of a second comes after the second one."""
+    return [int(number) for number in re.findall(r"\d+", folder.name)], str(folder)
+
+
+def check_result(result: Any) -> None:
+    """Check the parts of a result that leaderboards are made of.
+
+    Raises:
+        UserError: a key is missing or has an unknown value; names it.
+    """
+    if not isinstance(result, dict):
+        raise UserError("is not a JSON object")
+    dataset = result.get("dataset")
+    missing = [key for key in RESULT_KEYS if key not in result]
+    missing += [f"dataset.{key}" for key in DATASET_KEYS if not isinstance(dataset, dict) or key not in dataset]
+    if missing:
+        raise UserError(f"lacks {', '.join(missing)}")
+    for key, known in (("task", tuple(TASKS)), ("kind", KINDS)):
+        if result[key] not in known:
+            raise UserError(f"{key} is {result[key]!r}, not one of {', '.join(known)}")
+    scores = result["scores"]
+    if not isinstance(scores, dict) or not {"test", "valid"} & scores.keys():
+        raise UserError("scores have neither test nor valid")
+    for split, values in scores.items():
+        metrics = values.get("metrics") if isinstance(values, dict) else None
+        if not isinstance(metrics, dict) or not metrics:
+            raise UserError(f"scores.{split} has no metrics")
+        for name, value in metrics.items():
+            if not isinstance(value, dict) or "mean" not in value:
+                raise UserError(f"scores.{split}.metrics.{name} has no mean")

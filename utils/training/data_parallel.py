@@ -1,0 +1,75 @@
+"""Gradients of one model in several processes are means over all of them; in one process nothing here does anything."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from model.dropnet import DropNet
+from utils.core.distributed import gathered, mine, n_processes, total
+from utils.data.batch import SessionBatch
+from utils.data.vocab import PAD, UNK
+from utils.training.losses import LossFn
+from utils.training.optimizers import sparse_tables
+
+
+class LossOfBatch(nn.Module):
+    """A loss as a module, whose call is all of a forward pass: what DistributedDataParallel wants to see."""
+
+    def __init__(self, model: nn.Module, loss_fn: LossFn) -> None:
+        super().__init__()
+        self.model = model
+        self.loss_fn = loss_fn
+
+    def forward(self, batch: SessionBatch) -> tuple[Tensor, int]:
+        return self.loss_fn(self.model, batch)
+
+
+def averaging(model: nn.Module, loss_fn: LossFn) -> LossFn:
+    """The loss of this process's share of a batch; gradients after a backward pass are means over the processes.
+
+    All but the row-sparse ones, which are `average_sparse`'s: NCCL has no sums of sparse tensors.
+    """
+    if n_processes() == 1:
+        return loss_fn
+    wrapped = LossOfBatch(model, loss_fn)
+    tables = set(sparse_tables(model))
+    theirs = [name for name, value in wrapped.named_parameters(remove_duplicate=False) if value in tables]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(wrapped, theirs)
+    some_unused = any(isinstance(module, DropNet) and module.p > 0 for module in model.modules())
+    parallel = DistributedDataParallel(
+        wrapped, forward_sync_buffers=False, find_unused_parameters=some_unused, gradient_as_bucket_view=True
+    )
+
+    def loss_of_share(_: Any, batch: SessionBatch) -> tuple[Tensor, int]:
+        own = batch.take(mine())
+        return parallel(own if len(own.rows) else _nothing_known(batch))
+
+    return loss_of_share
+
+
+def _nothing_known(batch: SessionBatch) -> SessionBatch:
+    """One session that costs nothing, for a process without rows: the others wait for its gradients."""
+    row = batch.take(slice(1))
+    history, targets = (tracks.where(tracks == PAD, UNK) for tracks in (row.history.tracks, row.target_tracks))
+    unknown = torch.full_like(row.target_skips, -1)
+    return row._replace(history=row.history._replace(tracks=history), target_tracks=targets, target_skips=unknown)
+
+
+def average_sparse(model: nn.Module) -> None:
+    """Replace row-sparse gradients by their means over the processes."""
+    if n_processes() == 1:
+        return
+    for table in sparse_tables(model):
+        if total(int(table.grad is not None)) == 0:
+            continue
+        rows = torch.empty(0, dtype=torch.int64, device=table.device)
+        values = table.detach()[:0]
+        if table.grad is not None:
+            gradient = table.grad.coalesce()
+            rows, values = gradient.indices()[0], gradient.values() / n_processes()
+        rows, values = gathered(rows), gathered(values)
+        table.grad = torch.sparse_coo_tensor(rows[None], values, table.shape, check_invariants=False)

@@ -1,0 +1,143 @@
+"""Options that the training scripts share. Nothing here imports torch, so that `--help` is quick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from utils.core.checks import check_at_least, check_used
+from utils.core.errors import UserError
+
+
+@dataclass
+class TrainConfig:
+    """How long and how to train."""
+
+    epochs: int = 5
+    """Passes over the training sessions."""
+    batch_size: int = 256
+    """Sessions of a step."""
+    lr: float = 1e-4
+    """Peak learning rate of Adam."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay (AdamW) of the weights of linear layers."""
+    clip: float = 0.0
+    """Largest norm of the gradient; 0 for no clipping."""
+    warmup_steps: int = 0
+    """Steps in which the learning rate rises linearly from zero."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """What the learning rate does after the warm-up; cosine falls to zero at the last epoch's end."""
+    evaluate_every: int = 0
+    """Steps between validations; 0 for the end of each epoch only."""
+    patience: int = 0
+    """Validations without a new best after which training stops; 0 to never stop early."""
+    max_seconds: float = 0.0
+    """Training time after which to stop, validations not counted; 0 for no limit."""
+    clock: Literal["wall", "processor"] = "wall"
+    """What max_seconds counts: wall-clock time, or processor time of this process (of all its threads), which other
+    jobs of a shared machine do not use up."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the forward pass (autocast); auto is bfloat16 where the processor multiplies it fast."""
+    compiled: bool = False
+    """Compile the model (torch.compile), which takes minutes before the first step. For GPUs: benchmarks.gpu --compiled
+    true tells whether it helps; on the CPU it does not (docs/log.md)."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, "train", epochs=1, batch_size=1, weight_decay=0, clip=0, warmup_steps=0)
+        check_at_least(self, "train", evaluate_every=0, patience=0, max_seconds=0)
+        if not self.lr > 0:
+            raise UserError(f"train.lr is {self.lr}; it must be positive")
+
+
+@dataclass
+class RunConfig:
+    """Where the run is written, and its seed."""
+
+    label: str = ""
+    """Name of the row in the leaderboard; the experiment's name if empty."""
+    seed: int = 1
+    """Of weights, order of the sessions and dropout."""
+    seeds: int = 1
+    """How many runs to make, with seeds seed, seed + 1, ..."""
+    folder: str = "runs"
+    """Folder of all runs."""
+    name: str = ""
+    """Name of the run's own folder; the time if empty."""
+    resume: str | None = None
+    """Folder of an interrupted run to go on in; give its config.yml as --config."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, "run", seed=0, seeds=1)
+
+
+Weighting = Literal["uniform", "maa"]
+
+
+@dataclass
+class LossConfig:
+    """How wrong a prediction among all tracks is."""
+
+    name: Literal["full", "sampled", "gbce"] = "sampled"
+    """full: softmax over all tracks (the seed's). sampled: an estimate of it from negatives that a batch shares. gbce:
+    binary cross-entropy of the target and the negatives, calibrated."""
+    n_negatives: int = 2048
+    """sampled, gbce: negatives drawn for each batch."""
+    in_batch: bool = False
+    """sampled: the targets of a batch are negatives of each other as well."""
+    power: float = 0.75
+    """sampled, gbce: negatives are drawn in proportion to training plays to this power; 0 for uniformly."""
+    calibration: float = 0.75
+    """gbce: t, from 0 (overconfident, plain binary cross-entropy) to 1 (unbiased scores)."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, "loss", n_negatives=1, power=0, calibration=0)
+        for name, most in (("n_negatives", 1_000_000), ("calibration", 1)):
+            if getattr(self, name) > most:
+                raise UserError(f"loss.{name} is {getattr(self, name)}; it must be at most {most}")
+        drawn = ("sampled", "gbce")
+        check_used(self, "loss", "name", n_negatives=drawn, power=drawn, in_batch=("sampled",), calibration=("gbce",))
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether the loss looks at some tracks only, so that gradients of the track tables can be row-sparse."""
+        return self.name != "full"
+
+
+@dataclass
+class MaskingConfig:
+    """Which plays of a session have to be found."""
+
+    rate: float = 0.2
+    """Probability of each play; of those, 80 % are masked, 10 % become a random track, 10 % stay."""
+    last_item: float = 0.0
+    """Share of the sessions of which only the last play is masked, as when a session is continued (BERT4Rec)."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate <= 1:
+            raise UserError(f"masking.rate is {self.rate}; it must be above 0 and at most 1")
+        if not 0 <= self.last_item <= 1:
+            raise UserError(f"masking.last_item is {self.last_item}; it must be from 0 to 1")
+
+
+@dataclass
+class TableConfig:
+    """A model's table of tracks: where it comes from, and which tracks have rows of their own."""
+
+    vectors: str = ""
+    """File of track vectors that it starts from, of python -m utils.track_vectors.word2vec or a pre-training run; empty for random
+    ones."""
+    freeze: bool = False
+    """Leave it as it is at the start; with tie_weights it is the output table, too."""
+    min_plays: int = 0
+    """Tracks with fewer training plays have no row of their own: shared rows and audio features make their vectors."""
+    shared_rows: int = 1
+    """Rows that these tracks share; 0 leaves them their features."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, "table", min_plays=0, shared_rows=0)
+        if not self.min_plays and self.shared_rows != TableConfig.shared_rows:
+            raise UserError(
+                "table.shared_rows has no meaning without table.min_plays, which says what tracks share rows"
+            )

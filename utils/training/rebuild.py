@@ -1,0 +1,43 @@
+"""A finished run as a model again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from utils.core.cli import parse_config
+from utils.data.dataset import Dataset
+from utils.training.checkpoint import load_weights
+
+
+class Rebuilt(NamedTuple):
+    """A trained model, with what it was trained by and on."""
+
+    config: Any
+    """The script's Config."""
+    dataset: Dataset
+    model: Any
+
+
+def rebuild(
+    script: Any, folder: Path, *, device: torch.device, data: str | None = None, needs_skips: bool = False
+) -> Rebuilt:
+    """The model of a finished run, with its best weights, on `device`.
+
+    Args:
+        script: the module of the run's script, which knows how to build its model from its Config.
+        folder: the run's.
+        device: of the model.
+        data: dataset folder, if it is not where it was when the run was trained.
+        needs_skips: the dataset must have skips.
+
+    Raises:
+        UserError: there is no such dataset, or it has another vocabulary or no skips; or the weights do not fit.
+    """
+    config = parse_config(script.Config, ["--config", str(folder / "config.yml")])
+    dataset = Dataset.open(data or config.data.folder, needs_skips=needs_skips)
+    model = script.build(config, dataset).to(device)
+    load_weights(model, folder / "best.pt", vocabulary_hash=dataset.vocabulary_hash)
+    return Rebuilt(config, dataset, model)

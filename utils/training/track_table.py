@@ -1,0 +1,59 @@
+"""A model's table of tracks: which tracks have rows of their own, and the vectors that it starts from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from model.embeddings import TrackEmbedding
+from utils.core.errors import UserError
+from utils.data.dataset import Dataset
+from utils.data.vocab import N_SPECIAL
+from utils.track_vectors.files import load_vectors
+from utils.training.options import TableConfig
+
+
+def table_rows(config: TableConfig, dataset: Dataset) -> tuple[int, int]:
+    """`n_own` and `n_shared` of a model's `TrackEmbedding`: which tracks have rows of their own, and the others' rows.
+
+    Raises:
+        UserError: no track is as rare as `config` says.
+    """
+    if not config.min_plays:
+        return dataset.n_ids, 0
+    n_own = N_SPECIAL + int((dataset.train_plays[N_SPECIAL:] >= config.min_plays).sum())  # they come first
+    if n_own == dataset.n_ids:
+        raise UserError(
+            f"table.min_plays is {config.min_plays}, and every track of {dataset.folder} has as many training plays; "
+            "leave it out, or run the preprocessing with a lower --min_count"
+        )
+    return n_own, config.shared_rows
+
+
+def load_table(tracks: TrackEmbedding, vectors: str, dataset: Dataset, *, width: str = "model.d_model") -> None:
+    """Copy the vectors of a file, if one is named, into a table; special ids and shared rows keep what they have.
+
+    Call it after the model has its first weights, or they replace the vectors (the seed's mistake).
+
+    Args:
+        tracks: the model's.
+        vectors: the file; empty for none.
+        dataset: whose tracks they are.
+        width: the option that sets the table's width.
+
+    Raises:
+        UserError: see `load_vectors`, or they have another width than the table.
+    """
+    if not vectors:
+        return
+    loaded = load_vectors(Path(vectors), vocabulary_hash=dataset.vocabulary_hash).vectors
+    own = slice(N_SPECIAL, tracks.n_own)
+    d_model = tracks.table.embedding_dim
+    if loaded.shape[1] != d_model:
+        raise UserError(
+            f"{vectors} has vectors of {loaded.shape[1]} dimensions, the model's tracks have {d_model}; "
+            f"add --{width} {loaded.shape[1]}"
+        )
+    with torch.no_grad():
+        tracks.table.weight[own] = loaded[own]
