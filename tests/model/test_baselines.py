@@ -110,7 +110,7 @@ def test_markov_knows_nothing_across_sessions() -> None:
 def test_the_longest_known_suffix_speaks_first() -> None:
     model = ngram([[A, B, C], [D, B, E], [D, B, E], [D, B, E]])
     found = next_track.best(next_track.score(model, histories([A, B], [D, B], [B], [C, B])), model.popularity)
-    np.testing.assert_array_equal(next_track, [C, E, E, E])
+    np.testing.assert_array_equal(found, [C, E, E, E])
 
 
 def test_an_unseen_context_backs_off_to_the_shorter_one() -> None:
