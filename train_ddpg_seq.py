@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from model import DDPGForContinuation
+from model.ddpg import DDPGForContinuation
 from model.decoding import select
 from utils.agents.calibration import calibrate_ranks, calibration_loader, sampled_ranking
 from utils.agents.environment import LoggedSessions

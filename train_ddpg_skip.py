@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 
-from model import DDPGForSkips
+from model.ddpg import DDPGForSkips
 from model.decoding import select
 from utils.agents.calibration import calibrate_skips, calibration_loader
 from utils.agents.environment import LoggedSessions

@@ -14,8 +14,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
-from model import NextTrackGRU
-from utils.core.checks import check_at_least
+from model.gru import NextTrackGRU
 from utils.core.cli import cli
 from utils.core.errors import UserError, blame
 from utils.data.dataloaders import training_loader
@@ -28,28 +27,10 @@ from utils.evaluation.scoring import score, validate
 from utils.training.loop import fit, training_details
 from utils.training.losses import next_track_loss, track_loss
 from utils.training.machine import pick_device, seed_everything
+from utils.training.model_configs import NextTrackGRUConfig
 from utils.training.options import LossConfig, RunConfig, TrainConfig
 from utils.training.run import Run
 from utils.training.seeds import each_seed
-
-
-@dataclass
-class NextTrackGRUConfig:
-    """Sizes of the GRU."""
-
-    d_model: int = 128
-    """Width of the track vectors."""
-    d_hidden: int = 128
-    """Width of the GRU's state."""
-    n_layers: int = 1
-    """GRUs, one above the other."""
-    dropout: float = 0.2
-    """Dropout rate."""
-    tie_weights: bool = False
-    """Use the track table as output weights."""
-
-    def __post_init__(self) -> None:
-        check_at_least(self, "model", d_model=1, d_hidden=1, n_layers=1)
 
 
 @dataclass

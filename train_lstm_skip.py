@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from model import LSTMForSkips
+from model.lstm import LSTMForSkips
 from utils.core.cli import cli
 from utils.core.errors import blame
 from utils.data.batch import SessionBatch, to_device

@@ -15,7 +15,9 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
-from model import BertAugmentedSeqTransformer, SeqTransformer
+from model.attention import BertBranch
+from model.bert_augmented import BertAugmentedSeqTransformer
+from model.transformer import SeqTransformer
 from utils.core.cli import cli
 from utils.core.errors import blame
 from utils.data.dataloaders import training_loader
@@ -67,8 +69,7 @@ def build(config: Config, dataset: Dataset) -> BertAugmentedSeqTransformer:
             dataset.features,
             history_size=config.data.history_size,
             target_size=config.data.target_size,
-            d_bert=config.bert.d_model,
-            drop_net=config.drop_net,
+            branch=BertBranch(config.bert.d_model, config.drop_net),
             sparse=sparse,
             **asdict(config.model),
         )

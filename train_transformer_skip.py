@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
-from model import SkipTransformer
+from model.transformer import SkipTransformer
 from utils.core.cli import cli
 from utils.core.errors import blame
 from utils.data.dataloaders import training_loader

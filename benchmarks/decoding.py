@@ -18,9 +18,9 @@ from benchmarks import reference
 from benchmarks.predicting import Check, Config, Predict, Predictor, measure_predictors
 from benchmarks.rounds import gate
 from benchmarks.rows import Row, publish
-from model import SeqTransformer
 from model.catalogue import Catalogue
 from model.decoding import beam_search, greedy, sample
+from model.transformer import SeqTransformer
 from utils.core.checks import check_at_least
 from utils.core.cli import cli
 from utils.data.batch import History, SessionBatch

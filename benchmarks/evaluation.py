@@ -17,8 +17,8 @@ from benchmarks import reference
 from benchmarks.predicting import Config, Predict, measure_predictors
 from benchmarks.rounds import gate
 from benchmarks.rows import Row, publish
-from model import SeqTransformer
 from model.catalogue import Catalogue
+from model.transformer import SeqTransformer
 from utils.core.checks import check_at_least
 from utils.core.cli import cli
 from utils.data.batch import SessionBatch

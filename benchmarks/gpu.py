@@ -15,7 +15,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
@@ -31,16 +31,11 @@ from benchmarks.options import settings
 from benchmarks.rounds import memory_mib
 from benchmarks.rows import Row, heading, save_rows, table
 from benchmarks.workload import Sizes
-from model import (
-    BertAugmentedSeqTransformer,
-    BertAugmentedSkipTransformer,
-    BertForContinuation,
-    BertForSkips,
-    LSTMForContinuation,
-    LSTMForSkips,
-    SeqTransformer,
-    SkipTransformer,
-)
+from model.attention import BertBranch
+from model.bert import BertForContinuation, BertForSkips
+from model.bert_augmented import BertAugmentedSeqTransformer, BertAugmentedSkipTransformer
+from model.lstm import LSTMForContinuation, LSTMForSkips
+from model.transformer import SeqTransformer, SkipTransformer
 from utils.core.checks import check_at_least
 from utils.core.cli import cli
 from utils.core.errors import UserError
@@ -49,6 +44,7 @@ from utils.training.loop import READ_EVERY, update
 from utils.training.losses import LossFn, hidden_targets_loss, seq_loss, skip_loss, track_loss
 from utils.training.machine import pick_device
 from utils.training.masked_tracks import masked_loss
+from utils.training.model_configs import SeqLSTMConfig, SeqTransformerConfig, SkipLSTMConfig, SkipTransformerConfig
 from utils.training.optimizers import choose_gradients, make_optimizers
 from utils.training.options import LossConfig, MaskingConfig, TrainConfig
 
@@ -102,41 +98,47 @@ def bert(arrays: SessionArrays, sizes: Sizes) -> tuple[nn.Module, LossFn]:
 def augmented(arrays: SessionArrays, sizes: Sizes) -> tuple[nn.Module, LossFn]:
     """A SeqTransformer beside a frozen BERT."""
     reader = workload.bert(sizes, sparse=True).bert
-    options, features = workload.model_options(sizes), workload.features(sizes)
-    transformer = SeqTransformer(sizes.n_ids, features, d_bert=sizes.d_model, sparse=True, **options)
-    return BertAugmentedSeqTransformer(transformer, reader), partial(seq_loss, loss=workload.sampled_loss(arrays))
+    options = asdict(SeqTransformerConfig()) | workload.model_options(sizes)
+    branch = BertBranch(sizes.d_model, 0.0)
+    transformer = SeqTransformer(sizes.n_ids, workload.features(sizes), branch=branch, sparse=True, **options)
+    model = BertAugmentedSeqTransformer(transformer, reader, finetune_bert=False)
+    return model, partial(seq_loss, loss=workload.sampled_loss(arrays))
 
 
 def finetuned_seq(arrays: SessionArrays, sizes: Sizes) -> tuple[nn.Module, LossFn]:
     """BERT that fills in the tracks of the second half."""
-    model = BertForContinuation(workload.bert(sizes, sparse=True).bert, target_size=sizes.target_size, sparse=True)
+    reader = workload.bert(sizes, sparse=True).bert
+    model = BertForContinuation(reader, target_size=sizes.target_size, tie_weights=True, sparse=True)
     return model, partial(hidden_targets_loss, loss=workload.sampled_loss(arrays))
 
 
 def finetuned_skip(arrays: SessionArrays, sizes: Sizes) -> tuple[nn.Module, LossFn]:
     """BERT that tells skips."""
-    return BertForSkips(workload.bert(sizes, sparse=True).bert), skip_loss
+    return BertForSkips(workload.bert(sizes, sparse=True).bert, use_log=True), skip_loss
 
 
 def augmented_skip(arrays: SessionArrays, sizes: Sizes) -> tuple[nn.Module, LossFn]:
     """A SkipTransformer beside a frozen BERT."""
     reader = workload.bert(sizes, sparse=True).bert
-    options, features = workload.model_options(sizes), workload.features(sizes)
-    transformer = SkipTransformer(sizes.n_ids, features, d_bert=sizes.d_model, sparse=True, **options)
-    return BertAugmentedSkipTransformer(transformer, reader), skip_loss
+    options = asdict(SkipTransformerConfig()) | workload.model_options(sizes)
+    branch = BertBranch(sizes.d_model, 0.0)
+    transformer = SkipTransformer(sizes.n_ids, workload.features(sizes), branch=branch, sparse=True, **options)
+    return BertAugmentedSkipTransformer(transformer, reader, finetune_bert=False), skip_loss
 
 
 def lstm_skip(arrays: SessionArrays, sizes: Sizes) -> tuple[nn.Module, LossFn]:
     """The LSTM that tells skips, without the labels between them, as in the configs."""
-    features = workload.features(sizes)
-    model = LSTMForSkips(sizes.n_ids, features, d_model=sizes.d_model, previous_label=False, sparse=True)
+    options = asdict(SkipLSTMConfig(d_model=sizes.d_model, previous_label=False))
+    features, history_size = workload.features(sizes), sizes.history_size
+    model = LSTMForSkips(sizes.n_ids, features, history_size=history_size, sparse=True, **options)
     return model, skip_loss
 
 
 def lstm_seq(arrays: SessionArrays, sizes: Sizes) -> tuple[nn.Module, LossFn]:
     """The LSTM that continues sessions."""
-    features = workload.features(sizes)
-    model = LSTMForContinuation(sizes.n_ids, features, d_model=sizes.d_model, sparse=True)
+    options = asdict(SeqLSTMConfig(d_model=sizes.d_model))
+    features, history_size = workload.features(sizes), sizes.history_size
+    model = LSTMForContinuation(sizes.n_ids, features, history_size=history_size, sparse=True, **options)
     return model, partial(seq_loss, loss=workload.sampled_loss(arrays))
 
 

@@ -15,7 +15,7 @@ from benchmarks.options import fill_in
 from benchmarks.rounds import Contender, Step, measure, rows_of
 from benchmarks.rows import Row
 from benchmarks.workload import Sizes
-from model import SeqTransformer
+from model.transformer import SeqTransformer
 from utils.core.checks import check_at_least
 from utils.core.memory import reuse_memory
 from utils.data.batch import SessionBatch

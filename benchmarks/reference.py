@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.workload import Sizes
-from model import NextTrackGRU, SeqTransformer, SkipTransformer
 from model.bert import BertForMaskedTracks
 from model.dropout import Dropout
+from model.gru import NextTrackGRU
+from model.transformer import SeqTransformer, SkipTransformer
 from utils.data import schema
 from utils.data.batch import History, SessionBatch, whole_sessions
 from utils.data.dataloaders import SessionLoader

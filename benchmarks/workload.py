@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from model import NextTrackGRU, SeqTransformer, SkipTransformer
 from model.bert import BertForMaskedTracks, BertTransformer
+from model.gru import NextTrackGRU
+from model.transformer import SeqTransformer, SkipTransformer
 from utils.core.checks import check_at_least
 from utils.core.errors import UserError, blame
 from utils.data import schema
@@ -21,6 +22,7 @@ from utils.data.dataloaders import SessionLoader
 from utils.data.dataset import SessionArrays
 from utils.data.vocab import N_SPECIAL
 from utils.training.losses import TrackLoss, track_loss
+from utils.training.model_configs import SeqTransformerConfig, SkipTransformerConfig
 from utils.training.options import LossConfig
 
 PLAYS_AT_ONCE = 10_000_000
@@ -128,14 +130,16 @@ def train_plays(arrays: SessionArrays) -> Tensor:
 def seq_transformer(sizes: Sizes, *, sparse: bool = False, tie_weights: bool = False) -> SeqTransformer:
     """The seq model; the same weights each time."""
     torch.manual_seed(0)
-    return SeqTransformer(sizes.n_ids, features(sizes), sparse=sparse, tie_weights=tie_weights, **model_options(sizes))
+    options = asdict(SeqTransformerConfig()) | model_options(sizes) | {"tie_weights": tie_weights}
+    return SeqTransformer(sizes.n_ids, features(sizes), sparse=sparse, **options)
 
 
 @blame("sizes")
 def skip_transformer(sizes: Sizes, *, sparse: bool = False) -> SkipTransformer:
     """The skip model; the same weights each time."""
     torch.manual_seed(0)
-    return SkipTransformer(sizes.n_ids, features(sizes), sparse=sparse, **model_options(sizes))
+    options = asdict(SkipTransformerConfig()) | model_options(sizes)
+    return SkipTransformer(sizes.n_ids, features(sizes), sparse=sparse, **options)
 
 
 @blame("sizes")
@@ -153,7 +157,7 @@ def bert(sizes: Sizes, *, sparse: bool = False) -> BertForMaskedTracks:
         max_length=sizes.history_size + sizes.target_size,
         sparse=sparse,
     )
-    return BertForMaskedTracks(reader, sparse=sparse)
+    return BertForMaskedTracks(reader, tie_weights=True, sparse=sparse)
 
 
 @blame("sizes")
@@ -165,6 +169,7 @@ def next_track_gru(sizes: Sizes, *, sparse: bool = False, tie_weights: bool = Fa
         features(sizes),
         d_model=sizes.d_model,
         d_hidden=sizes.d_model,
+        n_layers=1,
         dropout=sizes.dropout,
         tie_weights=tie_weights,
         sparse=sparse,

@@ -1,30 +1,12 @@
-"""The models. Shapes are written with the letters of the legend in `utils/batch.py`."""
+"""The models, each with its layers in plain sight; shapes are written in the letters of `utils/data/batch.py`.
 
-from model.bert import BertForContinuation, BertForMaskedTracks, BertForSkips, BertTransformer
-from model.bert_augmented import BertAugmentedSeqTransformer, BertAugmentedSkipTransformer
-from model.ddpg import ActorCritic, DDPGForContinuation, DDPGForSkips
-from model.embeddings import HistoryEmbedding, LogEmbedding, TrackEmbedding, TrackHead
-from model.gru import NextTrackGRU
-from model.lstm import LSTMForContinuation, LSTMForSkips
-from model.transformer import SeqTransformer, SkipTransformer
+transformer, attention        SkipTransformer, SeqTransformer and their layers
+bert, bert_augmented, dropnet BERT, its three heads, the Transformer beside it
+lstm, recurrent, gru          recurrent encoder-decoders, the next-track GRU
+ddpg                          actor and critic, and their answers to both tasks
+baselines_skip, baselines_seq what has to be beaten; next_track ranks and continues for the latter
+embeddings, dropout           from plays to vectors
+catalogue, decoding, filling  from vectors to continuations
 
-__all__ = [
-    "ActorCritic",
-    "BertAugmentedSeqTransformer",
-    "BertAugmentedSkipTransformer",
-    "BertForContinuation",
-    "BertForMaskedTracks",
-    "BertForSkips",
-    "BertTransformer",
-    "DDPGForContinuation",
-    "DDPGForSkips",
-    "HistoryEmbedding",
-    "LSTMForContinuation",
-    "LSTMForSkips",
-    "LogEmbedding",
-    "NextTrackGRU",
-    "SeqTransformer",
-    "SkipTransformer",
-    "TrackEmbedding",
-    "TrackHead",
-]
+Models import ids, names and batches from `utils.data` (vocab, schema, batch), and nothing else of `utils`.
+"""

@@ -46,7 +46,7 @@ class Attention(nn.Module):
         dropout: of the attention weights.
     """
 
-    def __init__(self, d_model: int, n_heads: int, *, d_memory: int | None = None, dropout: float = 0.0) -> None:
+    def __init__(self, d_model: int, n_heads: int, *, d_memory: int | None = None, dropout: float) -> None:
         super().__init__()
         if d_model % n_heads:
             raise ValueError(f"d_model {d_model} is no multiple of n_heads {n_heads}")
@@ -91,17 +91,24 @@ class FeedForward(nn.Sequential):
         super().__init__(nn.Linear(d_model, d_ff), nn.ReLU(), Dropout(dropout), nn.Linear(d_ff, d_model))
 
 
+class BertBranch(NamedTuple):
+    """What a layer needs to know to look at BERT's states as well."""
+
+    d_bert: int
+    """Width of BERT's states."""
+    drop_net: float
+    """p of the mix, see `DropNet`."""
+
+
 class EncoderLayer(nn.Module):
     """Self-attention and feed-forward, each with residual and norm after it (post-norm, as in the paper).
 
     Args:
         d_model, n_heads, d_ff, dropout: sizes.
-        d_bert: width of BERT's states; what an attention to them sees is mixed with what the self-attention sees. None
-            for a layer without.
-        drop_net: p of the mix, see `DropNet`.
+        branch: adds an attention to BERT's states, mixed with what the self-attention sees; None for a layer without.
     """
 
-    bert_attention: Attention  # only with `d_bert`
+    bert_attention: Attention  # only with a branch
     mix: DropNet
 
     def __init__(
@@ -111,17 +118,16 @@ class EncoderLayer(nn.Module):
         d_ff: int,
         *,
         dropout: float,
-        d_bert: int | None = None,
-        drop_net: float = 0.0,
+        branch: BertBranch | None = None,
     ) -> None:
         super().__init__()
         self.attention = Attention(d_model, n_heads, dropout=dropout)
         self.feed_forward = FeedForward(d_model, d_ff, dropout=dropout)
         self.norms = nn.ModuleList(nn.LayerNorm(d_model) for _ in range(2))
         self.dropout = Dropout(dropout)
-        if d_bert is not None:
-            self.bert_attention = Attention(d_model, n_heads, d_memory=d_bert, dropout=dropout)
-            self.mix = DropNet(drop_net)
+        if branch is not None:
+            self.bert_attention = Attention(d_model, n_heads, d_memory=branch.d_bert, dropout=dropout)
+            self.mix = DropNet(branch.drop_net)
 
     def forward(self, x: Tensor, mask: Tensor, bert: Memory | None = None) -> Tensor:
         """x (B, S, D), mask bool (B, S or 1, S), BERT's states -> (B, S, D)."""
@@ -136,11 +142,11 @@ class DecoderLayer(nn.Module):
     """Self-attention, attention to the encoder, feed-forward, each with residual and norm after it.
 
     Args:
-        d_model, n_heads, d_ff, dropout, d_bert, drop_net: as of `EncoderLayer`, but that what the attention to BERT
-            sees is mixed with what the attention to the encoder sees.
+        d_model, n_heads, d_ff, dropout, branch: as in `EncoderLayer`, except that BERT attention is mixed with
+            cross-attention.
     """
 
-    bert_attention: Attention  # only with `d_bert`
+    bert_attention: Attention  # only with a branch
     mix: DropNet
 
     def __init__(
@@ -150,8 +156,7 @@ class DecoderLayer(nn.Module):
         d_ff: int,
         *,
         dropout: float,
-        d_bert: int | None = None,
-        drop_net: float = 0.0,
+        branch: BertBranch | None = None,
     ) -> None:
         super().__init__()
         self.attention = Attention(d_model, n_heads, dropout=dropout)
@@ -159,9 +164,9 @@ class DecoderLayer(nn.Module):
         self.feed_forward = FeedForward(d_model, d_ff, dropout=dropout)
         self.norms = nn.ModuleList(nn.LayerNorm(d_model) for _ in range(3))
         self.dropout = Dropout(dropout)
-        if d_bert is not None:
-            self.bert_attention = Attention(d_model, n_heads, d_memory=d_bert, dropout=dropout)
-            self.mix = DropNet(drop_net)
+        if branch is not None:
+            self.bert_attention = Attention(d_model, n_heads, d_memory=branch.d_bert, dropout=dropout)
+            self.mix = DropNet(branch.drop_net)
 
     def forward(self, x: Tensor, mask: Tensor, memory: Memory, bert: Memory | None = None) -> Tensor:
         """x (B, T, D) with mask (B or 1, T, T), the encoder's memory, BERT's states -> (B, T, D)."""

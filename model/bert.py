@@ -40,12 +40,12 @@ class BertTransformer(nn.Module):
         n_ids: int,
         features: Tensor,
         *,
-        d_model: int = 256,
-        n_heads: int = 4,
-        n_layers: int = 4,
-        d_ff: int = 2048,
-        dropout: float = 0.1,
-        max_length: int = 20,
+        d_model: int,
+        n_heads: int,
+        n_layers: int,
+        d_ff: int,
+        dropout: float,
+        max_length: int,
         sparse: bool = False,
     ) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class BertForMaskedTracks(nn.Module):
         sparse: gradients of the output table hold only the rows that a loss looked up.
     """
 
-    def __init__(self, bert: BertTransformer, *, tie_weights: bool = True, sparse: bool = False) -> None:
+    def __init__(self, bert: BertTransformer, *, tie_weights: bool, sparse: bool = False) -> None:
         super().__init__()
         self.bert = bert
         self.head = _head(bert, tie_weights=tie_weights, sparse=sparse)
@@ -105,9 +105,7 @@ class BertForContinuation(nn.Module):
         target_size: T, slots behind the history: always so many, whatever is asked, so that all inputs look alike.
     """
 
-    def __init__(
-        self, bert: BertTransformer, *, target_size: int = 10, tie_weights: bool = True, sparse: bool = False
-    ) -> None:
+    def __init__(self, bert: BertTransformer, *, target_size: int, tie_weights: bool, sparse: bool = False) -> None:
         super().__init__()
         self.bert = bert
         self.target_size = target_size
@@ -142,7 +140,7 @@ class BertForSkips(nn.Module):
         use_log: add the history's log columns.
     """
 
-    def __init__(self, bert: BertTransformer, *, use_log: bool = True) -> None:
+    def __init__(self, bert: BertTransformer, *, use_log: bool) -> None:
         super().__init__()
         self.bert = bert
         self.skip_state = nn.Embedding(N_SKIP_STATES, bert.d_model)

@@ -29,12 +29,12 @@ class BertAugmentedSeqTransformer(nn.Module):
     """Which tracks come next? A `SeqTransformer` whose layers look at BERT's states of the history.
 
     Args:
-        transformer: built with `d_bert`, the width of `bert`.
+        transformer: built with a `BertBranch` of the width of `bert`.
         bert: reads the tracks of the history.
         finetune_bert: train BERT, too; else it is frozen, see `BertTransformer.freeze`.
     """
 
-    def __init__(self, transformer: SeqTransformer, bert: BertTransformer, *, finetune_bert: bool = False) -> None:
+    def __init__(self, transformer: SeqTransformer, bert: BertTransformer, *, finetune_bert: bool) -> None:
         super().__init__()
         _check_width(transformer, bert)
         self.transformer = transformer
@@ -77,12 +77,12 @@ class BertAugmentedSkipTransformer(nn.Module):
     to the tracks after it, not even in a causal transformer: only its self-attention is causal then.
 
     Args:
-        transformer: built with `d_bert`, the width of `bert`.
+        transformer: built with a `BertBranch` of the width of `bert`.
         bert: reads the tracks of history and targets.
         finetune_bert: train BERT, too; else it is frozen, see `BertTransformer.freeze`.
     """
 
-    def __init__(self, transformer: SkipTransformer, bert: BertTransformer, *, finetune_bert: bool = False) -> None:
+    def __init__(self, transformer: SkipTransformer, bert: BertTransformer, *, finetune_bert: bool) -> None:
         super().__init__()
         _check_width(transformer, bert)
         self.transformer = transformer

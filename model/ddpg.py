@@ -157,14 +157,14 @@ class ActorCritic(nn.Module):
         n_ids: int,
         features: Tensor,
         *,
-        d_model: int = 32,
-        d_hidden: int = 64,
-        state: Literal["gru", "recent"] = "gru",
-        memory: int = 5,
-        history_size: int = 10,
-        skip_encoding: SkipEncoding = "embedding",
-        use_log: bool = True,
-        normalise: bool = True,
+        d_model: int,
+        d_hidden: int,
+        state: Literal["gru", "recent"],
+        memory: int,
+        history_size: int,
+        skip_encoding: SkipEncoding,
+        use_log: bool,
+        normalise: bool,
         sparse: bool = False,
     ) -> None:
         super().__init__()
@@ -299,9 +299,9 @@ class DDPGForSkips(nn.Module):
         self,
         agent: ActorCritic,
         *,
-        target_size: int = 10,
-        score: Literal["actor", "critic"] = "actor",
-        advance: bool = False,
+        target_size: int,
+        score: Literal["actor", "critic"],
+        advance: bool,
     ) -> None:
         super().__init__()
         self.agent = agent

@@ -148,11 +148,11 @@ class HistoryEmbedding(nn.Module):
 
     def forward(self, history: History) -> Tensor:
         """History -> (B, S, D)."""
-        tracks = history.tracks
+        tracks, padding = history.tracks, history.tracks == PAD
         if self.skip_encoding == "token":
-            tracks = tracks.masked_fill(is_skipped(history.skips), SKIP)
+            tracks = tracks.masked_fill(is_skipped(history.skips) & ~padding, SKIP)
         size = tracks.shape[1]
-        n_pad = (tracks == PAD).sum(1, keepdim=True)  # (B, 1)
+        n_pad = padding.sum(1, keepdim=True)  # (B, 1)
         from_start = (torch.arange(size, device=tracks.device) - n_pad).clamp(min=0)  # (B, S)
         x = self.tracks(tracks) + self.from_start(from_start) + self.from_end[-size:]  # (B, S, D)
         if self.skip_state is not None:

@@ -43,11 +43,11 @@ class NextTrackGRU(nn.Module):
         n_ids: int,
         features: Tensor,
         *,
-        d_model: int = 128,
-        d_hidden: int = 128,
-        n_layers: int = 1,
-        dropout: float = 0.2,
-        tie_weights: bool = False,
+        d_model: int,
+        d_hidden: int,
+        n_layers: int,
+        dropout: float,
+        tie_weights: bool,
         sparse: bool = False,
     ) -> None:
         super().__init__()

@@ -5,13 +5,15 @@ Shapes: see the legend in `utils/data/batch.py`.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from model.attention import Memory
+from model.catalogue import bfloat16_is_fast
 from model.dropout import Dropout
 from model.embeddings import HistoryEmbedding, plays_first
 from model.names import Cell
@@ -43,9 +45,9 @@ class Recurrent(nn.Module):
         d_input: int,
         d_hidden: int,
         *,
-        n_layers: int = 1,
-        bidirectional: bool = False,
-        dropout: float = 0.0,
+        n_layers: int,
+        bidirectional: bool,
+        dropout: float,
     ) -> None:
         super().__init__()
         kind = nn.LSTM if cell == "lstm" else nn.GRU
@@ -65,7 +67,8 @@ class Recurrent(nn.Module):
         """Go on from a state: x (B, T, D) -> output (B, T, D') and the state behind it."""
         # Under autocast a projected state is bfloat16, and embeddings are float32.
         first = tuple(part.transpose(0, 1).contiguous().to(x.dtype) for part in hidden)
-        output, last = self.rnn(x, first if len(first) > 1 else first[0])
+        with _possible_precision(x.device):
+            output, last = self.rnn(x, first if len(first) > 1 else first[0])
         return output, self._rows_first(last)
 
     def read(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Hidden]:
@@ -74,13 +77,21 @@ class Recurrent(nn.Module):
         The last state is that of each row's own last input; of the backward direction, that of its first.
         """
         packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
-        output, last = self.rnn(packed)
+        with _possible_precision(x.device):
+            output, last = self.rnn(packed)
         return pad_packed_sequence(output, batch_first=True, total_length=x.shape[1])[0], self._rows_first(last)
 
     def _rows_first(self, last: Tensor | tuple[Tensor, Tensor]) -> Hidden:
         """torch's states (N * directions, B, D') -> (B, N, directions * D')."""
         parts = (last,) if isinstance(last, Tensor) else last
         return tuple(part.unflatten(0, (-1, self.n_directions)).permute(2, 0, 1, 3).flatten(2) for part in parts)
+
+
+def _possible_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Leaves autocast as it is, except on processors without bfloat16: torch has no LSTM in bfloat16 there."""
+    if device.type == "cpu" and not bfloat16_is_fast(device):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 class LuongAttention(nn.Module):
@@ -184,7 +195,7 @@ class Decoder(nn.Module):
         dropout: float,
     ) -> None:
         super().__init__()
-        self.rnn = Recurrent(cell, d_model, d_hidden, n_layers=n_layers, dropout=dropout)
+        self.rnn = Recurrent(cell, d_model, d_hidden, n_layers=n_layers, bidirectional=False, dropout=dropout)
         self.attention = LuongAttention(d_hidden, d_memory) if attention else None
         self.dropout = Dropout(dropout)
 
@@ -211,7 +222,7 @@ class LookAhead(nn.Module):
     def __init__(self, cell: Cell, d_model: int, d_hidden: int) -> None:
         super().__init__()
         half = -(-d_hidden // 2)
-        self.rnn = Recurrent(cell, d_model, half, bidirectional=True)
+        self.rnn = Recurrent(cell, d_model, half, n_layers=1, bidirectional=True, dropout=0.0)
         self.output = nn.Linear(2 * half, d_model)
 
     def forward(self, x: Tensor, target_tracks: Tensor) -> Tensor:

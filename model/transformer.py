@@ -6,7 +6,7 @@ An encoder reads the history, a decoder reads the targets (Vaswani et al. 2017).
     4     padding is masked: sessions have any length
     5     the decoder's positions are its own (the seed uses one table for both halves)
     6     the output of SeqTransformer can be tied to the track table, and never scores the special ids
-With `d_bert`, each layer looks at BERT's states as well: `model/bert_augmented.py` says how, and gives them.
+With a `BertBranch`, each layer looks at BERT's states as well: `model/bert_augmented.py` says how, and gives them.
 Shapes: see the legend in `utils/batch.py`.
 """
 
@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from model.attention import DecoderLayer, EncoderLayer, KeysValues, Memory, causal, real
+from model.attention import BertBranch, DecoderLayer, EncoderLayer, KeysValues, Memory, causal, real
 from model.dropout import Dropout
 from model.embeddings import HistoryEmbedding, TrackEmbedding, TrackHead
 from model.names import SkipEncoding
@@ -37,17 +37,13 @@ class Encoder(nn.Module):
         n_layers: int,
         d_ff: int,
         dropout: float,
-        d_bert: int | None = None,
-        drop_net: float = 0.0,
+        branch: BertBranch | None = None,
     ) -> None:
         super().__init__()
-        if drop_net and d_bert is None:
-            raise ValueError(f"drop_net is {drop_net}, but without d_bert there is nothing to drop")
         self.embed = embed
-        self.d_bert = d_bert
+        self.d_bert = None if branch is None else branch.d_bert
         self.layers = nn.ModuleList(
-            EncoderLayer(d_model, n_heads, d_ff, dropout=dropout, d_bert=d_bert, drop_net=drop_net)
-            for _ in range(n_layers)
+            EncoderLayer(d_model, n_heads, d_ff, dropout=dropout, branch=branch) for _ in range(n_layers)
         )
         self.norm = nn.LayerNorm(d_model)
         self.dropout = Dropout(dropout)
@@ -90,15 +86,13 @@ class Decoder(nn.Module):
         n_layers: int,
         d_ff: int,
         dropout: float,
-        d_bert: int | None = None,
-        drop_net: float = 0.0,
+        branch: BertBranch | None = None,
     ) -> None:
         super().__init__()
         self.tracks = tracks
         self.positions = nn.Parameter(torch.randn(target_size, d_model) * 0.02)
         self.layers = nn.ModuleList(
-            DecoderLayer(d_model, n_heads, d_ff, dropout=dropout, d_bert=d_bert, drop_net=drop_net)
-            for _ in range(n_layers)
+            DecoderLayer(d_model, n_heads, d_ff, dropout=dropout, branch=branch) for _ in range(n_layers)
         )
         self.norm = nn.LayerNorm(d_model)
         self.dropout = Dropout(dropout)
@@ -148,7 +142,7 @@ class SkipTransformer(nn.Module):
         n_own, n_shared: which tracks share rows of the track table, and how many, see `TrackEmbedding`.
         sparse: gradients of the track table hold only the rows of a batch, see `TrackEmbedding`.
         history_size, target_size: S and T.
-        d_bert, drop_net: for layers that look at BERT's states, too, see `EncoderLayer`.
+        branch: for layers that look at BERT's states as well, see `EncoderLayer`.
     """
 
     def __init__(
@@ -156,21 +150,20 @@ class SkipTransformer(nn.Module):
         n_ids: int,
         features: Tensor,
         *,
-        d_model: int = 128,
-        n_heads: int = 4,
-        n_layers: int = 4,
-        d_ff: int = 2048,
-        dropout: float = 0.1,
-        skip_encoding: SkipEncoding = "embedding",
-        use_log: bool = True,
-        causal: bool = True,
+        d_model: int,
+        n_heads: int,
+        n_layers: int,
+        d_ff: int,
+        dropout: float,
+        skip_encoding: SkipEncoding,
+        use_log: bool,
+        causal: bool,
         n_own: int | None = None,
         n_shared: int = 0,
         sparse: bool = False,
-        history_size: int = 10,
-        target_size: int = 10,
-        d_bert: int | None = None,
-        drop_net: float = 0.0,
+        history_size: int,
+        target_size: int,
+        branch: BertBranch | None = None,
     ) -> None:
         super().__init__()
         self.causal = causal
@@ -179,13 +172,13 @@ class SkipTransformer(nn.Module):
             tracks, d_model, history_size=history_size, skip_encoding=skip_encoding, use_log=use_log
         )
         sizes: dict[str, Any] = {"n_heads": n_heads, "n_layers": n_layers, "d_ff": d_ff, "dropout": dropout}
-        sizes |= {"d_bert": d_bert, "drop_net": drop_net}
+        sizes |= {"branch": branch}
         self.encoder = Encoder(embed, d_model, **sizes)
         self.decoder = Decoder(tracks, d_model, target_size=target_size, **sizes)
         self.output = nn.Linear(d_model, 1)
 
     def forward(self, history: History, target_tracks: Tensor, *, bert: Memory | None = None) -> Tensor:
-        """History, target tracks (B, T) and, with `d_bert`, BERT's states -> logits (B, T) of a skip."""
+        """History, target tracks (B, T) and, with a branch, BERT's states -> logits (B, T) of a skip."""
         # Targets are padded on the right, so the causal mask hides the padding from every real step.
         mask = causal(target_tracks.shape[1], target_tracks.device) if self.causal else real(target_tracks)
         states = self.decoder(target_tracks, mask, self.encoder(history, bert), bert)  # (B, T, D)
@@ -204,7 +197,7 @@ class SeqTransformer(nn.Module):
         tie_weights: use the track table as output weights.
         sparse: gradients of the track tables hold only the rows of a batch: for losses that look at some tracks only.
         history_size, target_size: S and T.
-        d_bert, drop_net: for layers that look at BERT's states, too, see `EncoderLayer`.
+        branch: for layers that look at BERT's states as well, see `EncoderLayer`.
     """
 
     def __init__(
@@ -212,20 +205,19 @@ class SeqTransformer(nn.Module):
         n_ids: int,
         features: Tensor,
         *,
-        d_model: int = 256,
-        n_heads: int = 2,
-        n_layers: int = 2,
-        d_ff: int = 2048,
-        dropout: float = 0.2,
-        skip_encoding: SkipEncoding = "none",
-        use_log: bool = False,
-        start: Literal["last", "bos"] = "last",
-        tie_weights: bool = False,
+        d_model: int,
+        n_heads: int,
+        n_layers: int,
+        d_ff: int,
+        dropout: float,
+        skip_encoding: SkipEncoding,
+        use_log: bool,
+        start: Literal["last", "bos"],
+        tie_weights: bool,
         sparse: bool = False,
-        history_size: int = 10,
-        target_size: int = 10,
-        d_bert: int | None = None,
-        drop_net: float = 0.0,
+        history_size: int,
+        target_size: int,
+        branch: BertBranch | None = None,
     ) -> None:
         super().__init__()
         self.start_token = start
@@ -234,13 +226,13 @@ class SeqTransformer(nn.Module):
             tracks, d_model, history_size=history_size, skip_encoding=skip_encoding, use_log=use_log
         )
         sizes: dict[str, Any] = {"n_heads": n_heads, "n_layers": n_layers, "d_ff": d_ff, "dropout": dropout}
-        sizes |= {"d_bert": d_bert, "drop_net": drop_net}
+        sizes |= {"branch": branch}
         self.encoder = Encoder(embed, d_model, **sizes)
         self.decoder = Decoder(tracks, d_model, target_size=target_size, **sizes)
         self.head = TrackHead(n_ids, d_model, tie_to=tracks if tie_weights else None, sparse=sparse)
 
     def forward(self, history: History, previous: Tensor, *, bert: Memory | None = None) -> Tensor:
-        """History, previous tracks (B, T) and, with `d_bert`, BERT's states of the history -> states (B, T, D).
+        """History, previous tracks (B, T) and, with a branch, BERT's states of the history -> states (B, T, D).
 
         Each is blind to the tracks after it.
         """

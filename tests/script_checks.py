@@ -1,6 +1,8 @@
 """What the tests of all training scripts share: refusals, what a script gives to `fit`, and whether options arrive."""
 
+import json
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,8 +17,32 @@ from utils.data.vocab import N_SPECIAL
 from utils.evaluation.predict import seq_predictor
 from utils.training.losses import seq_loss, skip_loss, track_loss
 from utils.training.options import LossConfig
+from utils.training.seeds import each_seed
 
 CPU = torch.device("cpu")
+
+
+TINY = [
+    *("--model.d_model", "8", "--model.n_heads", "2", "--model.n_layers", "1", "--model.d_ff", "8"),
+    *("--train.epochs", "2", "--train.batch_size", "16", "--train.lr", "0.01", "--train.device", "cpu"),
+]
+FILES = {"config.yml", "metrics.jsonl", "best.pt", "last.pt", "result.json", "predictions_test.npz"}
+
+
+def train(script, arguments):
+    """Run a script as its command line does; returns its run folders, oldest first."""
+    config = parse_config(script.Config, arguments)
+    each_seed(script.main)(config)
+    parent = Path(config.run.folder) / script.__name__.removeprefix("train_")
+    return sorted(parent.iterdir(), key=lambda folder: folder.stat().st_ctime_ns)
+
+
+def result(folder):
+    return json.loads((folder / "result.json").read_text())
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 class StopError(Exception):

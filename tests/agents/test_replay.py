@@ -70,7 +70,7 @@ def test_leaves_may_repeat():
 
 
 def test_what_is_stored_comes_back():
-    replay = PrioritisedReplay(8)
+    replay = PrioritisedReplay(8, alpha=0.6)
     stored = transitions(8)
     replay.add(stored)
     transition, weights, places = replay.sample(8, beta=1.0)
@@ -82,7 +82,7 @@ def test_what_is_stored_comes_back():
 
 
 def test_the_oldest_are_overwritten():
-    replay = PrioritisedReplay(5)
+    replay = PrioritisedReplay(5, alpha=0.6)
     replay.add(transitions(3))
     assert len(replay) == 3
     assert set(replay.sample(30, beta=0.0).places.tolist()) == {0, 1, 2}
@@ -149,10 +149,10 @@ def test_new_transitions_come_first():
 
 
 def test_state_dict_draws_the_same():
-    replay = PrioritisedReplay(10)
+    replay = PrioritisedReplay(10, alpha=0.6)
     replay.add(transitions(7))
     replay.update(torch.arange(7), torch.arange(7.0))
-    other = PrioritisedReplay(10)
+    other = PrioritisedReplay(10, alpha=0.6)
     other.load_state_dict(replay.state_dict())
     for buffer in (replay, other):
         buffer.add(transitions(6, seed=3))

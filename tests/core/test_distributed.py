@@ -9,10 +9,10 @@ import pytest
 import torch
 from conftest import N_IDS, make_dataset, random_batch
 from script_checks import refused
+from sized_models import BertForMaskedTracks, BertTransformer, NextTrackGRU, SeqTransformer, SkipTransformer
 
 import train_ddpg_skip
 import train_transformer_seq as script
-from model import BertForMaskedTracks, BertTransformer, NextTrackGRU, SeqTransformer, SkipTransformer
 from utils.core import distributed
 from utils.core.cli import parse_config
 from utils.training import data_parallel

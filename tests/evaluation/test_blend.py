@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import N_IDS, make_dataset
+from sized_models import NextTrackGRU
 from torch import nn
 
-from model import NextTrackGRU
 from model.baselines_seq import ItemKNN, Ngram, Popularity
 from model.next_track import predict
 from utils.data.dataloaders import SessionLoader

@@ -12,8 +12,8 @@ import pytest
 import torch
 from conftest import N_IDS, make_dataset
 from numpy.testing import assert_allclose, assert_array_equal
+from sized_models import SeqTransformer, SkipTransformer
 
-from model import SeqTransformer, SkipTransformer
 from utils.core.errors import UserError
 from utils.data import dataset as dataset_module
 from utils.data import schema

@@ -9,10 +9,11 @@ import pytest
 import torch
 from conftest import N_IDS
 from numpy.testing import assert_array_equal
+from sized_models import SeqTransformer
 from torch.testing import assert_close
 
-from model import SeqTransformer, TrackHead
 from model.decoding import beam_search, greedy
+from model.embeddings import TrackHead
 from utils.core.errors import UserError
 from utils.data.dataloaders import SessionLoader
 from utils.data.dataset import Dataset

@@ -19,11 +19,11 @@ from model_checks import (
     shapes,
     skip_output,
 )
+from sized_models import BertForContinuation, BertForMaskedTracks, BertForSkips, BertTransformer
 from torch import nn
 from torch.nn.functional import pad
 from torch.testing import assert_close
 
-from model import BertForContinuation, BertForMaskedTracks, BertForSkips, BertTransformer
 from model.attention import Attention
 from model.dropout import Dropout
 from utils.data import schema

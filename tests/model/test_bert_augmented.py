@@ -20,17 +20,18 @@ from model_checks import (
     shapes,
     skip_output,
 )
-from torch import nn
-from torch.testing import assert_close
-
-from model import (
+from sized_models import (
     BertAugmentedSeqTransformer,
     BertAugmentedSkipTransformer,
     BertTransformer,
     SeqTransformer,
     SkipTransformer,
 )
-from model.attention import Attention, DecoderLayer, EncoderLayer, Memory, causal
+from torch import nn
+from torch.testing import assert_close
+
+from model import bert_augmented
+from model.attention import Attention, BertBranch, DecoderLayer, EncoderLayer, Memory, causal
 from model.decoding import beam_search, greedy
 from model.dropnet import DropNet
 from utils.data import schema
@@ -43,6 +44,13 @@ from utils.training.losses import full_softmax, seq_loss, skip_loss, track_loss
 from utils.training.optimizers import make_optimizers
 from utils.training.options import LossConfig, TrainConfig
 
+
+def with_branch(options):
+    """Options in which `d_bert` and `drop_net` have become a branch."""
+    rest = {name: value for name, value in options.items() if name not in ("d_bert", "drop_net")}
+    return rest | {"branch": BertBranch(options["d_bert"], options.get("drop_net", 0.0))}
+
+
 BERT_SIZES = {"d_model": 12, "n_heads": 3, "n_layers": 1, "d_ff": 20}
 CPU = torch.device("cpu")
 
@@ -54,14 +62,14 @@ def bert_model(**options):
 def seq_model(*, bert=None, finetune_bert=False, **options):
     torch.manual_seed(0)
     bert = bert_model(**(bert or {}))
-    transformer = SeqTransformer(N_IDS, FEATURES, **SIZES | {"d_bert": bert.d_model} | options)
+    transformer = SeqTransformer(N_IDS, FEATURES, **with_branch(SIZES | {"d_bert": bert.d_model} | options))
     return BertAugmentedSeqTransformer(transformer, bert, finetune_bert=finetune_bert).eval()
 
 
 def skip_model(*, bert=None, finetune_bert=False, **options):
     torch.manual_seed(0)
     bert = bert_model(**(bert or {}))
-    transformer = SkipTransformer(N_IDS, FEATURES, **SIZES | {"d_bert": bert.d_model} | options)
+    transformer = SkipTransformer(N_IDS, FEATURES, **with_branch(SIZES | {"d_bert": bert.d_model} | options))
     return BertAugmentedSkipTransformer(transformer, bert, finetune_bert=finetune_bert).eval()
 
 
@@ -176,7 +184,7 @@ def test_seq_padding_does_not_matter():
 
 
 def loss_of(model, batch):
-    if isinstance(model, BertAugmentedSkipTransformer):
+    if isinstance(model, bert_augmented.BertAugmentedSkipTransformer):
         return skip_loss(model, batch)
     return seq_loss(model, batch, track_loss(LossConfig(n_negatives=12), torch.ones(N_IDS).long()))
 
@@ -295,14 +303,12 @@ def test_what_does_not_fit(make, output):
         augmented(plain(N_IDS, FEATURES, **SIZES), bert_model())
     with pytest.raises(ValueError, match="drop_net is 2"):
         make(drop_net=2)
-    with pytest.raises(ValueError, match="without d_bert there is nothing to drop"):
-        plain(N_IDS, FEATURES, **SIZES, drop_net=0.5)
     batch = random_batch()
     bert = Memory(torch.zeros(6, 10, 12), torch.ones(6, 1, 10, dtype=torch.bool))
     with pytest.raises(ValueError, match="states of BERT are given to a Transformer built with d_bert None"):
         plain(N_IDS, FEATURES, **SIZES)(batch.history, batch.target_tracks, bert=bert)
     with pytest.raises(ValueError, match="no states of BERT are given to a Transformer built with d_bert 12"):
-        plain(N_IDS, FEATURES, **SIZES, d_bert=12)(batch.history, batch.target_tracks)
+        plain(N_IDS, FEATURES, **SIZES, branch=BertBranch(12, 0.0))(batch.history, batch.target_tracks)
 
 
 # --- References
@@ -323,14 +329,14 @@ def bert_memory(width=16):
 
 def encoder_layer(**options):
     torch.manual_seed(0)
-    layer = EncoderLayer(16, 4, 32, **{"dropout": 0.0, "d_bert": 16} | options)
+    layer = EncoderLayer(16, 4, 32, **with_branch({"dropout": 0.0, "d_bert": 16} | options))
     randomise(layer)
     return layer.eval()
 
 
 def decoder_layer(**options):
     torch.manual_seed(0)
-    layer = DecoderLayer(16, 4, 32, **{"dropout": 0.0, "d_bert": 16} | options)
+    layer = DecoderLayer(16, 4, 32, **with_branch({"dropout": 0.0, "d_bert": 16} | options))
     randomise(layer)
     return layer.eval()
 

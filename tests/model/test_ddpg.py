@@ -7,15 +7,14 @@ import pytest
 import torch
 from conftest import N_IDS, random_batch
 from model_checks import FEATURES, changed_steps, other_track, perturbations, randomise, seq_output, skip_output
+from sized_models import ActorCritic, DDPGForSkips
 from torch.nn.functional import normalize
 
 from model.ddpg import (
     STATE_LISTENED,
     STATE_SKIPPED,
     STATE_UNKNOWN,
-    ActorCritic,
     DDPGForContinuation,
-    DDPGForSkips,
     actor_loss,
     bellman_target,
     critic_loss,
@@ -516,7 +515,7 @@ def test_sampled_ranking(dataset_folder):
 def live(agent, batch, *, episodes, config, noise):
     """The scripts' loop on one batch again and again; returns the environment."""
     environment = LoggedSessions(N_SPECIAL + 12, "skip", EnvironmentConfig())
-    learner, replay = Learner(agent, config), PrioritisedReplay(config.capacity)
+    learner, replay = Learner(agent, config), PrioritisedReplay(config.capacity, alpha=config.alpha)
     for episode in range(episodes):
         environment.reset(batch)
         while environment.active.any():

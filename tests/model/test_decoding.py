@@ -8,10 +8,10 @@ from typing import NamedTuple
 import pytest
 import torch
 from conftest import N_IDS, random_batch
+from sized_models import SeqTransformer
 from torch import Tensor
 from torch.testing import assert_close
 
-from model import SeqTransformer
 from model.catalogue import Catalogue
 from model.decoding import beam_search, greedy, recent, sample, select
 from utils.data.batch import History

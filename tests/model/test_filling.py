@@ -7,12 +7,12 @@ from collections.abc import Callable
 import pytest
 import torch
 from conftest import N_IDS, random_batch
+from sized_models import BertForContinuation, BertTransformer
 from torch import Tensor
 from torch.testing import assert_close
 
-from model import TrackHead
-from model.bert import BertForContinuation, BertTransformer
 from model.catalogue import Catalogue
+from model.embeddings import TrackHead
 from model.filling import fill, shares
 from utils.data.batch import History
 from utils.data.vocab import MASK, N_SPECIAL, PAD, UNK

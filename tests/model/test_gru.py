@@ -14,10 +14,10 @@ from model_checks import (
     seq_output,
     shapes,
 )
+from sized_models import NextTrackGRU
 from torch.nn.functional import cross_entropy, pad
 from torch.testing import assert_close
 
-from model import NextTrackGRU
 from model.decoding import beam_search, greedy, select
 from model.dropout import Dropout
 from utils.data.batch import History, whole_sessions

@@ -16,15 +16,15 @@ from model_checks import (
     shapes,
     skip_output,
 )
+from sized_models import LSTMForContinuation, LSTMForSkips, Recurrent
 from torch import nn
 from torch.testing import assert_close
 
-from model import LSTMForContinuation, LSTMForSkips
 from model.attention import Memory
 from model.decoding import beam_search, greedy, sample, select
 from model.dropout import Dropout
 from model.lstm import NO_LABEL
-from model.recurrent import LuongAttention, Recurrent
+from model.recurrent import LuongAttention
 from utils.data import schema
 from utils.data.batch import History
 from utils.data.dataloaders import SessionLoader

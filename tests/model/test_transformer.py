@@ -19,14 +19,15 @@ from model_checks import (
     shapes,
     skip_output,
 )
+from sized_models import SeqTransformer, SkipTransformer
 from torch import nn
 from torch.nn.functional import pad
 from torch.testing import assert_close
 
-from model import SeqTransformer, SkipTransformer, TrackEmbedding, TrackHead
 from model.attention import Attention, DecoderLayer, EncoderLayer, Memory, causal
 from model.decoding import greedy
 from model.dropout import Dropout
+from model.embeddings import TrackEmbedding, TrackHead
 from utils.data import schema
 from utils.data.vocab import BOS, N_SPECIAL, PAD, SKIP, UNK
 from utils.evaluation.predict import predict_seq, predict_skip
@@ -281,7 +282,7 @@ def test_decoder_layer_is_torchs():
 
 def test_attention_over_a_memory_of_another_width():
     torch.manual_seed(0)
-    ours = Attention(8, 2, d_memory=12)
+    ours = Attention(8, 2, d_memory=12, dropout=0.0)
     reference = nn.MultiheadAttention(8, 2, kdim=12, vdim=12, batch_first=True)
     copy_attention(ours, reference)
     x, memory = torch.randn(2, 3, 8), torch.randn(2, 5, 12)

@@ -13,8 +13,17 @@ import script_checks
 import torch
 import yaml
 from conftest import make_dataset
-from script_checks import check_continuation_arrives, check_loss_arrives, check_weighting_arrives, given_to_fit
-from test_scripts import FILES, lines, result, train
+from script_checks import (
+    FILES,
+    check_continuation_arrives,
+    check_loss_arrives,
+    check_weighting_arrives,
+    given_to_fit,
+    lines,
+    result,
+    train,
+)
+from sized_models import BertForContinuation
 
 import evaluate
 import train_bert_finetune_seq
@@ -25,7 +34,6 @@ import train_seq_bert_augmented_dropnet
 import train_skip_bert_augmented
 import train_transformer_seq
 import train_transformer_skip
-from model.bert import BertForContinuation
 from model.filling import fill
 from utils.core.cli import parse_config
 from utils.core.errors import UserError

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import N_IDS, make_dataset
-from script_checks import refused
-from test_scripts import FILES, lines, result, train
+from script_checks import FILES, lines, refused, result, train
 
 import evaluate
 import evaluate_policy

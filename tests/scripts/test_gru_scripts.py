@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-from script_checks import check_continuation_arrives, check_loss_arrives, refused
-from test_scripts import FILES, lines, result, train
+from script_checks import FILES, check_continuation_arrives, check_loss_arrives, lines, refused, result, train
 
 import evaluate
 import train_blend_seq

@@ -10,8 +10,16 @@ import script_checks
 import torch
 from conftest import make_dataset
 from safetensors.torch import load_file
-from script_checks import check_continuation_arrives, check_loss_arrives, check_weighting_arrives, given_to_fit
-from test_scripts import FILES, lines, result, train
+from script_checks import (
+    FILES,
+    check_continuation_arrives,
+    check_loss_arrives,
+    check_weighting_arrives,
+    given_to_fit,
+    lines,
+    result,
+    train,
+)
 
 import evaluate
 import train_lstm_seq

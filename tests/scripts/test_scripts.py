@@ -1,6 +1,5 @@
 """Training scripts from end to end on tiny data: what they leave behind, resume, repeat and refuse."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_dataset
-from script_checks import check_continuation_arrives, check_loss_arrives, check_weighting_arrives, refused
+from script_checks import (
+    FILES,
+    TINY,
+    check_continuation_arrives,
+    check_loss_arrives,
+    check_weighting_arrives,
+    lines,
+    refused,
+    result,
+    train,
+)
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train_transformer_seq
@@ -19,31 +28,10 @@ from utils.training.seeds import each_seed
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = {"skip": train_transformer_skip, "seq": train_transformer_seq}
-TINY = [
-    *("--model.d_model", "8", "--model.n_heads", "2", "--model.n_layers", "1", "--model.d_ff", "8"),
-    *("--train.epochs", "2", "--train.batch_size", "16", "--train.lr", "0.01", "--train.device", "cpu"),
-]
-FILES = {"config.yml", "metrics.jsonl", "best.pt", "last.pt", "result.json", "predictions_test.npz"}
 
 
 def options(dataset_folder, tmp_path, *more):
     return ["--data.folder", str(dataset_folder), "--run.folder", str(tmp_path / "runs"), *TINY, *more]
-
-
-def train(script, arguments):
-    """Run a script as its command line does; returns its run folders, oldest first."""
-    config = parse_config(script.Config, arguments)
-    each_seed(script.main)(config)
-    parent = Path(config.run.folder) / script.__name__.removeprefix("train_")
-    return sorted(parent.iterdir(), key=lambda folder: folder.stat().st_ctime_ns)
-
-
-def result(folder):
-    return json.loads((folder / "result.json").read_text())
-
-
-def lines(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("task", SCRIPTS)

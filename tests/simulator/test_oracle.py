@@ -378,6 +378,14 @@ def test_order_tells_two_lists_of_the_same_tracks_apart(world):
     assert distribution[0, [1, 2]] == pytest.approx([0.5, 0.5])
 
 
+def test_lists_whose_cursor_could_come_round_are_refused(world):
+    """Of 18 tracks, a shuffled list could play again what the first half played: nine steps and ten more."""
+    sizes, kinds, weights = np.array([20, 18]), np.array([1, 1]), np.ones(2)
+    with pytest.raises(ValueError, match="a list has 18 tracks; all must have 20 or more"):
+        ContinuationOracle(world, Lists(sizes, np.arange(38), kinds, weights))
+    ContinuationOracle(world, Lists(sizes + [0, 2], np.arange(40), kinds, weights))
+
+
 def test_shuffle_button_at_fresh_contexts_by_hand(continuation):
     p = TRANSITIONS[SWITCH]
     on = continuation.fallback(NEXT, True, -1)
@@ -422,6 +430,8 @@ def test_run_folders_hold_the_contract(folders, results):
         (path,) = (folders / "runs" / f"oracle_{task}").glob("*/result.json")
         assert json.loads(path.read_text()) == result
         assert (result["kind"], result["task"], set(result["scores"])) == ("oracle", task, {"valid", "test"})
+        label = {"skip": "the simulator's optimum", "seq": "best track at each position"}[task]
+        assert (result["experiment"], result["label"]) == (f"oracle_{task}", f"Oracle ({label})")
         assert result["scores"]["test"]["n_sessions"] == 300
     skip, seq = (result["scores"]["test"]["metrics"] for result in results)
     assert 0.6 < skip["maa"]["mean"] < 0.76

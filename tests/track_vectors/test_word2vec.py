@@ -15,7 +15,7 @@ from conftest import N_IDS, N_TRACKS, make_dataset
 from script_checks import refused
 from tqdm import tqdm
 
-from model import TrackEmbedding
+from model.embeddings import TrackEmbedding
 from utils.core.cli import parse_config
 from utils.core.errors import UserError
 from utils.data.dataset import Dataset

@@ -5,9 +5,9 @@ import pickle
 import pytest
 import torch
 from conftest import N_IDS
+from sized_models import SeqTransformer
 from torch import nn
 
-from model import SeqTransformer
 from utils.core.errors import UserError
 from utils.training.checkpoint import load_checkpoint, load_weights, save_checkpoint
 

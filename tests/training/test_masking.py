@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 import torch
 from conftest import N_IDS, make_dataset, random_batch
+from sized_models import BertForMaskedTracks, BertTransformer
 from torch import Tensor, nn
 
-from model.bert import BertForMaskedTracks, BertTransformer
 from model.embeddings import TrackEmbedding, TrackHead
 from utils.core.errors import UserError
 from utils.data.dataloaders import SessionLoader

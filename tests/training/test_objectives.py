@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import N_IDS, random_batch
+from sized_models import SeqTransformer
 from torch import nn
 from torch.nn.functional import cross_entropy, logsigmoid
 
-from model import SeqTransformer, TrackHead
+from model.embeddings import TrackHead
 from utils.core.errors import UserError
 from utils.data.vocab import N_SPECIAL, PAD, UNK
 from utils.evaluation import metrics

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from sized_models import BertAugmentedSeqTransformer, BertForContinuation, BertForSkips, SeqTransformer
 from torch import nn
 
 import train_bert_pretrain
 import train_transformer_seq
 import train_transformer_skip
-from model import BertAugmentedSeqTransformer, SeqTransformer
-from model.bert import BertForContinuation, BertForSkips
+from model.attention import BertBranch
 from utils.core.errors import UserError
 from utils.data.dataset import Dataset
 from utils.data.options import DataConfig
@@ -79,7 +79,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory, dataset: Dataset) -> Path:
 
 
 def augmented(dataset: Dataset) -> BertAugmentedSeqTransformer:
-    transformer = SeqTransformer(dataset.n_ids, dataset.features, sparse=True, d_bert=8, **asdict(MODEL))
+    transformer = SeqTransformer(
+        dataset.n_ids, dataset.features, sparse=True, branch=BertBranch(8, 0.0), **asdict(MODEL)
+    )
     return BertAugmentedSeqTransformer(transformer, build_bert(SMALL, dataset, DataConfig(), sparse=True))
 
 

@@ -10,15 +10,15 @@ import pytest
 import torch
 from conftest import N_IDS, make_dataset, random_batch
 from model_checks import FEATURES, gradient_norms
-from script_checks import given_to_fit, refused
-from test_scripts import TINY, lines, result, train
+from script_checks import TINY, given_to_fit, lines, refused, result, train
+from sized_models import LSTMForSkips, SkipTransformer
 from torch.testing import assert_close
 
 import evaluate
 import train_lstm_seq
 import train_lstm_skip
 import train_transformer_skip
-from model import LSTMForSkips, SkipTransformer, TrackEmbedding, TrackHead
+from model.embeddings import TrackEmbedding, TrackHead
 from utils.core.errors import UserError
 from utils.data.dataset import Dataset
 from utils.data.vocab import MASK, N_SPECIAL, PAD, UNK

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import N_IDS
+from sized_models import SeqTransformer, SkipTransformer
 from torch import nn
 
-from model import SeqTransformer, SkipTransformer
 from utils.core.errors import UserError
 from utils.data.dataloaders import training_loader
 from utils.data.dataset import Dataset

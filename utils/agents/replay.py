@@ -102,7 +102,7 @@ class PrioritisedReplay:
         epsilon: added to each error, so that every transition can be drawn.
     """
 
-    def __init__(self, capacity: int, *, alpha: float = 0.6, epsilon: float = 1e-2) -> None:
+    def __init__(self, capacity: int, *, alpha: float, epsilon: float = 1e-2) -> None:
         self.capacity = capacity
         self.alpha = alpha
         self.epsilon = epsilon

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from utils.data.schema import MAX_LENGTH, half
 from utils.simulator.figures import CONTEXT_SHARES
-from utils.simulator.lists import ALBUM, CATALOG, MAX_LIST, N_CLUSTERS, RADIO, Lists
+from utils.simulator.lists import ALBUM, CATALOG, MAX_LIST, MIN_LIST, N_CLUSTERS, RADIO, Lists
 from utils.simulator.sessions import (
     ALBUM_START_SHARE,
     BACK,
@@ -119,9 +119,15 @@ class ContinuationOracle:
         world: the world.
         lists: the lists of the day.
         eligible: (N,) tracks that may be predicted and are ranked; all of them if not given.
+
+    Raises:
+        ValueError: a list is so short that its cursor could come round to a track that was heard before.
     """
 
     def __init__(self, world: World, lists: Lists, eligible: NDArray[np.bool_] | None = None) -> None:
+        # Nine steps of a first half and ten more lead no further: a shuffled list of 20 never repeats by wrapping.
+        if lists.sizes.min() < MIN_LIST:
+            raise ValueError(f"a list has {lists.sizes.min()} tracks; all must have {MIN_LIST} or more")
         self.world, self.lists = world, lists
         self.eligible = np.ones(world.n_tracks, dtype=bool) if eligible is None else eligible
         self.list_of_entry = np.repeat(np.arange(len(lists)), lists.sizes)

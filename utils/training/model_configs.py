@@ -138,3 +138,22 @@ class SeqLSTMConfig:
 
     def __post_init__(self) -> None:
         check_at_least(self, "model", d_model=1, d_hidden=1, n_layers=1)
+
+
+@dataclass
+class NextTrackGRUConfig:
+    """Sizes of the GRU."""
+
+    d_model: int = 128
+    """Width of the track vectors."""
+    d_hidden: int = 128
+    """Width of the GRU's state."""
+    n_layers: int = 1
+    """GRUs, one above the other."""
+    dropout: float = 0.2
+    """Dropout rate."""
+    tie_weights: bool = False
+    """Use the track table as output weights."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, "model", d_model=1, d_hidden=1, n_layers=1)
