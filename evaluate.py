@@ -20,10 +20,10 @@ from typing import Any, Literal
 from utils.core.cli import cli
 from utils.core.errors import UserError
 from utils.core.files import read_json
-from utils.evaluation.decoding import Decoding
+from utils.evaluation.decoding import allowed_tracks, mask_filling, step_by_step
 from utils.evaluation.options import DecodingConfig, FillingConfig
 from utils.evaluation.predict import seq_predictor, skip_predictor
-from utils.evaluation.scoring import score_split
+from utils.evaluation.scoring import score_loader, scoring_loader
 from utils.evaluation.tables import predictions_table, print_scores, write_table
 from utils.preprocessing.options import PlaysColumns
 from utils.preprocessing.play_tables import plays_as_split
@@ -63,19 +63,21 @@ def main(config: Config) -> dict[str, Any]:
         raise UserError(f"{folder} ({result['label']}) keeps no weights; run its script again instead")
     script, device = importlib.import_module(f"train_{result['experiment']}"), pick_device(config.device)
     trained, dataset, model = rebuild(script, folder, device=device, data=config.data)
-    decoding = decoding_of(trained, config)
+    how = decoding_of(trained, config)
     with tempfile.TemporaryDirectory() as temporary:
         split = config.split
         if config.plays is not None:
             outside = plays_as_split(Path(config.plays), config.plays_columns, dataset, Path(temporary) / "plays")
             split, dataset = "test", replace(dataset, test=outside)
-        if decoding is not None:
-            predict = seq_predictor(model, device, decoding, decoding.allowed_tracks(dataset, trained.data))
+        if how is not None:
+            decoding = mask_filling(how) if isinstance(how, FillingConfig) else step_by_step(how)
+            predict = seq_predictor(model, device, decoding, allowed_tracks(how, dataset, trained.data))
         elif result["task"] == "pretrain":
             predict = masked_predictor(model, device, trained.masking)
         else:
             predict = skip_predictor(model, device)
-        loader, predictions, scores = score_split(predict, dataset, trained.data, split)
+        loader = scoring_loader(dataset, trained.data, split)
+        predictions, scores = score_loader(predict, dataset, loader)
         if config.predictions is not None:
             write_table(Path(config.predictions), predictions_table(predictions, loader, dataset))
     summary = scores.summary()
@@ -83,7 +85,7 @@ def main(config: Config) -> dict[str, Any]:
     return summary
 
 
-def decoding_of(trained: Any, config: Config) -> Decoding | None:
+def decoding_of(trained: Any, config: Config) -> DecodingConfig | FillingConfig | None:
     """How a run with the options `trained` continues sessions: as `config` asks, or as it did; nothing if it does not.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Compare all runs: leaderboards in the terminal, and `leaderboard.json` and `report.html` in the folder of the runs.
+"""Compare all runs: leaderboards in the terminal; leaderboard.json, report.html and accuracy_by_position.png beside them.
 
 python report.py
 python report.py --runs runs
@@ -15,6 +15,7 @@ from utils.core.cli import cli
 from utils.core.files import write_json
 from utils.reporting.leaderboard import add_comparisons, build_tables, run_records
 from utils.reporting.page import write_report
+from utils.reporting.picture import plot_accuracy_by_position
 from utils.reporting.runs import load_runs
 from utils.reporting.text import format_table
 
@@ -28,7 +29,7 @@ class Config:
     compare: list[tuple[str, str]] = field(default_factory=list)
     """Pairs of rows, by their labels, to compare session by session."""
     html: bool = True
-    """Whether to write the page; without it the command takes a second."""
+    """Whether to write the page and the picture; without them the command takes a second."""
 
 
 def main(config: Config) -> None:
@@ -45,6 +46,9 @@ def main(config: Config) -> None:
     if config.html:
         write_report(config.runs / "report.html", runs, tables, notes)
         print(f"wrote {config.runs / 'report.html'}")
+        picture = config.runs / "accuracy_by_position.png"
+        if any(plot_accuracy_by_position(picture, table) for table in tables if table.task == "skip"):
+            print(f"wrote {picture}")
 
 
 if __name__ == "__main__":

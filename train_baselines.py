@@ -10,11 +10,10 @@ that was tried stands in `result.json` under `trials`. A dataset without skips g
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, Literal
+from functools import cache, partial
+from typing import Any, Literal, NamedTuple
 
 from jsonargparse.typing import PositiveInt
 from tqdm import tqdm
@@ -27,14 +26,10 @@ from utils.data.dataloaders import SessionLoader
 from utils.data.dataset import Dataset
 from utils.data.options import DataConfig
 from utils.evaluation.predictions import Predictions, SeqPredictions, SkipPredictions
-from utils.evaluation.scoring import score, scoring_loader
+from utils.evaluation.scoring import score, scoring_loader, scoring_loaders
 from utils.training.options import RunConfig
-from utils.training.run import Run
+from utils.training.run import NGRAM, REPEAT_LAST, Run
 from utils.training.seeds import each_seed
-
-Fits = dict[
-    str, Callable[[], tuple[Any, dict[str, float]]]
-]  # label -> fit: the model, and its trials (`next_track.choose`)
 
 
 @dataclass
@@ -51,56 +46,78 @@ class Config:
     """Tracks of the n-gram's longest context."""
 
 
-def skip_fits(config: Config, dataset: Dataset) -> Fits:
+class Baseline(NamedTuple):
+    """One row of the table, not fitted yet."""
+
+    id: str
+    """`experiment` in result.json, and the folder of its runs."""
+    label: str
+    fit: Callable[[], tuple[Any, dict[str, float]]]
+    """Gives the model and its trials, see `next_track.choose`."""
+
+
+def skip_baselines(config: Config, dataset: Dataset) -> list[Baseline]:
     """The skip baselines. Nothing is chosen on validation: the prior of their rates is fixed."""
     s, t, n = config.data.history_size, config.data.target_size, config.max_sessions
     loader = SessionLoader(dataset.train, batch_size=4096, history_size=s, target_size=t, max_sessions=n)
     inputs, labels = skip.SkipInputs.of(loader), loader.targets().skips
     rate = skip.TrackRate.fit(dataset.train.tracks, dataset.train.skips, n_ids=dataset.n_ids)
     fit_logistic = partial(skip.HistoryLogistic.fit, track_rate=rate, seed=config.run.seed)
-    return {
-        "Position majority": lambda: (skip.PositionMajority.fit(inputs, labels), {}),
-        "Skip rate of the track": lambda: (rate, {}),
-        "Repeat last action": lambda: (skip.RepeatLast.fit(inputs, labels), {}),
-        "Logistic on the history": lambda: (fit_logistic(inputs, labels), {}),
-    }
+    return [
+        Baseline("position_majority", "Position majority", lambda: (skip.PositionMajority.fit(inputs, labels), {})),
+        Baseline("skip_rate_of_the_track", "Skip rate of the track", lambda: (rate, {})),
+        Baseline(REPEAT_LAST, "Repeat last action", lambda: (skip.RepeatLast.fit(inputs, labels), {})),
+        Baseline("logistic_on_the_history", "Logistic on the history", lambda: (fit_logistic(inputs, labels), {})),
+    ]
 
 
-def seq_fits(config: Config, dataset: Dataset) -> Fits:
+def seq_baselines(config: Config, dataset: Dataset) -> list[Baseline]:
     """The seq baselines, their settings chosen on validation."""
     offsets = dataset.train.offsets[-config.max_sessions - 1 :]
     plays = (dataset.train.tracks[offsets[0] :], offsets - offsets[0])
     popularity = seq.Popularity.fit(plays[0], n_ids=dataset.n_ids)
-    choose = partial(
-        next_track.choose, scoring_loader(dataset, config.data, "valid", prefixes=config.data.every_prefix)
-    )
-    fit_knn = partial(seq.ItemKNN.fit, *plays, n_ids=dataset.n_ids)
-    return {
-        "Popularity": lambda: (popularity, {}),
-        "Markov": lambda: choose(seq.Ngram.fit(*plays, order=1, fallback=popularity)),
-        "Item-kNN": lambda: choose(fit_knn()),
-        "n-gram with kNN": lambda: choose(seq.Ngram.fit(*plays, order=config.order, fallback=choose(fit_knn())[0])),
-    }
+    valid = scoring_loader(dataset, config.data, "valid", prefixes=config.data.every_prefix)
+    choose = partial(next_track.choose, valid)
+
+    @cache  # it has a row of its own and stands behind the n-gram
+    def item_knn() -> tuple[Any, dict[str, float]]:
+        return choose(seq.ItemKNN.fit(*plays, n_ids=dataset.n_ids))
+
+    def ngram(order: int, fallback: Any) -> tuple[Any, dict[str, float]]:
+        return choose(seq.Ngram.fit(*plays, order=order, fallback=fallback))
+
+    return [
+        Baseline("popularity", "Popularity", lambda: (popularity, {})),
+        Baseline("markov", "Markov", lambda: ngram(1, popularity)),
+        Baseline("item_knn", "Item-kNN", item_knn),
+        Baseline(NGRAM, "n-gram with kNN", lambda: ngram(config.order, item_knn()[0])),
+    ]
 
 
 def main(config: Config) -> list[dict[str, Any]]:
     """Fit and score each baseline; returns the contents of their result.json files."""
     dataset = Dataset.open(config.data.folder, needs_skips=config.task == "skip")
-    tasks: dict[str, tuple[Callable[[Config, Dataset], Fits], Callable[[Any, SessionLoader], Predictions]]] = {
-        "skip": (skip_fits, lambda model, loader: SkipPredictions(*skip.predict(model, loader))),
-        "seq": (seq_fits, lambda model, loader: SeqPredictions(*next_track.predict(model, loader))),
-    }
+    loaders = list(scoring_loaders(dataset, config.data))
+    skip_inputs, examples = cache(skip.SkipInputs.of), cache(next_track.examples)  # of each loader, read once
+
+    def predict_skips(model: Any, loader: SessionLoader) -> Predictions:
+        return SkipPredictions(*model.predict(skip_inputs(loader)))
+
+    def predict_tracks(model: Any, loader: SessionLoader) -> Predictions:
+        return SeqPredictions(*next_track.predict(model, *examples(loader)))
+
+    tasks = {"skip": (skip_baselines, predict_skips), "seq": (seq_baselines, predict_tracks)}
     results = []
     for task in tasks if config.task == "both" else [config.task]:
         if task == "skip" and not dataset.info["has_skips"]:
             tqdm.write(f"{dataset.folder} has no skips: only the seq baselines run")
             continue
-        fits, predict = tasks[task]
-        for label, fit in fits(config, dataset).items():
-            run = Run(re.sub(r"\W+", "_", label.lower()), config, dataset)
-            model, trials = fit()
-            scores = score(partial(predict, model), dataset, config.data, folder=run.folder)
-            results.append(run.finish(task=task, kind="baseline", label=label, scores=scores, trials=trials))
+        baselines, predict = tasks[task]
+        for baseline in baselines(config, dataset):
+            run = Run(baseline.id, config, dataset)
+            model, trials = baseline.fit()
+            scores = score(partial(predict, model), dataset, loaders, folder=run.folder)
+            results.append(run.finish(task=task, kind="baseline", label=baseline.label, scores=scores, trials=trials))
     return results
 
 

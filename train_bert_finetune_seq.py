@@ -21,10 +21,11 @@ from utils.core.cli import cli
 from utils.data.dataloaders import training_loader
 from utils.data.dataset import Dataset
 from utils.data.options import DataConfig
+from utils.evaluation.decoding import allowed_tracks, mask_filling
+from utils.evaluation.metrics import direction
 from utils.evaluation.options import FillingConfig
 from utils.evaluation.predict import seq_predictor
-from utils.evaluation.scores import SEQ_METRICS, direction
-from utils.evaluation.scoring import score, validate
+from utils.evaluation.scoring import score, scoring_loaders, validate, validation_loader
 from utils.training.loop import fit, training_details
 from utils.training.losses import hidden_targets_loss, seq_loss, track_loss
 from utils.training.machine import pick_device, seed_everything
@@ -71,23 +72,27 @@ def main(config: Config) -> dict[str, Any]:
     seed_everything(config.run.seed)
     model = build(config, dataset).to(device)
     load_pretrained(model, config, dataset)
-    predict = seq_predictor(model, device, config.filling, config.filling.allowed_tracks(dataset, config.data))
+    predict = seq_predictor(
+        model, device, mask_filling(config.filling), allowed_tracks(config.filling, dataset, config.data)
+    )
     train = training_loader(dataset, config.data, batch_size=config.train.batch_size, seed=config.run.seed)
+    valid = validation_loader(dataset, config.data)
     hidden_loss = seq_loss if config.masks == "all" else hidden_targets_loss
     loss_fn = partial(hidden_loss, loss=track_loss(config.loss, dataset.train_plays))
 
-    better, run = direction(config.monitor, SEQ_METRICS), Run("bert_finetune_seq", config, dataset)
+    better = direction(config.monitor, "seq")
+    run = Run("bert_finetune_seq", config, dataset)
     progress = fit(
         model,
         loss_fn,
-        lambda _: validate(predict, dataset, config.data),
+        partial(validate, predict, dataset, valid),
         train,
         config=config.train,
         run=run,
         monitor=config.monitor,
         direction=better,
     )
-    scores = score(predict, dataset, config.data, folder=run.folder)
+    scores = score(predict, dataset, scoring_loaders(dataset, config.data), folder=run.folder)
     return run.finish(task="seq", scores=scores, **training_details(model, progress))
 
 

@@ -21,7 +21,7 @@ from utils.data.dataloaders import training_loader
 from utils.data.dataset import Dataset
 from utils.data.options import DataConfig
 from utils.evaluation.predict import skip_predictor
-from utils.evaluation.scoring import score, validate
+from utils.evaluation.scoring import score, scoring_loaders, validate, validation_loader
 from utils.training.loop import fit, training_details
 from utils.training.losses import skip_loss
 from utils.training.machine import pick_device, seed_everything
@@ -63,19 +63,20 @@ def main(config: Config) -> dict[str, Any]:
     load_pretrained(model, config, dataset)
     predict = skip_predictor(model, device)
     train = training_loader(dataset, config.data, batch_size=config.train.batch_size, seed=config.run.seed)
+    valid = validation_loader(dataset, config.data)
     loss_fn = partial(skip_loss, weighting=config.weighting)
 
     run = Run("bert_finetune_skip", config, dataset)
     progress = fit(
         model,
         loss_fn,
-        lambda _: validate(predict, dataset, config.data),
+        partial(validate, predict, dataset, valid),
         train,
         config=config.train,
         run=run,
         monitor="maa",
     )
-    scores = score(predict, dataset, config.data, folder=run.folder)
+    scores = score(predict, dataset, scoring_loaders(dataset, config.data), folder=run.folder)
     return run.finish(task="skip", scores=scores, **training_details(model, progress))
 
 

@@ -23,8 +23,8 @@ from utils.core.distributed import once
 from utils.data.dataloaders import training_loader
 from utils.data.dataset import Dataset
 from utils.data.options import DataConfig
-from utils.evaluation.scores import MASKED_METRICS, direction
-from utils.evaluation.scoring import score, validate
+from utils.evaluation.metrics import direction
+from utils.evaluation.scoring import score, scoring_loaders, validate, validation_loader
 from utils.track_vectors.files import PICTURE, save_vectors
 from utils.track_vectors.picture import plot_vectors
 from utils.training.loop import fit, training_details
@@ -70,13 +70,15 @@ def main(config: Config) -> dict[str, Any]:
     model = build(config, dataset).to(device)
     predict = masked_predictor(model, device, config.masking)
     train = training_loader(dataset, config.data, batch_size=config.train.batch_size, seed=config.run.seed)
+    valid = validation_loader(dataset, config.data)
     loss_fn = partial(masked_loss, loss=track_loss(config.loss, dataset.train_plays), masking=config.masking)
 
-    better, run = direction(config.monitor, MASKED_METRICS), Run("bert_pretrain", config, dataset)
+    better = direction(config.monitor, "pretrain")
+    run = Run("bert_pretrain", config, dataset)
     progress = fit(
         model,
         loss_fn,
-        lambda _: validate(predict, dataset, config.data),
+        partial(validate, predict, dataset, valid),
         train,
         config=config.train,
         run=run,
@@ -86,7 +88,7 @@ def main(config: Config) -> dict[str, Any]:
     with torch.no_grad():
         vectors = model.bert.tracks(torch.arange(dataset.n_ids, device=device))  # (V, D)
     once(partial(save_vectors, run.folder, vectors, dataset))
-    scores = score(predict, dataset, config.data)
+    scores = score(predict, dataset, scoring_loaders(dataset, config.data))
     result = run.finish(task="pretrain", scores=scores, **training_details(model, progress))
     once(partial(plot_vectors, run.folder / PICTURE, vectors, dataset))  # last: a run is finished without it
     return result

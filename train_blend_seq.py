@@ -27,13 +27,11 @@ from utils.core.files import read_json
 from utils.data.options import check_splits
 from utils.data.schema import SPLITS
 from utils.evaluation.blend import Blend, choose_weight, predict_blend
-from utils.evaluation.scoring import score, scoring_loader
+from utils.evaluation.scoring import score, scoring_loaders, validation_loader
 from utils.training.machine import pick_device
 from utils.training.options import RunConfig
 from utils.training.rebuild import rebuild
-from utils.training.run import Run
-
-NGRAM = "n-gram with kNN"
+from utils.training.run import NGRAM, Run
 
 
 @dataclass
@@ -78,14 +76,15 @@ def main(config: Config) -> dict[str, Any]:
     options = asdict(config) | {"neural": {name: v for name, v in asdict(trained).items() if name != "run"}}
     run = Run("blend_seq", config, dataset)
     baselines = train_baselines.Config(data=data, max_sessions=config.max_sessions, order=config.order)
-    ngram, trials = train_baselines.seq_fits(baselines, dataset)[NGRAM]()
-    sessions = data.valid_sessions or None
-    loader = scoring_loader(dataset, data, "valid", prefixes=data.every_prefix, max_sessions=sessions)
-    blend, of_weights = choose_weight(Blend(model, ngram), config.weights, device, loader)
-    scores = score(partial(predict_blend, blend, device), dataset, data, folder=run.folder)
+    fits = {each.id: each for each in train_baselines.seq_baselines(baselines, dataset)}
+    ngram, trials = fits[NGRAM].fit()
+    valid = validation_loader(dataset, data)
+    blend, of_weights = choose_weight(Blend(model, ngram), config.weights, device, valid)
+    predict = partial(predict_blend, blend, device)
+    scores = score(predict, dataset, scoring_loaders(dataset, data), folder=run.folder)
     return run.finish(
         task="seq",
-        label=config.run.label or f"{finished['label']} and {NGRAM}",
+        label=config.run.label or f"{finished['label']} and {fits[NGRAM].label}",
         scores=scores,
         seed=finished["seed"],
         config=options,

@@ -29,10 +29,11 @@ from utils.core.cli import cli
 from utils.data.dataloaders import training_loader
 from utils.data.dataset import Dataset
 from utils.data.options import DataConfig
+from utils.evaluation.decoding import allowed_tracks, step_by_step
+from utils.evaluation.metrics import direction
 from utils.evaluation.options import DecodingConfig
 from utils.evaluation.predict import seq_predictor
-from utils.evaluation.scores import SEQ_METRICS, direction
-from utils.evaluation.scoring import score, validate
+from utils.evaluation.scoring import score, scoring_loaders, validate, validation_loader
 from utils.training.machine import pick_device, seed_everything
 from utils.training.options import RunConfig
 from utils.training.run import Run, last_scored
@@ -72,15 +73,19 @@ def main(config: Config) -> dict[str, Any]:
     environment = LoggedSessions(dataset.n_ids, "seq", config.environment)
     replay = PrioritisedReplay(config.train.capacity, alpha=config.train.alpha)
     learner = Learner(agent, config.train)
-    predict = seq_predictor(model, device, config.decoding, config.decoding.allowed_tracks(dataset, config.data))
+    predict = seq_predictor(
+        model, device, step_by_step(config.decoding), allowed_tracks(config.decoding, dataset, config.data)
+    )
     calibration = calibration_loader(dataset, config.data)
+    valid = validation_loader(dataset, config.data)
 
     def evaluate_fn() -> dict[str, float | None]:
         calibrate_ranks(model, calibration)
-        return validate(predict, dataset, config.data)
+        return validate(predict, dataset, valid)
 
     loader = training_loader(dataset, config.data, batch_size=config.train.sessions, seed=config.run.seed)
-    better, run = direction(config.monitor, SEQ_METRICS), Run("ddpg_seq", config, dataset)
+    better = direction(config.monitor, "seq")
+    run = Run("ddpg_seq", config, dataset)
     training = Training(
         model, learner, replay, loader, run=run, evaluate_fn=evaluate_fn, monitor=config.monitor, direction=better
     )
@@ -100,7 +105,7 @@ def main(config: Config) -> dict[str, Any]:
                 delta, loss = learner.update(transition, weights)
                 replay.update(places, delta)
                 training.learn(loss)
-    scores = score(predict, dataset, config.data, folder=run.folder)
+    scores = score(predict, dataset, scoring_loaders(dataset, config.data), folder=run.folder)
     sampled = sampled_ranking(model, dataset, config.data, last_scored(scores))
     shown = f"{sampled['split']} hr@1 {sampled['hr@1']:.3f}, mrr {sampled['mrr']:.3f}"
     tqdm.write(f"among 99 random tracks (flatters every model): {shown}")

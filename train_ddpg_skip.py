@@ -29,7 +29,7 @@ from utils.data.dataloaders import training_loader
 from utils.data.dataset import Dataset
 from utils.data.options import DataConfig
 from utils.evaluation.predict import skip_predictor
-from utils.evaluation.scoring import score, validate
+from utils.evaluation.scoring import score, scoring_loaders, validate, validation_loader
 from utils.training.machine import pick_device, seed_everything
 from utils.training.options import RunConfig
 from utils.training.run import Run
@@ -71,11 +71,13 @@ def main(config: Config) -> dict[str, Any]:
     environment = LoggedSessions(dataset.n_ids, "skip", config.environment)
     replay = PrioritisedReplay(config.train.capacity, alpha=config.train.alpha)
     learner = Learner(agent, config.train)
+    predict = skip_predictor(model, device)
     calibration = calibration_loader(dataset, config.data, labels=True)
+    valid = validation_loader(dataset, config.data)
 
     def evaluate_fn() -> dict[str, float | None]:
         calibrate_skips(model, calibration)
-        return validate(skip_predictor(model, device), dataset, config.data)
+        return validate(predict, dataset, valid)
 
     loader = training_loader(dataset, config.data, batch_size=config.train.sessions, seed=config.run.seed)
     run = Run("ddpg_skip", config, dataset)
@@ -96,7 +98,7 @@ def main(config: Config) -> dict[str, Any]:
                 delta, loss = learner.update(transition, weights)
                 replay.update(places, delta)
                 training.learn(loss)
-    scores = score(skip_predictor(model, device), dataset, config.data, folder=run.folder)
+    scores = score(predict, dataset, scoring_loaders(dataset, config.data), folder=run.folder)
     return run.finish(task="skip", scores=scores, **training.details())
 
 

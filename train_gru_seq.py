@@ -20,10 +20,11 @@ from utils.core.errors import UserError, blame
 from utils.data.dataloaders import training_loader
 from utils.data.dataset import Dataset
 from utils.data.options import DataConfig
+from utils.evaluation.decoding import allowed_tracks, step_by_step
+from utils.evaluation.metrics import direction
 from utils.evaluation.options import DecodingConfig
 from utils.evaluation.predict import seq_predictor
-from utils.evaluation.scores import SEQ_METRICS, direction
-from utils.evaluation.scoring import score, validate
+from utils.evaluation.scoring import score, scoring_loaders, validate, validation_loader
 from utils.training.loop import fit, training_details
 from utils.training.losses import next_track_loss, track_loss
 from utils.training.machine import pick_device, seed_everything
@@ -62,22 +63,26 @@ def main(config: Config) -> dict[str, Any]:
     seed_everything(config.run.seed)
     with blame("model"):
         model = build(config, dataset).to(device)
-    predict = seq_predictor(model, device, config.decoding, config.decoding.allowed_tracks(dataset, config.data))
+    predict = seq_predictor(
+        model, device, step_by_step(config.decoding), allowed_tracks(config.decoding, dataset, config.data)
+    )
     train = training_loader(dataset, config.data, batch_size=config.train.batch_size, seed=config.run.seed)
+    valid = validation_loader(dataset, config.data)
     loss_fn = partial(next_track_loss, loss=track_loss(config.loss, dataset.train_plays))
 
-    better, run = direction(config.monitor, SEQ_METRICS), Run("gru_seq", config, dataset)
+    better = direction(config.monitor, "seq")
+    run = Run("gru_seq", config, dataset)
     progress = fit(
         model,
         loss_fn,
-        lambda _: validate(predict, dataset, config.data),
+        partial(validate, predict, dataset, valid),
         train,
         config=config.train,
         run=run,
         monitor=config.monitor,
         direction=better,
     )
-    scores = score(predict, dataset, config.data, folder=run.folder)
+    scores = score(predict, dataset, scoring_loaders(dataset, config.data), folder=run.folder)
     return run.finish(task="seq", scores=scores, **training_details(model, progress))
 
 

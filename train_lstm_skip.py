@@ -12,6 +12,7 @@ wrong; `python -m utils.track_vectors.word2vec` makes track vectors.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -24,7 +25,7 @@ from utils.data.dataloaders import training_loader
 from utils.data.dataset import Dataset
 from utils.data.options import DataConfig
 from utils.evaluation.predict import skip_predictor
-from utils.evaluation.scoring import score, validate
+from utils.evaluation.scoring import score, scoring_loaders, validate, validation_loader
 from utils.training.loop import fit, training_details
 from utils.training.losses import loss_of_skips
 from utils.training.machine import pick_device, seed_everything
@@ -75,6 +76,7 @@ def main(config: Config) -> dict[str, Any]:
         load_table(model.tracks, config.table.vectors, dataset)
     predict = skip_predictor(model, device)
     train = training_loader(dataset, config.data, batch_size=config.train.batch_size, seed=config.run.seed)
+    valid = validation_loader(dataset, config.data)
 
     def loss_fn(model: LSTMForSkips, batch: SessionBatch) -> tuple[Tensor, int]:
         labels = to_device(batch.target_skips, device) if config.model.previous_label else None
@@ -85,13 +87,13 @@ def main(config: Config) -> dict[str, Any]:
     progress = fit(
         model,
         loss_fn,
-        lambda _: validate(predict, dataset, config.data),
+        partial(validate, predict, dataset, valid),
         train,
         config=config.train,
         run=run,
         monitor="maa",
     )
-    scores = score(predict, dataset, config.data, folder=run.folder)
+    scores = score(predict, dataset, scoring_loaders(dataset, config.data), folder=run.folder)
     return run.finish(task="skip", scores=scores, **training_details(model, progress))
 
 

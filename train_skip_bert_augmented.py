@@ -25,7 +25,7 @@ from utils.data.dataloaders import training_loader
 from utils.data.dataset import Dataset
 from utils.data.options import DataConfig
 from utils.evaluation.predict import skip_predictor
-from utils.evaluation.scoring import score, validate
+from utils.evaluation.scoring import score, scoring_loaders, validate, validation_loader
 from utils.training.loop import fit, training_details
 from utils.training.losses import skip_loss
 from utils.training.machine import pick_device, seed_everything
@@ -86,18 +86,19 @@ def main(config: Config) -> dict[str, Any]:
     warm_start(model, config, dataset, experiment="transformer_skip")
     predict = skip_predictor(model, device)
     train = training_loader(dataset, config.data, batch_size=config.train.batch_size, seed=config.run.seed)
+    valid = validation_loader(dataset, config.data)
 
     run = Run("skip_bert_augmented", config, dataset)
     progress = fit(
         model,
         partial(skip_loss, weighting=config.weighting),
-        lambda _: validate(predict, dataset, config.data),
+        partial(validate, predict, dataset, valid),
         train,
         config=config.train,
         run=run,
         monitor="maa",
     )
-    scores = score(predict, dataset, config.data, folder=run.folder)
+    scores = score(predict, dataset, scoring_loaders(dataset, config.data), folder=run.folder)
     return run.finish(task="skip", scores=scores, **training_details(model, progress))
 
 

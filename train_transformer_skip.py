@@ -21,7 +21,7 @@ from utils.data.dataloaders import training_loader
 from utils.data.dataset import Dataset
 from utils.data.options import DataConfig
 from utils.evaluation.predict import skip_predictor
-from utils.evaluation.scoring import score, validate
+from utils.evaluation.scoring import score, scoring_loaders, validate, validation_loader
 from utils.training.loop import fit, training_details
 from utils.training.losses import skip_loss
 from utils.training.machine import pick_device, seed_everything
@@ -71,15 +71,22 @@ def main(config: Config) -> dict[str, Any]:
         model = build(config, dataset).to(device)
     if config.run.resume is None:
         load_table(model.decoder.tracks, config.table.vectors, dataset)
+    predict = skip_predictor(model, device)
     train = training_loader(dataset, config.data, batch_size=config.train.batch_size, seed=config.run.seed)
+    valid = validation_loader(dataset, config.data)
     loss_fn = partial(skip_loss, weighting=config.weighting)
 
-    def evaluate_fn(model: SkipTransformer) -> dict[str, float | None]:
-        return validate(skip_predictor(model, device), dataset, config.data)
-
     run = Run("transformer_skip", config, dataset)
-    progress = fit(model, loss_fn, evaluate_fn, train, config=config.train, run=run, monitor="maa")
-    scores = score(skip_predictor(model, device), dataset, config.data, folder=run.folder)
+    progress = fit(
+        model,
+        loss_fn,
+        partial(validate, predict, dataset, valid),
+        train,
+        config=config.train,
+        run=run,
+        monitor="maa",
+    )
+    scores = score(predict, dataset, scoring_loaders(dataset, config.data), folder=run.folder)
     return run.finish(task="skip", scores=scores, **training_details(model, progress))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
@@ -43,18 +43,6 @@ class SkipInputs(NamedTuple):
     def part(self, rows: slice | np.ndarray) -> SkipInputs:
         """Some of the examples."""
         return SkipInputs(*(array[rows] for array in self))
-
-
-class SkipBaseline(Protocol):
-    """What the script needs of a model."""
-
-    def predict(self, inputs: SkipInputs) -> tuple[np.ndarray, np.ndarray]:
-        """Probability float32 (N, T) that each target is skipped, and decision bool (N, T)."""
-
-
-def predict(model: SkipBaseline, batches: Iterable[SessionBatch]) -> tuple[np.ndarray, np.ndarray]:
-    """Probability float32 (N, T) and decision bool (N, T) for all batches of an ordered loader."""
-    return model.predict(SkipInputs.of(batches))
 
 
 def signed_skips(history_skips: np.ndarray) -> np.ndarray:

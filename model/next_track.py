@@ -79,12 +79,11 @@ def examples(batches: Iterable[SessionBatch]) -> tuple[np.ndarray, np.ndarray]:
     return history, targets
 
 
-def predict(model: NextTrack, batches: Iterable[SessionBatch]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def predict(model: NextTrack, history: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Continuation int32 (N, T), log-probabilities float32 (N, T) and rank float32 (N,); see the functions below.
 
     The continuation follows the model's own predictions; the two others need the true targets, as judgements do.
     """
-    history, targets = examples(batches)
     return continue_greedily(model, history, targets.shape[1]), *score_targets(model, history, targets)
 
 

@@ -514,11 +514,11 @@ def test_no_target_has_a_way_into_the_predictions(tmp_path: Path) -> None:
         rate,
         skip.HistoryLogistic.fit(given, labels, track_rate=rate),
     ):
-        for before, after in zip(skip.predict(model, original), skip.predict(model, changed_labels), strict=True):
+        for before, after in zip(model.predict(skip.SkipInputs.of(original)), model.predict(skip.SkipInputs.of(changed_labels)), strict=True):
             np.testing.assert_array_equal(before, after)
     for model in all_models([arrays.tracks.tolist()], DATASET_IDS).values():
         np.testing.assert_array_equal(
-            next_track.predict(model, original)[0], next_track.predict(model, changed_tracks)[0]
+            next_track.predict(model, *next_track.examples(original))[0], next_track.predict(model, *next_track.examples(changed_tracks))[0]
         )
 
 
@@ -537,9 +537,10 @@ def test_a_dataset_without_skips_gets_the_seq_baselines(tmp_path: Path, capsys: 
 def test_max_sessions_takes_the_last_sessions(tmp_path: Path) -> None:
     dataset = Dataset.open(make_dataset(tmp_path / "data"))
     config = train_baselines.Config(DataConfig(str(dataset.folder)), max_sessions=3)
-    model, _ = train_baselines.seq_fits(config, dataset)["Popularity"]()
+    fits = {each.id: each.fit for each in train_baselines.seq_baselines(config, dataset)}
+    model, _ = fits["popularity"]()
     last = dataset.train.tracks[dataset.train.offsets[-4] :]
     expected = np.bincount(last, minlength=dataset.n_ids)[N_SPECIAL:] + 1
     np.testing.assert_allclose(model.popularity[N_SPECIAL:], expected / expected.sum())
-    markov, _ = train_baselines.seq_fits(config, dataset)["Markov"]()
+    markov, _ = fits["markov"]()
     assert markov.counts.sum() == len(last) - 3  # each play but the last of a session is followed by another

@@ -15,7 +15,7 @@ from utils.reporting.charts import interval_strip, row_styles
 from utils.reporting.comparisons import seed_error
 from utils.reporting.leaderboard import build_tables, run_records
 from utils.reporting.learning_curves import mean_of_curve, read_history, series
-from utils.reporting.original_figures import SEED_FIGURES, seed_figure
+from utils.reporting.original_figures import ORIGINAL_FIGURES, original_figure
 from utils.reporting.runs import load_runs, stamp_order
 from utils.reporting.text import align, format_count, format_memory, format_metric, format_seconds, format_table
 
@@ -353,21 +353,21 @@ def test_metric_without_value_is_a_dash(add_run, tmp_path):
     assert "  -  " in format_table(table)
 
 
-def test_seed_figures_stand_beside_the_right_runs():
-    assert seed_figure("transformer_skip", "Transformer, skip embeddings").maa == 0.571
-    assert seed_figure("transformer_skip", "Transformer, skips hidden") is None
-    assert seed_figure("transformer_skip", "Transformer, skips: none") is None
-    assert seed_figure("lstm_skip", "bi-GRU, word2vec").maa == 0.613
-    assert seed_figure("lstm_skip", "GRU, both directions").maa == 0.613
-    assert seed_figure("lstm_skip", "GRU") is None
-    assert seed_figure("lstm_skip", "LSTM, word2vec").maa == 0.614
-    assert seed_figure("lstm_skip", "LSTM, skip tokens, log hidden").maa == 0.611
-    assert seed_figure("lstm_skip", "LSTM, skips and log hidden").maa == 0.521
-    assert seed_figure("lstm_skip", "LSTM, log hidden") is None  # its skips are embeddings
-    assert seed_figure("ddpg_skip", "DDPG, decaying noise").maa == 0.437
-    assert seed_figure("ddpg_skip", "DDPG, no noise").maa == 0.430
-    assert seed_figure("markov", "Markov") is None
-    assert all(0 < figure.maa < 1 and figure.reason and not figure.reason.endswith(".") for figure in SEED_FIGURES)
+def test_original_figures_stand_beside_the_right_runs():
+    assert original_figure("transformer_skip", "Transformer, skip embeddings").maa == 0.571
+    assert original_figure("transformer_skip", "Transformer, skips hidden") is None
+    assert original_figure("transformer_skip", "Transformer, skips: none") is None
+    assert original_figure("lstm_skip", "bi-GRU, word2vec").maa == 0.613
+    assert original_figure("lstm_skip", "GRU, both directions").maa == 0.613
+    assert original_figure("lstm_skip", "GRU") is None
+    assert original_figure("lstm_skip", "LSTM, word2vec").maa == 0.614
+    assert original_figure("lstm_skip", "LSTM, skip tokens, log hidden").maa == 0.611
+    assert original_figure("lstm_skip", "LSTM, skips and log hidden").maa == 0.521
+    assert original_figure("lstm_skip", "LSTM, log hidden") is None  # its skips are embeddings
+    assert original_figure("ddpg_skip", "DDPG, decaying noise").maa == 0.437
+    assert original_figure("ddpg_skip", "DDPG, no noise").maa == 0.430
+    assert original_figure("markov", "Markov") is None
+    assert all(0 < figure.maa < 1 and figure.reason and not figure.reason.endswith(".") for figure in ORIGINAL_FIGURES)
 
 
 def test_interval_strip_places_dots_on_one_scale(ladder, tmp_path):

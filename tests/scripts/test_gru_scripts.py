@@ -165,9 +165,9 @@ def test_any_step_by_step_model_can_be_blended(dataset_folder, tmp_path):
 
 def test_the_size_of_the_ngram_arrives(gru, tmp_path, monkeypatch):
     seen = []
-    fits = train_blend_seq.train_baselines.seq_fits
+    fits = train_blend_seq.train_baselines.seq_baselines
     monkeypatch.setattr(
-        train_blend_seq.train_baselines, "seq_fits", lambda config, data: seen.append(config) or fits(config, data)
+        train_blend_seq.train_baselines, "seq_baselines", lambda config, data: seen.append(config) or fits(config, data)
     )
     blend(gru, tmp_path, "--max_sessions", "20", "--order", "2", "--scored", "[test]")
     assert (seen[0].max_sessions, seen[0].order, seen[0].data.every_prefix) == (20, 2, True)

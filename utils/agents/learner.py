@@ -17,7 +17,6 @@ from utils.data.batch import device_of
 from utils.data.dataset import Dataset
 from utils.data.options import DataConfig
 from utils.training.optimizers import clip_gradients, make_optimizers
-from utils.training.options import TrainConfig
 
 
 def build_agent(config: AgentConfig, dataset: Dataset, data: DataConfig) -> ActorCritic:
@@ -48,8 +47,8 @@ class Learner:
         features = agent.encoder.tracks.features
         self.target = deepcopy(agent, memo={id(features): features}).requires_grad_(False)
         self.critic_part = nn.ModuleList([agent.encoder, agent.critic])
-        self.critic_optimizers = make_optimizers(self.critic_part, TrainConfig(lr=config.lr))
-        self.actor_optimizers = make_optimizers(agent.actor, TrainConfig(lr=config.actor_lr))
+        self.critic_optimizers = make_optimizers(self.critic_part, lr=config.lr)
+        self.actor_optimizers = make_optimizers(agent.actor, lr=config.actor_lr)
 
     @property
     def beta(self) -> float:

@@ -23,7 +23,6 @@ from utils.data.vocab import N_SPECIAL, PAD
 from utils.evaluation import metrics
 from utils.evaluation.predict import progress
 from utils.evaluation.predictions import SeqPredictions
-from utils.evaluation.scores import MRR_CUTOFF
 
 _ROWS = 128
 """Examples whose distributions are held at once, at most: 105 MB each at 103,000 tracks."""
@@ -82,7 +81,7 @@ def choose_weight(
         p_model, p_ngram = blend.of_model(states)[known], blend.of_ngram(batch.history.tracks)[known].to(device)
         for i, weight in enumerate(weights):
             ranks = rank_of(torch.lerp(p_ngram, p_model, weight), targets[:, 0][known])
-            total[i] += metrics.reciprocal_rank(ranks.cpu().numpy(), MRR_CUTOFF).sum()
+            total[i] += metrics.reciprocal_rank(ranks.cpu().numpy(), 20).sum()
     means = total / loader.n_examples
     trials = {f"weight {weight}": float(mean) for weight, mean in zip(weights, means, strict=True)}
     return replace(blend, weight=weights[int(means.argmax())]), trials

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,24 +13,67 @@ import torch
 from torch import Tensor
 
 from model.catalogue import Catalogue
+from model.decoding import SeqModel, beam_search, greedy, sample
+from model.filling import SlotModel, fill
 from utils.core.errors import UserError
 from utils.data.batch import History
 from utils.data.dataset import Dataset
 from utils.data.options import DataConfig
 from utils.data.vocab import N_SPECIAL
+from utils.evaluation.options import DecodingConfig, FillingConfig
 
 Continue = Callable[[History, int], Tensor]
 """Continues sessions by so many tracks: int64 (B, length)."""
 
 
-class Decoding(Protocol):
-    """A config that chooses how sessions are continued."""
+Decoding = Callable[[Any, Catalogue], Continue]
+"""How a model continues sessions with the tracks of a catalogue. Each call starts the random numbers anew."""
 
-    def allowed_tracks(self, dataset: Dataset, data: DataConfig) -> Tensor | None:
-        """The ids (A,) of the only tracks that may be predicted in sessions cut by `data`; nothing if all may be."""
 
-    def continuation(self, model: Any, catalogue: Catalogue) -> Continue:
-        """The function that it means, for a model that can be decoded so."""
+def step_by_step(config: DecodingConfig) -> Decoding:
+    """Track after track, as `model/decoding.py` has it: for models with `begin` and `step`."""
+
+    def decoding(model: SeqModel, catalogue: Catalogue) -> Continue:
+        common: dict[str, Any] = {"catalogue": catalogue, "no_repeat": config.no_repeat}
+        if config.method == "beam":
+
+            def best_beam(history: History, length: int) -> Tensor:
+                return beam_search(model, history, length, width=config.beam_width, **common).tracks[:, 0]
+
+            return best_beam
+        if config.method == "sample":
+            generator = torch.Generator().manual_seed(config.seed)
+            common |= {"top_p": config.top_p, "temperature": config.temperature, "generator": generator}
+            return partial(sample, model, **common)
+        return partial(greedy, model, **common)
+
+    return decoding
+
+
+def mask_filling(config: FillingConfig) -> Decoding:
+    """All masks behind the history, as `model/filling.py` has it: for a BERT."""
+
+    def decoding(model: SlotModel, catalogue: Catalogue) -> Continue:
+        return partial(fill, model, order=config.order, passes=config.passes, catalogue=catalogue)
+
+    return decoding
+
+
+def allowed_tracks(config: DecodingConfig | FillingConfig, dataset: Dataset, data: DataConfig) -> Tensor | None:
+    """The ids (A,) of the only tracks that may be predicted in sessions cut by `data`; None if all may be.
+
+    Raises:
+        UserError: see `read_allow_list`; or the rule against repeats may leave no track for the last target.
+    """
+    if isinstance(config, FillingConfig):
+        return read_allow_list(config.allow_list, dataset, option="filling.allow_list")
+    allowed = read_allow_list(config.allow_list, dataset, option="decoding.allow_list")
+    n_tracks = dataset.n_ids - N_SPECIAL if allowed is None else len(allowed)
+    if n_tracks <= min(config.no_repeat, data.history_size + data.target_size - 1):
+        raise UserError(
+            f"decoding.no_repeat is {config.no_repeat}, but only {n_tracks} tracks may be predicted; make it smaller"
+        )
+    return allowed
 
 
 def read_allow_list(file: str | None, dataset: Dataset, *, option: str) -> Tensor | None:

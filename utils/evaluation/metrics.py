@@ -1,4 +1,4 @@
-"""Metrics of both tasks, as pure functions on numpy arrays.
+"""Metrics of all tasks, as pure functions on numpy arrays, and `METRICS`, the one table that names them.
 
 Letters: N examples, T target positions. `known` marks the targets that count (padding and unknown labels do not).
 The challenge's metric, mean average accuracy, is defined in Brost et al. (WWW 2019): with L(i) = 1 where prediction i
@@ -7,12 +7,22 @@ is right and A(i) = (L(1) + ... + L(i)) / i, a session of T targets scores AA = 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
 import numpy as np
+from numpy.typing import NDArray
+
+from utils.core.errors import UserError
 
 BOOTSTRAP_GROUPS = 100_000
 """More sessions than this are resampled in so many random groups."""
 SORTED_AT_ONCE = 2**20
 """Positives that are looked up among the negatives together."""
+ROWS_AT_ONCE = 2**16
+"""Examples whose metrics are computed together where that takes temporary arrays of several numbers a target."""
+Task = Literal["skip", "seq", "pretrain"]
 
 
 def average_accuracy(correct: np.ndarray, known: np.ndarray) -> np.ndarray:
@@ -164,3 +174,176 @@ def bootstrap_intervals(
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     return np.divide(numerator, denominator, out=np.full(np.shape(numerator), np.nan), where=denominator > 0)
+
+
+class SkipCase(NamedTuple):
+    """What skip metrics look at, (N, T) each."""
+
+    probability: np.ndarray
+    labels: np.ndarray
+    """bool: skipped."""
+    correct: np.ndarray
+    known: np.ndarray
+
+
+class SeqCase(NamedTuple):
+    """What metrics of continuations look at."""
+
+    predicted: np.ndarray
+    """int (N, T)"""
+    tracks: np.ndarray
+    """int (N, T): the true tracks."""
+    correct: np.ndarray
+    """bool (N, T)"""
+    known: np.ndarray
+    """bool (N, T)"""
+    in_vocabulary: np.ndarray
+    """bool (N, T)"""
+    n_tracks: int
+    """In the catalogue."""
+    log_probability: np.ndarray | None
+    """float (N, T), of the true tracks."""
+    rank: np.ndarray | None
+    """float (N,), of the first true track, from 0."""
+
+
+class MaskedCase(NamedTuple):
+    """What metrics of hidden tracks look at, (N, M) each."""
+
+    hidden: np.ndarray
+    """bool"""
+    log_probability: np.ndarray
+    rank: np.ndarray
+    """float, infinity where nothing is hidden."""
+
+
+class Ratio(NamedTuple):
+    """A metric as a ratio of sums over examples, (N,) each, so that sessions can be resampled."""
+
+    numerator: np.ndarray
+    denominator: NDArray[Any]
+
+
+class Metric(NamedTuple):
+    """One metric: how readers know it, which way it gets better, and how each task measures it.
+
+    A function of a task's case returns a `Ratio`; a number, if the metric is one of a whole split, without interval; or
+    None, where a model does not predict what it needs.
+    """
+
+    title: str
+    better: Literal["max", "min"] = "max"
+    skip: Callable[[SkipCase], Ratio | float | None] | None = None
+    seq: Callable[[SeqCase], Ratio | float | None] | None = None
+    pretrain: Callable[[MaskedCase], Ratio | float | None] | None = None
+    final: Callable[[float], float] = float
+    """From the ratio to the value that is reported."""
+
+
+def _mean_average_accuracy(case: SkipCase | SeqCase) -> Ratio:
+    return Ratio(_in_parts(average_accuracy, case.correct, case.known), np.any(case.known, axis=1))
+
+
+def _first_accuracy(case: SkipCase | SeqCase) -> Ratio:
+    return Ratio(first_known(case.correct, case.known), np.any(case.known, axis=1))
+
+
+def _accuracy(case: SkipCase | SeqCase) -> Ratio:
+    return Ratio((case.correct & case.known).sum(1), case.known.sum(1))
+
+
+def _log_loss(case: SkipCase) -> Ratio:
+    def of_rows(probability: np.ndarray, labels: np.ndarray, known: np.ndarray) -> np.ndarray:
+        return np.sum(binary_log_loss(probability, labels) * known, axis=1)
+
+    return Ratio(_in_parts(of_rows, case.probability, case.labels, case.known), case.known.sum(1))
+
+
+def _overlap(case: SeqCase) -> Ratio:
+    return Ratio(_in_parts(set_overlap, case.predicted, case.tracks, case.known), np.any(case.known, axis=1))
+
+
+def _repetition(case: SeqCase) -> Ratio:
+    return Ratio(_in_parts(repetition, case.predicted, case.known), np.any(case.known, axis=1))
+
+
+def _mean_surprise(case: SeqCase) -> Ratio | None:
+    if case.log_probability is None:
+        return None
+    surprise = np.where(case.in_vocabulary, -case.log_probability, 0.0)
+    return Ratio(surprise.sum(1), case.in_vocabulary.sum(1))
+
+
+def _mean_surprise_of_hidden(case: MaskedCase) -> Ratio:
+    surprise = -np.where(case.hidden, case.log_probability, 0.0)
+    return Ratio(surprise.sum(1), case.hidden.sum(1))
+
+
+def _of_rank(of: Callable[[np.ndarray, int], np.ndarray], k: int, case: SeqCase) -> Ratio | None:
+    return None if case.rank is None else Ratio(of(case.rank, k), np.any(case.known, axis=1))
+
+
+def _of_hidden_ranks(of: Callable[[np.ndarray, int], np.ndarray], k: int, case: MaskedCase) -> Ratio:
+    return Ratio(of(case.rank, k).sum(1), case.hidden.sum(1))
+
+
+def _ranked(title: str, of: Callable[[np.ndarray, int], np.ndarray], k: int, *, hidden: bool = True) -> Metric:
+    """A metric of ranks, of the next track and, if `hidden`, of hidden tracks."""
+    return Metric(
+        f"{title}@{k}", seq=partial(_of_rank, of, k), pretrain=partial(_of_hidden_ranks, of, k) if hidden else None
+    )
+
+
+def _in_parts(metric: Callable[..., np.ndarray], *arrays: np.ndarray) -> np.ndarray:
+    """A metric of each row of arrays (N, T), so many rows at a time that its temporary arrays stay small: (N,)."""
+    starts = range(0, max(len(arrays[0]), 1), ROWS_AT_ONCE)
+    return np.concatenate([metric(*(array[i : i + ROWS_AT_ONCE] for array in arrays)) for i in starts])
+
+
+METRICS = {
+    "maa": Metric("MAA", skip=_mean_average_accuracy, seq=_mean_average_accuracy),
+    "first_accuracy": Metric("first", skip=_first_accuracy, seq=_first_accuracy),
+    "accuracy": Metric("accuracy", skip=_accuracy, seq=_accuracy),
+    "log_loss": Metric("log loss", "min", skip=_log_loss),
+    "auc": Metric("AUC", skip=lambda case: auc(case.probability[case.known], case.labels[case.known])),
+    "overlap": Metric("overlap", seq=_overlap),
+    "repetition": Metric("repetition", seq=_repetition),
+    "perplexity": Metric("perplexity", "min", seq=_mean_surprise, pretrain=_mean_surprise_of_hidden, final=np.exp),
+    "hr@1": _ranked("HR", hit_rate, 1),
+    "hr@10": _ranked("HR", hit_rate, 10),
+    "hr@20": _ranked("HR", hit_rate, 20),
+    "ndcg@10": _ranked("NDCG", ndcg, 10, hidden=False),
+    "ndcg@20": _ranked("NDCG", ndcg, 20, hidden=False),
+    "mrr@20": _ranked("MRR", reciprocal_rank, 20),
+    "coverage": Metric(
+        "coverage", seq=lambda case: coverage(case.predicted, case.known & (case.predicted != 0), case.n_tracks)
+    ),
+}
+"""Name -> metric. Evaluation, training, leaderboard, report and comparisons all read this table."""
+
+HEADLINES: dict[str, tuple[str, ...]] = {
+    "skip": ("maa", "first_accuracy"),
+    "seq": ("maa", "hr@20", "mrr@20"),
+    "prefixes": ("mrr@20", "hr@20", "hr@1"),
+    "pretrain": ("mrr@20", "hr@20", "hr@1", "perplexity"),
+}
+"""The metrics that a reader sees first; `prefixes` is seq after every prefix of a session."""
+
+
+def measure(case: Any, task: Task) -> tuple[dict[str, Ratio], dict[str, float]]:
+    """All metrics of a task that its case defines: those with an interval, and those of the whole split."""
+    found = {name: getattr(metric, task)(case) for name, metric in METRICS.items() if getattr(metric, task)}
+    ratios = {name: value for name, value in found.items() if isinstance(value, Ratio)}
+    return ratios, {name: float(value) for name, value in found.items() if not isinstance(value, Ratio | None)}
+
+
+def direction(metric: str, task: Task) -> Literal["max", "min"]:
+    """Which way a metric gets better.
+
+    Raises:
+        UserError: the task has no such metric, which is better found before training than at the first validation.
+    """
+    known = [name for name, each in METRICS.items() if getattr(each, task)]
+    if metric not in known:
+        raise UserError(f"monitor is {metric}, which is no metric of this task; choose one of {', '.join(known)}")
+    return METRICS[metric].better

@@ -3,23 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
-import torch
-from torch import Tensor
-
-from model.catalogue import Catalogue
-from model.decoding import SeqModel, beam_search, greedy, sample
-from model.filling import SlotModel, fill
 from model.names import Order
 from utils.core.checks import check_at_least, check_used
 from utils.core.errors import UserError
-from utils.data.batch import History
-from utils.data.dataset import Dataset
-from utils.data.options import DataConfig
-from utils.data.vocab import N_SPECIAL
-from utils.evaluation.decoding import Continue, read_allow_list
 
 
 @dataclass
@@ -52,35 +40,6 @@ class DecodingConfig:
         drawn = ("sample",)
         check_used(self, "decoding", "method", beam_width=("beam",), top_p=drawn, temperature=drawn, seed=drawn)
 
-    def allowed_tracks(self, dataset: Dataset, data: DataConfig) -> Tensor | None:
-        """The ids (A,) of the allow-list; without one, nothing.
-
-        Raises:
-            UserError: see `read_allow_list`; or the rule against repeats may leave no track for the last target.
-        """
-        allowed = read_allow_list(self.allow_list, dataset, option="decoding.allow_list")
-        n_tracks = dataset.n_ids - N_SPECIAL if allowed is None else len(allowed)
-        if n_tracks <= min(self.no_repeat, data.history_size + data.target_size - 1):
-            raise UserError(
-                f"decoding.no_repeat is {self.no_repeat}, but only {n_tracks} tracks may be predicted; make it smaller"
-            )
-        return allowed
-
-    def continuation(self, model: SeqModel, catalogue: Catalogue) -> Continue:
-        """See `model/decoding.py`."""
-        common: dict[str, Any] = {"catalogue": catalogue, "no_repeat": self.no_repeat}
-        if self.method == "beam":
-
-            def best_beam(history: History, length: int) -> Tensor:
-                return beam_search(model, history, length, width=self.beam_width, **common).tracks[:, 0]
-
-            return best_beam
-        if self.method == "sample":
-            generator = torch.Generator().manual_seed(self.seed)
-            common |= {"top_p": self.top_p, "temperature": self.temperature, "generator": generator}
-            return partial(sample, model, **common)
-        return partial(greedy, model, **common)
-
 
 @dataclass
 class FillingConfig:
@@ -98,15 +57,3 @@ class FillingConfig:
     def __post_init__(self) -> None:
         check_at_least(self, "filling", passes=1)
         check_used(self, "filling", "order", passes=("confident", "left_to_right"))
-
-    def allowed_tracks(self, dataset: Dataset, data: DataConfig) -> Tensor | None:
-        """The ids (A,) of the allow-list; without one, nothing. How sessions are cut is of no matter here.
-
-        Raises:
-            UserError: see `read_allow_list`.
-        """
-        return read_allow_list(self.allow_list, dataset, option="filling.allow_list")
-
-    def continuation(self, model: SlotModel, catalogue: Catalogue) -> Continue:
-        """See `model/filling.py`."""
-        return partial(fill, model, order=self.order, passes=self.passes, catalogue=catalogue)

@@ -19,7 +19,7 @@ from utils.core import distributed
 from utils.data.batch import SessionBatch
 from utils.data.dataloaders import SessionLoader
 from utils.data.vocab import N_SPECIAL, PAD
-from utils.evaluation.decoding import Decoding
+from utils.evaluation.decoding import Decoding, step_by_step
 from utils.evaluation.options import DecodingConfig
 from utils.evaluation.predictions import Predict, SeqPredictions, SkipPredictions
 
@@ -76,8 +76,8 @@ def predict_seq(
         allowed: int64 (A,), the tracks that may continue a session; all of them if not given.
     """
     model.eval()
-    chosen: Decoding = decoding or DecodingConfig()
-    continue_sessions = chosen.continuation(model, Catalogue(model.head, allowed))
+    decoding = decoding or step_by_step(DecodingConfig())
+    continue_sessions = decoding(model, Catalogue(model.head, allowed))
     n, t = loader.n_examples, loader.target_size
     tracks = np.full((n, t), PAD, np.int32)
     log_probability = np.zeros((n, t), np.float32)

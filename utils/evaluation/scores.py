@@ -6,45 +6,20 @@ interval is a bootstrap over sessions, also where a session gives several exampl
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from utils.core.errors import UserError
 from utils.core.files import atomic_file
 from utils.data.dataloaders import Targets
 from utils.data.vocab import N_SPECIAL, PAD
 from utils.evaluation import metrics
+from utils.evaluation.metrics import METRICS, MaskedCase, SeqCase, SkipCase, Task, measure
 from utils.evaluation.predictions import MaskedPredictions, SeqPredictions, SkipPredictions
 from utils.evaluation.slices import Labels, targets_by_plays
-
-CUTOFFS = (1, 10, 20)
-"""The k of HR@k and NDCG@k."""
-MRR_CUTOFF = 20
-ROWS_AT_ONCE = 2**16
-"""Examples whose metrics are computed together where that takes temporary arrays of several numbers a target."""
-LOWER_IS_BETTER = ("log_loss", "perplexity")
-MASKED_METRICS = ("mrr@20", "hr@1", "hr@10", "hr@20", "perplexity")
-"""What `evaluate_masked` measures."""
-SEQ_METRICS = (
-    *("maa", "first_accuracy", "accuracy", "overlap", "repetition", "coverage", "perplexity"),
-    *("hr@1", "hr@10", "hr@20", "ndcg@10", "ndcg@20", "mrr@20"),
-)
-"""What `evaluate_seq` measures."""
-
-
-def direction(metric: str, known: tuple[str, ...]) -> Literal["max", "min"]:
-    """Which way a metric gets better.
-
-    Raises:
-        UserError: it is none of the `known` ones, which is better found before training than at the first validation.
-    """
-    if metric not in known:
-        raise UserError(f"monitor is {metric}, which is no metric of this task; choose one of {', '.join(known)}")
-    return "min" if metric in LOWER_IS_BETTER else "max"
 
 
 @dataclass
@@ -70,8 +45,8 @@ class Scores:
 
     def means(self) -> dict[str, float | None]:
         """Every metric without interval: quick enough for each validation."""
-        ratios = {name: float(_mean(self.numerators[name], self.denominators[name])) for name in self.numerators}
-        return {name: _finish(name, value) for name, value in (ratios | self.plain).items()}
+        means = {name: float(_mean(self.numerators[name], self.denominators[name])) for name in self.numerators}
+        return {name: _finish(name, value) for name, value in (means | self.plain).items()}
 
     def summary(self) -> dict[str, Any]:
         """The contract's entry of a split in `result.json`: intervals, accuracy by position, histogram, slices."""
@@ -111,9 +86,9 @@ def _mean(numerator: np.ndarray, denominator: np.ndarray) -> float:
 
 
 def _finish(name: str, value: float) -> float | None:
-    """The reported value of a mean: perplexity is the exponential of a mean; JSON knows no NaN."""
-    value = float(np.exp(value)) if name == "perplexity" else float(value)
-    return value if np.isfinite(value) else None
+    """The reported value of a metric or share; JSON knows no NaN."""
+    value = METRICS[name].final(value) if name in METRICS else value
+    return float(value) if np.isfinite(value) else None
 
 
 def evaluate_skip(
@@ -137,15 +112,8 @@ def evaluate_skip(
     if not ((predictions.probability >= 0) & (predictions.probability <= 1))[known].all():
         raise ValueError("skip probabilities must be numbers from 0 to 1")
     labels = targets.skips == 1
-    correct = predictions.decision == labels
-    per_example = {
-        "maa": (_in_parts(metrics.average_accuracy, correct, known), known.any(1)),
-        "first_accuracy": (metrics.first_known(correct, known), known.any(1)),
-        "accuracy": ((correct & known).sum(1), known.sum(1)),
-        "log_loss": (_in_parts(_log_loss_of_rows, predictions.probability, labels, known), known.sum(1)),
-    }
-    plain = {"auc": metrics.auc(predictions.probability[known], labels[known])}
-    return _scores(per_example, plain, correct, known, targets, slices, train_plays)
+    case = SkipCase(predictions.probability, labels, predictions.decision == labels, known)
+    return _scores(case, "skip", targets, slices, train_plays)
 
 
 def evaluate_seq(
@@ -169,31 +137,22 @@ def evaluate_seq(
     _check_shape(predictions.tracks, known)
     # A special id is no prediction, not even of an unknown track.
     predicted = np.where(predictions.tracks >= N_SPECIAL, predictions.tracks, PAD)
-    correct = predicted == targets.tracks
-    has_targets = known.any(1)
-    per_example = {
-        "maa": (_in_parts(metrics.average_accuracy, correct, known), has_targets),
-        "first_accuracy": (metrics.first_known(correct, known), has_targets),
-        "accuracy": ((correct & known).sum(1), known.sum(1)),
-        "overlap": (_in_parts(metrics.set_overlap, predicted, targets.tracks, known), has_targets),
-        "repetition": (_in_parts(metrics.repetition, predicted, known), has_targets),
-    }
+    in_vocabulary = targets.tracks >= N_SPECIAL
     if predictions.log_probability is not None:
-        in_vocabulary = targets.tracks >= N_SPECIAL
         _check_shape(predictions.log_probability, known)
         if np.isnan(predictions.log_probability[in_vocabulary]).any():
             raise ValueError("log-probabilities of tracks must be numbers")
-        negative = np.where(in_vocabulary, -predictions.log_probability, 0.0)
-        per_example["perplexity"] = (negative.sum(1), in_vocabulary.sum(1))
-    if predictions.rank is not None:
-        rank = predictions.rank.astype(np.float64)
-        for k in CUTOFFS:
-            per_example[f"hr@{k}"] = (metrics.hit_rate(rank, k), has_targets)
-        for k in CUTOFFS[1:]:
-            per_example[f"ndcg@{k}"] = (metrics.ndcg(rank, k), has_targets)
-        per_example[f"mrr@{MRR_CUTOFF}"] = (metrics.reciprocal_rank(rank, MRR_CUTOFF), has_targets)
-    plain = {"coverage": metrics.coverage(predicted, known & (predicted != PAD), n_ids - N_SPECIAL)}
-    return _scores(per_example, plain, correct, known, targets, slices, train_plays)
+    case = SeqCase(
+        predicted,
+        targets.tracks,
+        correct=predicted == targets.tracks,
+        known=known,
+        in_vocabulary=in_vocabulary,
+        n_tracks=n_ids - N_SPECIAL,
+        log_probability=predictions.log_probability,
+        rank=None if predictions.rank is None else predictions.rank.astype(np.float64),
+    )
+    return _scores(case, "seq", targets, slices, train_plays)
 
 
 def evaluate_masked(predictions: MaskedPredictions, targets: Targets) -> Scores:
@@ -211,25 +170,10 @@ def evaluate_masked(predictions: MaskedPredictions, targets: Targets) -> Scores:
     if np.isnan(predictions.log_probability[hidden]).any():
         raise ValueError("log-probabilities of tracks must be numbers")
     rank = np.where(hidden, predictions.rank, np.inf).astype(np.float64)
-    of_each = {f"mrr@{MRR_CUTOFF}": metrics.reciprocal_rank(rank, MRR_CUTOFF)}
-    of_each |= {f"hr@{k}": metrics.hit_rate(rank, k) for k in CUTOFFS}
-    of_each["perplexity"] = -np.where(hidden, predictions.log_probability, 0.0)
-    n_hidden = hidden.sum(1)
-    first_row, numerators, denominators = _add_up(
-        {name: (values.sum(1), n_hidden) for name, values in of_each.items()}, targets
-    )
+    ratios, _ = measure(MaskedCase(hidden, predictions.log_probability, rank), "pretrain")
+    first_row, numerators, denominators = _add_up(ratios, targets)
     n = len(first_row)
     return Scores(n, np.full(n, np.nan), numerators, denominators, {}, np.empty(0), np.empty(0))
-
-
-def _in_parts(metric: Callable[..., np.ndarray], *arrays: np.ndarray) -> np.ndarray:
-    """A metric of each row of arrays (N, T), so many rows at a time that its temporary arrays stay small: (N,)."""
-    starts = range(0, max(len(arrays[0]), 1), ROWS_AT_ONCE)
-    return np.concatenate([metric(*(array[i : i + ROWS_AT_ONCE] for array in arrays)) for i in starts])
-
-
-def _log_loss_of_rows(probability: np.ndarray, labels: np.ndarray, known: np.ndarray) -> np.ndarray:
-    return np.sum(metrics.binary_log_loss(probability, labels) * known, axis=1)
 
 
 def _check_shape(predicted: np.ndarray, known: np.ndarray) -> None:
@@ -238,15 +182,15 @@ def _check_shape(predicted: np.ndarray, known: np.ndarray) -> None:
 
 
 def _scores(
-    per_example: dict[str, tuple[np.ndarray, np.ndarray]],
-    plain: dict[str, float],
-    correct: np.ndarray,
-    known: np.ndarray,
+    case: SkipCase | SeqCase,
+    task: Task,
     targets: Targets,
     slices: dict[str, Labels] | None,
     train_plays: np.ndarray | None,
 ) -> Scores:
-    first_row, numerators, denominators = _add_up(per_example, targets)
+    ratios, plain = measure(case, task)
+    correct, known = case.correct, case.known
+    first_row, numerators, denominators = _add_up(ratios, targets)
     n = len(first_row)
     counted = denominators["maa"] > 0
     average_accuracy = np.divide(numerators["maa"], denominators["maa"], out=np.full(n, np.nan), where=counted)
@@ -266,7 +210,7 @@ def _scores(
 
 
 def _add_up(
-    per_example: dict[str, tuple[np.ndarray, np.ndarray]], targets: Targets
+    ratios: Mapping[str, tuple[np.ndarray, np.ndarray]], targets: Targets
 ) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]:
     """The first example of each session, and the sums of numerators and denominators over its examples."""
     session_ids, first_row, session = np.unique(targets.session, return_index=True, return_inverse=True)
@@ -274,8 +218,8 @@ def _add_up(
     def per_session(values: np.ndarray) -> np.ndarray:
         return np.bincount(session, weights=np.nan_to_num(values.astype(np.float64)), minlength=len(session_ids))
 
-    numerators = {name: per_session(numerator) for name, (numerator, _) in per_example.items()}
-    denominators = {name: per_session(denominator) for name, (_, denominator) in per_example.items()}
+    numerators = {name: per_session(numerator) for name, (numerator, _) in ratios.items()}
+    denominators = {name: per_session(denominator) for name, (_, denominator) in ratios.items()}
     return first_row, numerators, denominators
 
 

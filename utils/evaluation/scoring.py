@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,63 +15,6 @@ from utils.data.schema import PREFIXES
 from utils.evaluation.predictions import MaskedPredictions, Predict, Predictions, SkipPredictions
 from utils.evaluation.scores import Scores, evaluate_masked, evaluate_seq, evaluate_skip, save_predictions
 from utils.evaluation.slices import Labels, session_slices
-
-
-def score(predict: Predict, dataset: Dataset, data: DataConfig, *, folder: Path | None = None) -> dict[str, Any]:
-    """Scores of a run, split -> `Scores.summary()`.
-
-    The splits of `data.scored`, training sessions like the others, on a sample as large as the test split. With
-    `data.every_prefix` there are entries `<split>_prefixes` too. `folder` (the run's) gets `predictions_test.npz` and
-    `predictions_test_prefixes.npz`.
-    """
-    result = {}
-    for prefixes in (False, True) if data.every_prefix else (False,):
-        for split in data.scored:
-            name = split + PREFIXES if prefixes else split
-            loader, predictions, scores = score_split(predict, dataset, data, split, prefixes=prefixes)
-            result[name] = scores.summary()
-            if folder is not None and split == "test" and distributed.is_first():
-                save_predictions(folder / f"predictions_{name}.npz", predictions, scores, loader.targets())
-    return result
-
-
-def score_split(
-    predict: Predict,
-    dataset: Dataset,
-    data: DataConfig,
-    split: str,
-    *,
-    prefixes: bool = False,
-) -> tuple[SessionLoader, Predictions, Scores]:
-    """Predict and score one split, at the half of each session or after every prefix."""
-    reuse_memory()
-    loader = scoring_loader(dataset, data, split, prefixes=prefixes)
-    predictions = predict(loader)
-    slices = None if prefixes else session_slices(loader, dataset.train)
-    return loader, predictions, scores_of(predictions, loader, dataset, slices)
-
-
-def scores_of(
-    predictions: Predictions, loader: SessionLoader, dataset: Dataset, slices: dict[str, Labels] | None = None
-) -> Scores:
-    """Scores of the predictions of a loader's examples; those of hidden tracks have no slices.
-
-    With slices there is the accuracy by training plays, too.
-    """
-    if isinstance(predictions, MaskedPredictions):
-        return evaluate_masked(predictions, loader.targets())
-    plays = None if slices is None else dataset.train_plays.numpy()
-    if isinstance(predictions, SkipPredictions):
-        return evaluate_skip(predictions, loader.targets(), slices=slices, train_plays=plays)
-    return evaluate_seq(predictions, loader.targets(), n_ids=dataset.n_ids, slices=slices, train_plays=plays)
-
-
-def validate(predict: Predict, dataset: Dataset, data: DataConfig) -> dict[str, float | None]:
-    """Metrics of the validation split, without intervals: what training watches."""
-    loader = scoring_loader(
-        dataset, data, "valid", prefixes=data.every_prefix, max_sessions=data.valid_sessions or None
-    )
-    return scores_of(predict(loader), loader, dataset).means()
 
 
 def scoring_loader(
@@ -91,3 +35,68 @@ def scoring_loader(
         min_length=2 if prefixes else data.min_length,
         max_sessions=max_sessions,
     )
+
+
+def validation_loader(dataset: Dataset, data: DataConfig) -> SessionLoader:
+    """The loader that training validates on, again and again."""
+    return scoring_loader(dataset, data, "valid", prefixes=data.every_prefix, max_sessions=data.valid_sessions or None)
+
+
+def scoring_loaders(dataset: Dataset, data: DataConfig) -> Iterator[tuple[str, SessionLoader]]:
+    """The name and loader of each split of `data.scored`; with `data.every_prefix` of `<split>_prefixes`, too."""
+    for prefixes in (False, True) if data.every_prefix else (False,):
+        for split in data.scored:
+            yield split + PREFIXES * prefixes, scoring_loader(dataset, data, split, prefixes=prefixes)
+
+
+def score(
+    predict: Predict,
+    dataset: Dataset,
+    loaders: Iterable[tuple[str, SessionLoader]],
+    *,
+    folder: Path | None = None,
+) -> dict[str, Any]:
+    """Scores of a run, split -> `Scores.summary()`.
+
+    Args:
+        predict, dataset: what predicts, and on what.
+        loaders: `scoring_loaders`, or a list of them that several models share.
+        folder: the run's; it gets `predictions_test.npz` and `predictions_test_prefixes.npz`.
+    """
+    result = {}
+    for name, loader in loaders:
+        predictions, scores = score_loader(predict, dataset, loader, sliced=not name.endswith(PREFIXES))
+        result[name] = scores.summary()
+        if folder is not None and name.removesuffix(PREFIXES) == "test" and distributed.is_first():
+            save_predictions(folder / f"predictions_{name}.npz", predictions, scores, loader.targets())
+    return result
+
+
+def score_loader(
+    predict: Predict, dataset: Dataset, loader: SessionLoader, *, sliced: bool = True
+) -> tuple[Predictions, Scores]:
+    """Predict and score all examples of a loader; slices are for loaders of halves."""
+    reuse_memory()
+    predictions = predict(loader)
+    slices = session_slices(loader, dataset.train) if sliced else None
+    return predictions, scores_of(predictions, loader, dataset, slices)
+
+
+def validate(predict: Predict, dataset: Dataset, loader: SessionLoader) -> dict[str, float | None]:
+    """Metrics of a `validation_loader`, without intervals: what training watches."""
+    return scores_of(predict(loader), loader, dataset).means()
+
+
+def scores_of(
+    predictions: Predictions, loader: SessionLoader, dataset: Dataset, slices: dict[str, Labels] | None = None
+) -> Scores:
+    """Scores of the predictions of a loader's examples; those of hidden tracks have no slices.
+
+    With slices there is the accuracy by training plays, too.
+    """
+    if isinstance(predictions, MaskedPredictions):
+        return evaluate_masked(predictions, loader.targets())
+    plays = None if slices is None else dataset.train_plays.numpy()
+    if isinstance(predictions, SkipPredictions):
+        return evaluate_skip(predictions, loader.targets(), slices=slices, train_plays=plays)
+    return evaluate_seq(predictions, loader.targets(), n_ids=dataset.n_ids, slices=slices, train_plays=plays)

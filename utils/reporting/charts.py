@@ -19,9 +19,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from utils.reporting.leaderboard import METRIC_NAMES, Table
+from utils.reporting.leaderboard import Table, title
 from utils.reporting.learning_curves import read_history, series
-from utils.reporting.runs import FinishedRun, Metric
+from utils.reporting.runs import FinishedRun, Measured
 
 INK, SOFT, RULE = "#010101", "#020202", "#030303"
 SERIES = tuple(f"#0400{i:02x}" for i in range(8))
@@ -134,7 +134,7 @@ def interval_strip(table: Table, styles: Sequence[Style]) -> dict[str, Any]:
     }
 
 
-def interval_dot(metric: Metric | None, style: Style, place: Callable[[float], float]) -> dict[str, Any] | None:
+def interval_dot(metric: Measured | None, style: Style, place: Callable[[float], float]) -> dict[str, Any] | None:
     """One dot with its interval, in percent of the strip's width."""
     if metric is None:
         return None
@@ -264,6 +264,6 @@ def draw_curve(
             axes.axvline(best[0][0], color=SOFT, linewidth=0.8, linestyle=":")
             axes.plot(*best[0], marker="o", markersize=9, markerfacecolor="none", color=style.colour)
     axes.set_xlabel("step")
-    axes.set_title(METRIC_NAMES.get(name, name), loc="left", fontsize=10, color=SOFT)
+    axes.set_title(title(name), loc="left", fontsize=10, color=SOFT)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(5))

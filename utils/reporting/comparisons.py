@@ -12,7 +12,7 @@ from scipy.stats import t as student
 from utils.evaluation.metrics import bootstrap_intervals
 from utils.reporting.learning_curves import mean_of_curve
 from utils.reporting.rows import Row, mean_or_none
-from utils.reporting.runs import FinishedRun, Metric
+from utils.reporting.runs import FinishedRun, Measured
 
 
 class Comparison(NamedTuple):
@@ -21,7 +21,7 @@ class Comparison(NamedTuple):
     better: str
     worse: str
     metric: str
-    difference: Metric
+    difference: Measured
     """Of the means over the seeds; the interval is over sessions, and over seeds where there are several."""
     n_seeds: int
     """Of the row with more of them."""
@@ -77,8 +77,10 @@ def compare(row: Row, other: Row, metric: str) -> Comparison | None:
     n_seeds = max(len(of_first), len(of_second))
     curves = curve_mean(row, metric), curve_mean(other, metric)
     if mean < 0:
-        return Comparison(other.label, row.label, metric, Metric(-mean, -high, -low), n_seeds, len(both), curves[::-1])
-    return Comparison(row.label, other.label, metric, Metric(mean, low, high), n_seeds, len(both), curves)
+        return Comparison(
+            other.label, row.label, metric, Measured(-mean, -high, -low), n_seeds, len(both), curves[::-1]
+        )
+    return Comparison(row.label, other.label, metric, Measured(mean, low, high), n_seeds, len(both), curves)
 
 
 def curve_mean(row: Row, metric: str) -> float | None:

@@ -14,35 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from utils.data.schema import PREFIXES
+from utils.evaluation.metrics import HEADLINES, METRICS
 from utils.reporting.comparisons import Comparison, compare, compare_best
 from utils.reporting.rows import Row, add_gap_closed, build_row, group_seeds
 from utils.reporting.runs import TASKS, FinishedRun
-
-METRIC_NAMES = {
-    "maa": "MAA",
-    "first_accuracy": "first",
-    "accuracy": "accuracy",
-    "log_loss": "log loss",
-    "auc": "AUC",
-    "overlap": "overlap",
-    "repetition": "repetition",
-    "coverage": "coverage",
-    "perplexity": "perplexity",
-    "hr@1": "HR@1",
-    "hr@10": "HR@10",
-    "hr@20": "HR@20",
-    "ndcg@10": "NDCG@10",
-    "ndcg@20": "NDCG@20",
-    "mrr@20": "MRR@20",
-}
-"""How metrics are written for readers; others keep their own name."""
-HEADLINES = {
-    "skip": ("maa", "first_accuracy"),
-    "seq": ("maa", "hr@20", "mrr@20"),
-    "prefixes": ("mrr@20", "hr@20", "hr@1"),
-    "pretrain": ("mrr@20", "hr@20", "hr@1", "perplexity"),
-}
-"""Metrics of the terminal's table; the first one that every row has orders the rows."""
 
 
 class Table(NamedTuple):
@@ -84,9 +59,9 @@ class Table(NamedTuple):
         return any(len(row.runs) > 1 for row in self.rows)
 
     @property
-    def has_seed_figures(self) -> bool:
-        """Whether the seed reported a figure for any of the rows."""
-        return any(row.seed_figure is not None for row in self.rows)
+    def has_original_figures(self) -> bool:
+        """Whether the original reported a figure for any of the rows."""
+        return any(row.original_figure is not None for row in self.rows)
 
     def find(self, kind: str) -> Row | None:
         """The highest row of a kind."""
@@ -144,6 +119,11 @@ def build_table(runs: Sequence[FinishedRun]) -> Table:
     if task == "skip":
         rows = add_gap_closed(rows)
     return Table(first.result["dataset"], task, first.split, metric, tuple(rows), tuple(compare_best(rows, metric)))
+
+
+def title(metric: str) -> str:
+    """How readers know a metric, or another recorded value."""
+    return METRICS[metric].title if metric in METRICS else metric
 
 
 def headlines(task: str, split: str) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from utils.core.files import atomic_file
 from utils.data.schema import PREFIXES
 from utils.reporting import text
 from utils.reporting.charts import anchor, answer_charts, interval_strip, learning_curves, row_styles, swatch
-from utils.reporting.leaderboard import METRIC_NAMES, Table
+from utils.reporting.leaderboard import Table, title
 from utils.reporting.runs import TASKS, FinishedRun
 
 SLICE_NAMES = {
@@ -50,7 +50,7 @@ def write_report(path: Path, runs: Sequence[FinishedRun], tables: Sequence[Table
         "count": text.format_count,
         "seconds": text.format_seconds,
         "memory": text.format_memory,
-        "metric_name": lambda name: METRIC_NAMES.get(name, name),
+        "metric_name": title,
         "slice_name": lambda name: SLICE_NAMES.get(name, name.replace("_", " ")),
     }
     page = environment.get_template("report.html.jinja").render(
@@ -74,7 +74,7 @@ def section(table: Table) -> dict[str, Any]:
         "n_sessions": table.rows[0].runs[0].scores.get("n_sessions"),
         "metrics": list(dict.fromkeys(name for row in table.rows for name in row.metrics)),
         "strip": interval_strip(table, styles),
-        "seed_cells": [text.format_seed_figure(row.seed_figure, footnotes) for row in table.rows],
+        "original_cells": [text.format_original_figure(row.original_figure, footnotes) for row in table.rows],
         "footnotes": {mark: text for text, mark in footnotes.items()},
         "sentences": [text.describe(comparison) for comparison in table.comparisons],
         "best": table.find("model") or table.find("baseline"),

@@ -8,21 +8,22 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from utils.data.schema import PREFIXES
-from utils.reporting.original_figures import SeedFigure, seed_figure
-from utils.reporting.runs import KINDS, FinishedRun, Metric
+from utils.reporting.original_figures import OriginalFigure, original_figure
+from utils.reporting.runs import KINDS, FinishedRun, Measured
+from utils.training.run import REPEAT_LAST, flat
 
 
 class Row(NamedTuple):
     """One line of a leaderboard: a run, or several that differ only in their seed (the latest first)."""
 
     runs: tuple[FinishedRun, ...]
-    metrics: dict[str, Metric]
+    metrics: dict[str, Measured]
     """Means over the seeds, of the mean and of both ends of the interval."""
     spread: dict[str, float]
     """Standard deviation over the seeds; empty with one seed."""
     gap_closed: float | None
     """Share of the way from repeat-last to the oracle, in MAA; None where either is missing."""
-    seed_figure: SeedFigure | None
+    original_figure: OriginalFigure | None
 
     @property
     def latest(self) -> dict[str, Any]:
@@ -45,7 +46,7 @@ class Row(NamedTuple):
     @property
     def is_repeat_last(self) -> bool:
         """Whether this row is the baseline that repeats the last action of the history."""
-        return self.kind == "baseline" and "repeat" in f"{self.latest['experiment']} {self.label}".lower()
+        return self.latest["experiment"] == REPEAT_LAST
 
 
 def group_seeds(runs: Iterable[FinishedRun]) -> list[list[FinishedRun]]:
@@ -65,12 +66,16 @@ def build_row(runs: Sequence[FinishedRun]) -> Row:
     metrics, spread = {}, {}
     for name in runs[0].metrics:
         values = [run.metrics[name] for run in runs if name in run.metrics]
-        metrics[name] = Metric(*(mean_or_none([value[i] for value in values]) for i in range(3)))  # type: ignore[arg-type]
+        metrics[name] = Measured(*(mean_or_none([value[i] for value in values]) for i in range(3)))  # type: ignore[arg-type]
         if len(values) > 1:
             spread[name] = float(np.std([value.mean for value in values], ddof=1))
     result = runs[0].result
-    # The seed scored the second halves of sessions, never every prefix.
-    figure = None if runs[0].split.endswith(PREFIXES) else seed_figure(result["experiment"], result["label"])
+    # The original scored the second halves of sessions, never every prefix.
+    figure = (
+        None
+        if runs[0].split.endswith(PREFIXES)
+        else original_figure(result["experiment"], flat(result.get("config", {})))
+    )
     return Row(tuple(runs), metrics, spread, None, figure)
 
 

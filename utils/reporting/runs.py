@@ -21,11 +21,13 @@ INCIDENTAL = ("run", "seed")
 """Groups of options that may differ between the runs of one row: seed, folders, label."""
 STARTS = {"pretrained", "warm_start"}
 """Options that name the run whose weights a run started from."""
+OLDER_PROTOCOLS = {"seed": "original"}
+"""Names of protocols in runs of earlier versions, and what they are called now."""
 RESULT_KEYS = ("experiment", "label", "task", "kind", "dataset", "seed", "scores")
 DATASET_KEYS = ("name", "hash", "protocol")
 
 
-class Metric(NamedTuple):
+class Measured(NamedTuple):
     """A mean over sessions with its 95 % interval; `low` and `high` are None where there is no interval."""
 
     mean: float
@@ -46,10 +48,10 @@ class FinishedRun(NamedTuple):
         return self.result["scores"][self.split]
 
     @property
-    def metrics(self) -> dict[str, Metric]:
+    def metrics(self) -> dict[str, Measured]:
         """Metrics of the split that have a value."""
         return {
-            name: Metric(value["mean"], value.get("low"), value.get("high"))
+            name: Measured(value["mean"], value.get("low"), value.get("high"))
             for name, value in self.scores["metrics"].items()
             if value["mean"] is not None
         }
@@ -94,6 +96,9 @@ def load_runs(root: Path) -> tuple[list[FinishedRun], list[str]]:
         try:
             result = read_json(path)
             check_result(result)
+            result["dataset"]["protocol"] = OLDER_PROTOCOLS.get(
+                result["dataset"]["protocol"], result["dataset"]["protocol"]
+            )
         except UserError as error:
             notes.append(f"{error}; left out" if str(path) in str(error) else f"{path} {error}; left out")
             continue

@@ -2,58 +2,69 @@
 
 from __future__ import annotations
 
+import io
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
+import rich.box
+import rich.console
+import rich.table
+import rich.text
 
 from utils.reporting.comparisons import Comparison
-from utils.reporting.leaderboard import METRIC_NAMES, Table
-from utils.reporting.original_figures import SeedFigure
+from utils.reporting.leaderboard import Table, title
+from utils.reporting.original_figures import OriginalFigure
 from utils.reporting.rows import Row
-from utils.reporting.runs import TASKS, Metric
+from utils.reporting.runs import TASKS, Measured
+
+WIDTH = 100
+"""Columns of a leaderboard, whatever the terminal: a table in a file or a pipe reads like one on the screen."""
 
 
 def format_table(table: Table) -> str:
-    """The leaderboard as text for a terminal, with its footnotes."""
+    """The leaderboard as text for a terminal, with what the original reported below it.
+
+    Only the metric that orders the rows has its interval here; the page has all of them.
+    """
     names = table.headlines
-    footnotes: dict[str, str] = {}
-    header = ["", *(METRIC_NAMES.get(name, name) for name in names)]
-    header += ["gap closed"] * table.has_gap + ["seeds"] * table.has_seeds + ["parameters", "time"]
-    header += ["reported by seed"] * table.has_seed_figures
-    lines, last_kind = [header], ""
-    for row in table.rows:
-        if row.kind != last_kind:
-            lines.append([])
-            last_kind = row.kind
-        cells = [row.label, *(format_metric(row.metrics.get(name)) for name in names)]
-        if table.has_gap:
-            cells.append(format_share(row.gap_closed))
-        if table.has_seeds:
-            cells.append(format_seeds(row, table.metric))
+    grid = rich.table.Table(box=rich.box.HORIZONTALS, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
+    grid.add_column("", overflow="fold")
+    headers = [title(name) for name in names] + ["gap closed"] * table.has_gap + ["seeds"] * table.has_seeds
+    for header in [*headers, "weights", "time"]:
+        grid.add_column(header, justify="right", no_wrap=True)
+    for row, next_row in zip(table.rows, [*table.rows[1:], None], strict=True):
+        cells = [format_metric(row.metrics.get(names[0])), *(format_mean(row.metrics.get(name)) for name in names[1:])]
+        cells += [format_share(row.gap_closed)] * table.has_gap + [format_seeds(row, table.metric)] * table.has_seeds
         cells += [format_count(row.latest.get("n_parameters")), format_seconds(row.latest.get("seconds"))]
-        if table.has_seed_figures:
-            cells.append(format_seed_figure(row.seed_figure, footnotes))
-        lines.append(cells)
-    title = f"{TASKS[table.task]}  {table.name}, {table.sessions}"
-    parts = [title, align(lines), *(describe(comparison) for comparison in table.comparisons)]
-    return "\n".join(parts + [f"  {mark} {text}" for text, mark in footnotes.items()])
+        ends = next_row is not None and next_row.kind != row.kind
+        grid.add_row(rich.text.Text(row.label), *cells, end_section=ends)
+    heading = f"{TASKS[table.task]}  {table.name}, {table.sessions}"
+    sentences = [*(describe(comparison) for comparison in table.comparisons), *original_sentences(table.rows)]
+    wrapped = [textwrap.fill(sentence, WIDTH, subsequent_indent="  ") for sentence in sentences]
+    return "\n".join([heading, render(grid), *[""] * bool(wrapped), *wrapped])
 
 
-def align(lines: Sequence[Sequence[str]]) -> str:
-    """Columns of equal width: the first to the left, the others to the right; an empty line becomes a rule."""
-    widths = [max(len(line[i]) for line in lines if line) for i in range(len(lines[0]))]
-    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))])
-        if line
-        else rule
-        for line in lines
-    )
+def render(grid: rich.table.Table) -> str:
+    """A table as plain text of `WIDTH` columns at most."""
+    console = rich.console.Console(width=WIDTH, file=io.StringIO(), color_system=None, highlight=False, markup=False)
+    with console.capture() as captured:
+        console.print(grid)
+    return "\n".join(line.rstrip() for line in captured.get().rstrip("\n").splitlines())
+
+
+def original_sentences(rows: Sequence[Row]) -> list[str]:
+    """What the original reported for models of the rows' kinds, each figure once."""
+    beside: dict[OriginalFigure, list[str]] = {}
+    for row in rows:
+        if row.original_figure is not None:
+            beside.setdefault(row.original_figure, []).append(row.label)
+    return [f"{figure.sentence} (beside {'; '.join(labels)})" for figure, labels in beside.items()]
 
 
 def describe(comparison: Comparison) -> str:
     """A comparison in words."""
-    difference = f"{format_metric(comparison.difference)} {METRIC_NAMES.get(comparison.metric, comparison.metric)}"
+    difference = f"{format_metric(comparison.difference)} {title(comparison.metric)}"
     seeds = "one seed" if comparison.n_seeds == 1 else f"{comparison.n_seeds} seeds"
     basis = f"{comparison.n_sessions:,} sessions, paired; {seeds}"
     if comparison.is_clear:
@@ -71,13 +82,18 @@ def format_number(value: float) -> str:
     return f"{value:.3f}" if abs(value) < 10 else f"{value:,.1f}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
-def format_metric(metric: Metric | None) -> str:
+def format_metric(metric: Measured | None) -> str:
     """`mean [low, high]`."""
     if metric is None or metric.mean is None or np.isnan(metric.mean):
         return "-"
     if metric.low is None or metric.high is None:
         return format_number(metric.mean)
     return f"{format_number(metric.mean)} [{format_number(metric.low)}, {format_number(metric.high)}]"
+
+
+def format_mean(metric: Measured | None) -> str:
+    """`mean`, without its interval."""
+    return "-" if metric is None else format_metric(metric._replace(low=None, high=None))
 
 
 def format_share(share: float | None) -> str:
@@ -115,10 +131,9 @@ def format_memory(mebibytes: float | None) -> str:
     return f"{mebibytes:.0f} MiB" if mebibytes < 1024 else f"{mebibytes / 1024:.1f} GiB"
 
 
-def format_seed_figure(figure: SeedFigure | None, footnotes: dict[str, str]) -> str:
-    """The seed's figure with the mark of its footnote; a new reason is added to `footnotes` (reason -> mark)."""
+def format_original_figure(figure: OriginalFigure | None, footnotes: dict[str, str]) -> str:
+    """The original's figure with the mark of its footnote; a new reason is added to `footnotes` (reason -> mark)."""
     if figure is None:
         return ""
-    text = f'reported by the seed for its "{figure.name}", not comparable: {figure.reason}.'
-    mark = footnotes.setdefault(text, chr(ord("a") + len(footnotes)))
+    mark = footnotes.setdefault(figure.sentence, chr(ord("a") + len(footnotes)))
     return f"{figure.maa:.3f} ({mark})"

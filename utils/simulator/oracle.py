@@ -29,7 +29,7 @@ from utils.data.options import DataConfig
 from utils.data.schema import CONTEXT_TYPES, MAX_LENGTH, MIN_LENGTH, SKIP_2, half
 from utils.data.vocab import PAD, UNK
 from utils.evaluation.predictions import Predict, SeqPredictions, SkipPredictions
-from utils.evaluation.scoring import score
+from utils.evaluation.scoring import score, scoring_loaders
 from utils.simulator.behaviour import Behaviour, Situation, level_probabilities, observed_logit, taste_prior
 from utils.simulator.log_files import day_index
 from utils.simulator.sessions import BACK, JUMP, NEXT, START, SWITCH
@@ -339,7 +339,7 @@ def main(config: Config) -> list[dict[str, Any]]:
     for task, predict in predictors.items():
         if config.task in (task, "both"):
             run = Run(f"oracle_{task}", config, dataset)
-            scores = score(predict, dataset, config.data, folder=run.folder)
+            scores = score(predict, dataset, scoring_loaders(dataset, config.data), folder=run.folder)
             results.append(run.finish(task=task, kind="oracle", label=LABELS[task], scores=scores))
     return results
 

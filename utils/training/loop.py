@@ -1,7 +1,7 @@
 """The shared loop. Nothing in it knows the task, the model or the data: two functions are the seam.
 
     loss_fn(model, batch)     -> (sum of losses, number of them); the batch is on the CPU
-    evaluate_fn(model)        -> {metric: value} on the validation split
+    evaluate_fn()             -> {metric: value} on the validation split
 
 Interrupted and resumed equals uninterrupted, bit for bit on the CPU.
 
@@ -15,6 +15,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -33,12 +34,12 @@ from utils.training.checkpoint import load_weights, rng_state, save_checkpoint, 
 from utils.training.data_parallel import average_sparse, averaging
 from utils.training.losses import LossFn
 from utils.training.optimizers import choose_gradients, clip_gradients, lr_factor, make_optimizers
-from utils.training.options import TrainConfig
+from utils.training.options import Precision, TrainConfig
 from utils.training.run import Run
 
 READ_EVERY = 10
 """Steps after which their losses are read from the device."""
-EvaluateFn = Callable[[Any], dict[str, float | None]]
+EvaluateFn = Callable[[], dict[str, float | None]]
 
 
 @dataclass
@@ -105,10 +106,13 @@ def fit(
     choose_gradients(model)
     if config.compiled:
         model.compile()
-    optimizers = make_optimizers(model, config)
+    optimizers = make_optimizers(model, lr=config.lr, weight_decay=config.weight_decay)
     loss_fn = averaging(model, loss_fn)
     total_steps = config.epochs * len(loader)
-    schedules = [LambdaLR(optimizer, lambda step: lr_factor(step, total_steps, config)) for optimizer in optimizers]
+    schedules = [
+        LambdaLR(optimizer, partial(lr_factor, total=total_steps, warmup=config.warmup_steps, schedule=config.schedule))
+        for optimizer in optimizers
+    ]
     progress = Progress()
     losses: list[Tensor] = []
     if not distributed.is_first():  # each has its own rows of a batch, and drops out others of their units
@@ -120,7 +124,7 @@ def fit(
     def validate() -> bool:
         """Evaluate, keep the best weights, save the state; true if training should stop."""
         progress.take_in(losses)
-        values = evaluate_fn(model)
+        values = evaluate_fn()
         value = monitored(values, monitor)
         loss = sum(distributed.from_all(progress.loss_sum)) / max(distributed.total(progress.loss_count), 1)
         run.log(progress.step, loader.epoch, "train", {"loss": loss})
@@ -138,7 +142,7 @@ def fit(
         bar = tqdm(loader, initial=loader.next_batch, total=len(loader), unit="batch", desc=f"epoch {loader.epoch + 1}")
         started = now()
         for batch in bar:
-            loss_sum, count = update(model, loss_fn, batch, optimizers, config)
+            loss_sum, count = update(model, loss_fn, batch, optimizers, clip=config.clip, precision=config.precision)
             for schedule in schedules:
                 schedule.step()
             progress.step += 1
@@ -209,24 +213,30 @@ def training_details(model: nn.Module, progress: Progress) -> dict[str, Any]:
 
 
 def update(
-    model: nn.Module, loss_fn: LossFn, batch: SessionBatch, optimizers: list[Optimizer], config: TrainConfig
+    model: nn.Module,
+    loss_fn: LossFn,
+    batch: SessionBatch,
+    optimizers: list[Optimizer],
+    *,
+    clip: float,
+    precision: Precision,
 ) -> tuple[Tensor, int]:
     """One update; returns the sum (on the model's device) and the number of the losses of a batch, or of this process's
     share of it."""
     model.zero_grad(set_to_none=True)
-    with autocast(device_of(model), config.precision):
+    with autocast(device_of(model), precision):
         loss_sum, count = loss_fn(model, batch)
     # The mean over the whole batch: gradients are averaged over processes, each of which has losses of its own.
     (loss_sum * distributed.n_processes() / max(distributed.total(count), 1)).backward()
     average_sparse(model)
-    if config.clip:
-        clip_gradients(model, config.clip)
+    if clip:
+        clip_gradients(model, clip)
     for optimizer in optimizers:
         optimizer.step()
     return loss_sum.detach(), count
 
 
-def autocast(device: torch.device, precision: Literal["auto", "float32", "bfloat16"]) -> torch.autocast:
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """The context of a forward pass in `precision`."""
     enabled = precision == "bfloat16" or (precision == "auto" and bfloat16_is_fast(device))
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from utils.data.batch import device_of
-from utils.training.options import TrainConfig
 
 
 def sparse_tables(model: nn.Module) -> list[nn.Parameter]:
@@ -30,7 +30,7 @@ def choose_gradients(model: nn.Module) -> None:
                 module.sparse = False
 
 
-def make_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
+def make_optimizers(model: nn.Module, *, lr: float, weight_decay: float = 0.0) -> list[Optimizer]:
     """Adam for all parameters but frozen ones: of embeddings with sparse gradients only the rows that a batch touched.
 
     A row that no batch touches keeps its moments as they are, where the dense algorithm would let them fade and the
@@ -41,10 +41,10 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
     sparse = sparse_tables(model)
     decayed = [parameter for parameter in trained if parameter in linear_weights]
     rest = [parameter for parameter in trained if parameter not in linear_weights | set(sparse)]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    optimizers: list[Optimizer] = [torch.optim.AdamW(groups, lr=config.lr, fused=True)]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    optimizers: list[Optimizer] = [torch.optim.AdamW(groups, lr=lr, fused=True)]
     if sparse:
-        optimizers.append(torch.optim.SparseAdam(sparse, lr=config.lr))
+        optimizers.append(torch.optim.SparseAdam(sparse, lr=lr))
     return optimizers
 
 
@@ -63,11 +63,11 @@ def clip_gradients(model: nn.Module, max_norm: float) -> None:
         gradient.mul_(factor)
 
 
-def lr_factor(step: int, total_steps: int, config: TrainConfig) -> float:
-    """Share of the peak learning rate at `step` (from 0)."""
-    if step < config.warmup_steps:
-        return (step + 1) / config.warmup_steps
-    if config.schedule == "constant":
+def lr_factor(step: int, *, total: int, warmup: int, schedule: Literal["constant", "cosine"]) -> float:
+    """Share of the peak learning rate at `step` (from 0) of `total`: a linear warm-up, then the schedule."""
+    if step < warmup:
+        return (step + 1) / warmup
+    if schedule == "constant":
         return 1.0
-    done = (step - config.warmup_steps) / max(total_steps - config.warmup_steps, 1)
+    done = (step - warmup) / max(total - warmup, 1)
     return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))

@@ -8,6 +8,8 @@ from typing import Literal
 from utils.core.checks import check_at_least, check_used
 from utils.core.errors import UserError
 
+Precision = Literal["auto", "float32", "bfloat16"]
+
 
 @dataclass
 class TrainConfig:
@@ -36,7 +38,7 @@ class TrainConfig:
     clock: Literal["wall", "processor"] = "wall"
     """What max_seconds counts: wall-clock time, or processor time of this process (of all its threads), which other
     jobs of a shared machine do not use up."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Precision = "auto"
     """Of the forward pass (autocast); auto is bfloat16 where the processor multiplies it fast."""
     compiled: bool = False
     """Compile the model (torch.compile), which takes minutes before the first step. For GPUs: benchmarks.gpu --compiled

@@ -23,6 +23,7 @@ from utils.core.errors import UserError
 from utils.core.files import atomic_file, write_json
 from utils.data.dataset import Dataset
 from utils.data.schema import SPLITS
+from utils.evaluation.metrics import HEADLINES
 from utils.training.machine import git_commit, peak_memory_mib
 from utils.training.seeds import HasRun
 
@@ -31,6 +32,10 @@ MAY_CHANGE = {
     *("run.label", "run.seeds", "run.folder", "run.resume"),
 }
 """Options that may differ when a run is resumed."""
+
+
+REPEAT_LAST, NGRAM = "repeat_last_action", "n_gram_with_knn"
+"""`experiment` of the baselines that other code asks for."""
 
 
 class Run:
@@ -211,9 +216,10 @@ def last_scored(scores: Mapping[str, Any]) -> str:
 def headline(result: dict[str, Any]) -> str:
     """The first metrics of a result on the last split that was scored, with intervals, where they are defined."""
     split = last_scored(result["scores"])
+    metrics = result["scores"][split]["metrics"]
     shown = [
-        f"{name} {value['mean']:.4f} [{value['low']:.4f}, {value['high']:.4f}]"
-        for name, value in list(result["scores"][split]["metrics"].items())[:2]
-        if value["mean"] is not None
+        f"{name} {metrics[name]['mean']:.4f} [{metrics[name]['low']:.4f}, {metrics[name]['high']:.4f}]"
+        for name in HEADLINES[result["task"]][:2]
+        if metrics[name]["mean"] is not None
     ]
     return f"{split} " + ", ".join(shown)
