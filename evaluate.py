@@ -19,17 +19,8 @@ from typing import Any, Literal
 
 from utils.core.cli import cli
 from utils.core.errors import UserError
-from utils.core.files import read_json
-from utils.evaluation.decoding import allowed_tracks, mask_filling, step_by_step
 from utils.evaluation.options import DecodingConfig, FillingConfig
-from utils.evaluation.predict import seq_predictor, skip_predictor
-from utils.evaluation.scoring import score_loader, scoring_loader
-from utils.evaluation.tables import predictions_table, print_scores, write_table
 from utils.preprocessing.options import PlaysColumns
-from utils.preprocessing.play_tables import plays_as_split
-from utils.training.machine import pick_device
-from utils.training.masked_tracks import masked_predictor
-from utils.training.rebuild import rebuild
 
 
 @dataclass
@@ -57,6 +48,16 @@ class Config:
 
 def main(config: Config) -> dict[str, Any]:
     """Print the scores and return them, as `Scores.summary()`."""
+    from utils.core.files import read_json
+    from utils.evaluation.decoding import allowed_tracks, mask_filling, step_by_step
+    from utils.evaluation.predict import seq_predictor, skip_predictor
+    from utils.evaluation.scoring import score_loader, scoring_loader
+    from utils.evaluation.tables import predictions_table, print_scores, write_table
+    from utils.preprocessing.play_tables import plays_as_split
+    from utils.training.machine import pick_device
+    from utils.training.masked_tracks import masked_predictor
+    from utils.training.rebuild import rebuild
+
     folder = Path(config.run)
     result = read_json(folder / "result.json")
     if result["kind"] != "model" or not (folder / "best.pt").exists():

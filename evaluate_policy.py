@@ -16,16 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
-from utils.agents import off_policy
 from utils.core.checks import check_at_least
 from utils.core.cli import cli
 from utils.core.errors import UserError
-from utils.core.files import read_json, write_json
-from utils.evaluation.scoring import scoring_loader
-from utils.training.machine import pick_device
-from utils.training.rebuild import rebuild
 
 
 @dataclass
@@ -55,6 +48,14 @@ class Config:
 
 def main(config: Config) -> dict[str, Any]:
     """Print the values of the run's policy, of the shuffle and of the best policy, and return them."""
+    import numpy as np
+
+    from utils.agents import off_policy
+    from utils.core.files import read_json, write_json
+    from utils.evaluation.scoring import scoring_loader
+    from utils.training.machine import pick_device
+    from utils.training.rebuild import rebuild
+
     folder = Path(config.run)
     result = read_json(folder / "result.json")
     if not (folder / "best.pt").exists() or result["task"] not in ("skip", "seq"):

@@ -12,12 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from utils.core.cli import cli
-from utils.core.files import write_json
-from utils.reporting.leaderboard import add_comparisons, build_tables, run_records
-from utils.reporting.page import write_report
-from utils.reporting.picture import plot_accuracy_by_position
-from utils.reporting.runs import load_runs
-from utils.reporting.text import format_table
 
 
 @dataclass
@@ -34,6 +28,13 @@ class Config:
 
 def main(config: Config) -> None:
     """Read, print, write."""
+    from utils.core.files import write_json
+    from utils.reporting.leaderboard import add_comparisons, build_tables, run_records
+    from utils.reporting.page import write_report
+    from utils.reporting.picture import plot_accuracy_by_position
+    from utils.reporting.runs import load_runs
+    from utils.reporting.text import format_table
+
     runs, notes = load_runs(config.runs)
     tables, more = add_comparisons(build_tables(runs), config.compare)
     notes += more

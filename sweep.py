@@ -23,13 +23,12 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from report import Config as ReportConfig
-from report import main as report
 from utils.core.checks import check_at_least
-from utils.core.cli import cli, parse_config
+from utils.core.cli import TYPE_CHECKING, cli, parse_config
 from utils.core.errors import UserError
-from utils.training.run import flat
-from utils.training.sweeps import PlannedRun, read_sweep, run, saved_runs, state_of
+
+if TYPE_CHECKING:
+    from utils.training.sweeps import PlannedRun
 
 ROOT = Path(__file__).parent
 
@@ -55,6 +54,10 @@ class Config:
 
 def main(config: Config) -> None:
     """Run what is missing, then report."""
+    from report import Config as ReportConfig
+    from report import main as report
+    from utils.training.sweeps import read_sweep
+
     paths = config.sweep if isinstance(config.sweep, list) else [config.sweep]
     sweeps = [read_sweep(path, folder=config.folder, only=config.only, scripts=ROOT) for path in paths]
     for planned in chain(*(wave for each in sweeps for wave in each.waves)):  # mistakes are found before any run
@@ -75,6 +78,8 @@ def main(config: Config) -> None:
 @cache
 def options_of(planned: PlannedRun) -> dict[str, Any]:
     """All options of a run, flat."""
+    from utils.training.run import flat
+
     return flat(asdict(parse_config(config_of(planned.script), planned.args)))
 
 
@@ -85,6 +90,8 @@ def config_of(script: str) -> Any:
 
 def run_wave(wave: list[PlannedRun], folder: Path, config: Config) -> list[str]:
     """Run what is missing of runs that do not need each other; returns the commands that failed."""
+    from utils.training.sweeps import run, saved_runs, state_of
+
     saved = {script: saved_runs(folder / script, config_of(script)()) for script in {each.script for each in wave}}
     missing = []
     for planned in wave:

@@ -16,20 +16,16 @@ from functools import cache, partial
 from typing import Any, Literal, NamedTuple
 
 from jsonargparse.typing import PositiveInt
-from tqdm import tqdm
 
-from model import baselines_seq as seq
-from model import baselines_skip as skip
-from model import next_track
-from utils.core.cli import cli
-from utils.data.dataloaders import SessionLoader
-from utils.data.dataset import Dataset
+from utils.core.cli import TYPE_CHECKING, cli
 from utils.data.options import DataConfig
-from utils.evaluation.predictions import Predictions, SeqPredictions, SkipPredictions
-from utils.evaluation.scoring import score, scoring_loader, scoring_loaders
 from utils.training.options import RunConfig
-from utils.training.run import NGRAM, REPEAT_LAST, Run
 from utils.training.seeds import each_seed
+
+if TYPE_CHECKING:
+    from utils.data.dataloaders import SessionLoader
+    from utils.data.dataset import Dataset
+    from utils.evaluation.predictions import Predictions
 
 
 @dataclass
@@ -58,6 +54,10 @@ class Baseline(NamedTuple):
 
 def skip_baselines(config: Config, dataset: Dataset) -> list[Baseline]:
     """The skip baselines. Nothing is chosen on validation: the prior of their rates is fixed."""
+    from model import baselines_skip as skip
+    from utils.data.dataloaders import SessionLoader
+    from utils.training.run import REPEAT_LAST
+
     s, t, n = config.data.history_size, config.data.target_size, config.max_sessions
     loader = SessionLoader(dataset.train, batch_size=4096, history_size=s, target_size=t, max_sessions=n)
     inputs, labels = skip.SkipInputs.of(loader), loader.targets().skips
@@ -73,6 +73,11 @@ def skip_baselines(config: Config, dataset: Dataset) -> list[Baseline]:
 
 def seq_baselines(config: Config, dataset: Dataset) -> list[Baseline]:
     """The seq baselines, their settings chosen on validation."""
+    from model import baselines_seq as seq
+    from model import next_track
+    from utils.evaluation.scoring import scoring_loader
+    from utils.training.run import NGRAM
+
     offsets = dataset.train.offsets[-config.max_sessions - 1 :]
     plays = (dataset.train.tracks[offsets[0] :], offsets - offsets[0])
     popularity = seq.Popularity.fit(plays[0], n_ids=dataset.n_ids)
@@ -96,6 +101,15 @@ def seq_baselines(config: Config, dataset: Dataset) -> list[Baseline]:
 
 def main(config: Config) -> list[dict[str, Any]]:
     """Fit and score each baseline; returns the contents of their result.json files."""
+    from tqdm import tqdm
+
+    from model import baselines_skip as skip
+    from model import next_track
+    from utils.data.dataset import Dataset
+    from utils.evaluation.predictions import SeqPredictions, SkipPredictions
+    from utils.evaluation.scoring import score, scoring_loaders
+    from utils.training.run import Run
+
     dataset = Dataset.open(config.data.folder, needs_skips=config.task == "skip")
     loaders = list(scoring_loaders(dataset, config.data))
     skip_inputs, examples = cache(skip.SkipInputs.of), cache(next_track.examples)  # of each loader, read once

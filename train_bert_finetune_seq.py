@@ -16,24 +16,16 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
-from model.bert import BertForContinuation
-from utils.core.cli import cli
-from utils.data.dataloaders import training_loader
-from utils.data.dataset import Dataset
+from utils.core.cli import TYPE_CHECKING, cli
 from utils.data.options import DataConfig
-from utils.evaluation.decoding import allowed_tracks, mask_filling
-from utils.evaluation.metrics import direction
 from utils.evaluation.options import FillingConfig
-from utils.evaluation.predict import seq_predictor
-from utils.evaluation.scoring import score, scoring_loaders, validate, validation_loader
-from utils.training.loop import fit, training_details
-from utils.training.losses import hidden_targets_loss, seq_loss, track_loss
-from utils.training.machine import pick_device, seed_everything
 from utils.training.model_configs import BertConfig
 from utils.training.options import LossConfig, RunConfig, TrainConfig
-from utils.training.pretrained import build_bert, check_pretrained, load_pretrained
-from utils.training.run import Run
 from utils.training.seeds import each_seed
+
+if TYPE_CHECKING:
+    from model.bert import BertForContinuation
+    from utils.data.dataset import Dataset
 
 
 @dataclass
@@ -59,6 +51,9 @@ class Config:
 
 def build(config: Config, dataset: Dataset) -> BertForContinuation:
     """The model of this script for `dataset`."""
+    from model.bert import BertForContinuation
+    from utils.training.pretrained import build_bert
+
     sparse = config.loss.is_sparse
     bert = build_bert(config.bert, dataset, config.data, sparse=sparse)
     return BertForContinuation(bert, target_size=config.data.target_size, tie_weights=config.tie_weights, sparse=sparse)
@@ -66,6 +61,18 @@ def build(config: Config, dataset: Dataset) -> BertForContinuation:
 
 def main(config: Config) -> dict[str, Any]:
     """Train, choose the best weights by one validation metric, score once on test; returns result.json's content."""
+    from utils.data.dataloaders import training_loader
+    from utils.data.dataset import Dataset
+    from utils.evaluation.decoding import allowed_tracks, mask_filling
+    from utils.evaluation.metrics import direction
+    from utils.evaluation.predict import seq_predictor
+    from utils.evaluation.scoring import score, scoring_loaders, validate, validation_loader
+    from utils.training.loop import fit, training_details
+    from utils.training.losses import hidden_targets_loss, seq_loss, track_loss
+    from utils.training.machine import pick_device, seed_everything
+    from utils.training.pretrained import check_pretrained, load_pretrained
+    from utils.training.run import Run
+
     check_pretrained(config)
     dataset = Dataset.open(config.data.folder)
     device = pick_device(config.train.device)

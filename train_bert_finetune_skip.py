@@ -15,21 +15,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from model.bert import BertForSkips
-from utils.core.cli import cli
-from utils.data.dataloaders import training_loader
-from utils.data.dataset import Dataset
+from utils.core.cli import TYPE_CHECKING, cli
 from utils.data.options import DataConfig
-from utils.evaluation.predict import skip_predictor
-from utils.evaluation.scoring import score, scoring_loaders, validate, validation_loader
-from utils.training.loop import fit, training_details
-from utils.training.losses import skip_loss
-from utils.training.machine import pick_device, seed_everything
 from utils.training.model_configs import BertConfig
 from utils.training.options import RunConfig, TrainConfig, Weighting
-from utils.training.pretrained import build_bert, check_pretrained, load_pretrained
-from utils.training.run import Run
 from utils.training.seeds import each_seed
+
+if TYPE_CHECKING:
+    from model.bert import BertForSkips
+    from utils.data.dataset import Dataset
 
 
 @dataclass
@@ -50,11 +44,24 @@ class Config:
 
 def build(config: Config, dataset: Dataset) -> BertForSkips:
     """The model of this script for `dataset`."""
+    from model.bert import BertForSkips
+    from utils.training.pretrained import build_bert
+
     return BertForSkips(build_bert(config.bert, dataset, config.data, sparse=True), use_log=config.use_log)
 
 
 def main(config: Config) -> dict[str, Any]:
     """Train, choose the best weights by validation MAA, score once on test; returns the content of result.json."""
+    from utils.data.dataloaders import training_loader
+    from utils.data.dataset import Dataset
+    from utils.evaluation.predict import skip_predictor
+    from utils.evaluation.scoring import score, scoring_loaders, validate, validation_loader
+    from utils.training.loop import fit, training_details
+    from utils.training.losses import skip_loss
+    from utils.training.machine import pick_device, seed_everything
+    from utils.training.pretrained import check_pretrained, load_pretrained
+    from utils.training.run import Run
+
     check_pretrained(config)
     dataset = Dataset.open(config.data.folder, needs_skips=True)
     device = pick_device(config.train.device)

@@ -15,27 +15,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import torch
-
-from model.bert import BertForMaskedTracks
-from utils.core.cli import cli
-from utils.core.distributed import once
-from utils.data.dataloaders import training_loader
-from utils.data.dataset import Dataset
+from utils.core.cli import TYPE_CHECKING, cli
 from utils.data.options import DataConfig
-from utils.evaluation.metrics import direction
-from utils.evaluation.scoring import score, scoring_loaders, validate, validation_loader
-from utils.track_vectors.files import PICTURE, save_vectors
-from utils.track_vectors.picture import plot_vectors
-from utils.training.loop import fit, training_details
-from utils.training.losses import track_loss
-from utils.training.machine import pick_device, seed_everything
-from utils.training.masked_tracks import check_whole, masked_loss, masked_predictor
 from utils.training.model_configs import BertConfig
 from utils.training.options import LossConfig, MaskingConfig, RunConfig, TrainConfig
-from utils.training.pretrained import build_bert
-from utils.training.run import Run
 from utils.training.seeds import each_seed
+
+if TYPE_CHECKING:
+    from model.bert import BertForMaskedTracks
+    from utils.data.dataset import Dataset
 
 
 @dataclass
@@ -56,6 +44,9 @@ class Config:
 
 def build(config: Config, dataset: Dataset) -> BertForMaskedTracks:
     """The model of this script for `dataset`."""
+    from model.bert import BertForMaskedTracks
+    from utils.training.pretrained import build_bert
+
     sparse = config.loss.is_sparse
     bert = build_bert(config.bert, dataset, config.data, sparse=sparse)
     return BertForMaskedTracks(bert, tie_weights=config.tie_weights, sparse=sparse)
@@ -63,6 +54,21 @@ def build(config: Config, dataset: Dataset) -> BertForMaskedTracks:
 
 def main(config: Config) -> dict[str, Any]:
     """Train, choose the best weights by one validation metric, score once on test; returns result.json's content."""
+    import torch
+
+    from utils.core.distributed import once
+    from utils.data.dataloaders import training_loader
+    from utils.data.dataset import Dataset
+    from utils.evaluation.metrics import direction
+    from utils.evaluation.scoring import score, scoring_loaders, validate, validation_loader
+    from utils.track_vectors.files import PICTURE, save_vectors
+    from utils.track_vectors.picture import plot_vectors
+    from utils.training.loop import fit, training_details
+    from utils.training.losses import track_loss
+    from utils.training.machine import pick_device, seed_everything
+    from utils.training.masked_tracks import check_whole, masked_loss, masked_predictor
+    from utils.training.run import Run
+
     dataset = Dataset.open(config.data.folder)
     check_whole(dataset, config.data)
     device = pick_device(config.train.device)

@@ -20,18 +20,11 @@ from typing import Any, Literal
 
 from jsonargparse.typing import PositiveInt
 
-import train_baselines
 from utils.core.cli import cli
 from utils.core.errors import UserError
-from utils.core.files import read_json
 from utils.data.options import check_splits
 from utils.data.schema import SPLITS
-from utils.evaluation.blend import Blend, choose_weight, predict_blend
-from utils.evaluation.scoring import score, scoring_loaders, validation_loader
-from utils.training.machine import pick_device
 from utils.training.options import RunConfig
-from utils.training.rebuild import rebuild
-from utils.training.run import NGRAM, Run
 
 
 @dataclass
@@ -60,6 +53,14 @@ class Config:
 
 def main(config: Config) -> dict[str, Any]:
     """Fit the n-gram, load the model, mix them and score the mixture; returns result.json's content."""
+    import train_baselines
+    from utils.core.files import read_json
+    from utils.evaluation.blend import Blend, choose_weight, predict_blend
+    from utils.evaluation.scoring import score, scoring_loaders, validation_loader
+    from utils.training.machine import pick_device
+    from utils.training.rebuild import rebuild
+    from utils.training.run import NGRAM, Run
+
     if config.run.seeds > 1:
         raise UserError("run.seeds: a blend is of one run, and has its seed; name the runs of other seeds one by one")
     folder = Path(config.neural)

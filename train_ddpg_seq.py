@@ -14,31 +14,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from tqdm import tqdm
-
-from model.ddpg import DDPGForContinuation
-from model.decoding import select
-from utils.agents.calibration import calibrate_ranks, calibration_loader, sampled_ranking
-from utils.agents.environment import LoggedSessions
-from utils.agents.learner import Learner, build_agent
 from utils.agents.options import AgentConfig, DDPGConfig, EnvironmentConfig, NoiseConfig
-from utils.agents.replay import PrioritisedReplay, Transition
-from utils.agents.training import Training
-from utils.core.cli import cli
-from utils.data.dataloaders import training_loader
-from utils.data.dataset import Dataset
+from utils.core.cli import TYPE_CHECKING, cli
 from utils.data.options import DataConfig
-from utils.evaluation.decoding import allowed_tracks, step_by_step
-from utils.evaluation.metrics import direction
 from utils.evaluation.options import DecodingConfig
-from utils.evaluation.predict import seq_predictor
-from utils.evaluation.scoring import score, scoring_loaders, validate, validation_loader
-from utils.training.machine import pick_device, seed_everything
 from utils.training.options import RunConfig
-from utils.training.run import Run, last_scored
 from utils.training.seeds import each_seed
-from utils.training.track_table import load_table
+
+if TYPE_CHECKING:
+    from model.ddpg import DDPGForContinuation
+    from utils.data.dataset import Dataset
 
 
 @dataclass
@@ -58,11 +43,33 @@ class Config:
 
 def build(config: Config, dataset: Dataset) -> DDPGForContinuation:
     """The model of this script for `dataset`."""
+    from model.ddpg import DDPGForContinuation
+    from utils.agents.learner import build_agent
+
     return DDPGForContinuation(build_agent(config.agent, dataset, config.data))
 
 
 def main(config: Config) -> dict[str, Any]:
     """Train, choose the best weights by one validation metric, score once on test; returns result.json's content."""
+    import torch
+    from tqdm import tqdm
+
+    from model.decoding import select
+    from utils.agents.calibration import calibrate_ranks, calibration_loader, sampled_ranking
+    from utils.agents.environment import LoggedSessions
+    from utils.agents.learner import Learner, noise_mask, noise_rate
+    from utils.agents.replay import PrioritisedReplay, Transition
+    from utils.agents.training import Training
+    from utils.data.dataloaders import training_loader
+    from utils.data.dataset import Dataset
+    from utils.evaluation.decoding import allowed_tracks, step_by_step
+    from utils.evaluation.metrics import direction
+    from utils.evaluation.predict import seq_predictor
+    from utils.evaluation.scoring import score, scoring_loaders, validate, validation_loader
+    from utils.training.machine import pick_device, seed_everything
+    from utils.training.run import Run, last_scored
+    from utils.training.track_table import load_table
+
     dataset = Dataset.open(config.data.folder)
     device = pick_device(config.train.device)
     seed_everything(config.run.seed)
@@ -95,7 +102,7 @@ def main(config: Config) -> dict[str, Any]:
             s, candidates, active = environment.history, environment.candidates, environment.active
             with torch.no_grad():
                 a = agent(s)
-                choice = agent.choose(a, candidates, config.noise.mask(a, training.episode))
+                choice = agent.choose(a, candidates, noise_mask(a, noise_rate(config.noise, training.episode)))
             r, done = environment.step(choice)
             item = candidates.gather(1, choice[:, None])[:, 0]
             replay.add(select(Transition(s, item, a, r, environment.history, environment.candidates, done), active))

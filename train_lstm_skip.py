@@ -15,25 +15,19 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
-from torch import Tensor
-
-from model.lstm import LSTMForSkips
-from utils.core.cli import cli
+from utils.core.cli import TYPE_CHECKING, cli
 from utils.core.errors import blame
-from utils.data.batch import SessionBatch, to_device
-from utils.data.dataloaders import training_loader
-from utils.data.dataset import Dataset
 from utils.data.options import DataConfig
-from utils.evaluation.predict import skip_predictor
-from utils.evaluation.scoring import score, scoring_loaders, validate, validation_loader
-from utils.training.loop import fit, training_details
-from utils.training.losses import loss_of_skips
-from utils.training.machine import pick_device, seed_everything
 from utils.training.model_configs import SkipLSTMConfig
 from utils.training.options import RunConfig, TableConfig, TrainConfig, Weighting
-from utils.training.run import Run
 from utils.training.seeds import each_seed
-from utils.training.track_table import load_table, table_rows
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from model.lstm import LSTMForSkips
+    from utils.data.batch import SessionBatch
+    from utils.data.dataset import Dataset
 
 
 @dataclass
@@ -51,6 +45,9 @@ class Config:
 
 def build(config: Config, dataset: Dataset) -> LSTMForSkips:
     """The model of this script for `dataset`."""
+    from model.lstm import LSTMForSkips
+    from utils.training.track_table import table_rows
+
     n_own, n_shared = table_rows(config.table, dataset)
     model = LSTMForSkips(
         dataset.n_ids,
@@ -67,6 +64,17 @@ def build(config: Config, dataset: Dataset) -> LSTMForSkips:
 
 def main(config: Config) -> dict[str, Any]:
     """Train, choose the best weights by validation MAA, score once on test; returns the content of result.json."""
+    from utils.data.batch import to_device
+    from utils.data.dataloaders import training_loader
+    from utils.data.dataset import Dataset
+    from utils.evaluation.predict import skip_predictor
+    from utils.evaluation.scoring import score, scoring_loaders, validate, validation_loader
+    from utils.training.loop import fit, training_details
+    from utils.training.losses import loss_of_skips
+    from utils.training.machine import pick_device, seed_everything
+    from utils.training.run import Run
+    from utils.training.track_table import load_table
+
     dataset = Dataset.open(config.data.folder, needs_skips=True)
     device = pick_device(config.train.device)
     seed_everything(config.run.seed)

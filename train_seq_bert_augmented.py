@@ -15,27 +15,17 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
-from model.attention import BertBranch
-from model.bert_augmented import BertAugmentedSeqTransformer
-from model.transformer import SeqTransformer
-from utils.core.cli import cli
+from utils.core.cli import TYPE_CHECKING, cli
 from utils.core.errors import blame
-from utils.data.dataloaders import training_loader
-from utils.data.dataset import Dataset
 from utils.data.options import DataConfig
-from utils.evaluation.decoding import allowed_tracks, step_by_step
-from utils.evaluation.metrics import direction
 from utils.evaluation.options import DecodingConfig
-from utils.evaluation.predict import seq_predictor
-from utils.evaluation.scoring import score, scoring_loaders, validate, validation_loader
-from utils.training.loop import fit, training_details
-from utils.training.losses import seq_loss, track_loss
-from utils.training.machine import pick_device, seed_everything
 from utils.training.model_configs import BertConfig, SeqTransformerConfig
 from utils.training.options import LossConfig, RunConfig, TrainConfig
-from utils.training.pretrained import build_bert, check_pretrained, load_pretrained, warm_start
-from utils.training.run import Run
 from utils.training.seeds import each_seed
+
+if TYPE_CHECKING:
+    from model.bert_augmented import BertAugmentedSeqTransformer
+    from utils.data.dataset import Dataset
 
 
 @dataclass
@@ -63,6 +53,11 @@ class Config:
 
 def build(config: Config, dataset: Dataset) -> BertAugmentedSeqTransformer:
     """The model of this script for `dataset`."""
+    from model.attention import BertBranch
+    from model.bert_augmented import BertAugmentedSeqTransformer
+    from model.transformer import SeqTransformer
+    from utils.training.pretrained import build_bert
+
     sparse = config.loss.is_sparse
     with blame("model"):
         transformer = SeqTransformer(
@@ -80,6 +75,18 @@ def build(config: Config, dataset: Dataset) -> BertAugmentedSeqTransformer:
 
 def main(config: Config, experiment: str = "seq_bert_augmented") -> dict[str, Any]:
     """Train, choose the best weights by one validation metric, score once on test; returns result.json's content."""
+    from utils.data.dataloaders import training_loader
+    from utils.data.dataset import Dataset
+    from utils.evaluation.decoding import allowed_tracks, step_by_step
+    from utils.evaluation.metrics import direction
+    from utils.evaluation.predict import seq_predictor
+    from utils.evaluation.scoring import score, scoring_loaders, validate, validation_loader
+    from utils.training.loop import fit, training_details
+    from utils.training.losses import seq_loss, track_loss
+    from utils.training.machine import pick_device, seed_everything
+    from utils.training.pretrained import check_pretrained, load_pretrained, warm_start
+    from utils.training.run import Run
+
     check_pretrained(config)
     dataset = Dataset.open(config.data.folder)
     device = pick_device(config.train.device)

@@ -16,24 +16,16 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
-from model.attention import BertBranch
-from model.bert_augmented import BertAugmentedSkipTransformer
-from model.transformer import SkipTransformer
-from utils.core.cli import cli
+from utils.core.cli import TYPE_CHECKING, cli
 from utils.core.errors import blame
-from utils.data.dataloaders import training_loader
-from utils.data.dataset import Dataset
 from utils.data.options import DataConfig
-from utils.evaluation.predict import skip_predictor
-from utils.evaluation.scoring import score, scoring_loaders, validate, validation_loader
-from utils.training.loop import fit, training_details
-from utils.training.losses import skip_loss
-from utils.training.machine import pick_device, seed_everything
 from utils.training.model_configs import BertConfig, SkipTransformerConfig
 from utils.training.options import RunConfig, TrainConfig, Weighting
-from utils.training.pretrained import build_bert, check_pretrained, load_pretrained, warm_start
-from utils.training.run import Run
 from utils.training.seeds import each_seed
+
+if TYPE_CHECKING:
+    from model.bert_augmented import BertAugmentedSkipTransformer
+    from utils.data.dataset import Dataset
 
 
 @dataclass
@@ -61,6 +53,11 @@ class Config:
 
 def build(config: Config, dataset: Dataset) -> BertAugmentedSkipTransformer:
     """The model of this script for `dataset`."""
+    from model.attention import BertBranch
+    from model.bert_augmented import BertAugmentedSkipTransformer
+    from model.transformer import SkipTransformer
+    from utils.training.pretrained import build_bert
+
     with blame("model"):
         transformer = SkipTransformer(
             dataset.n_ids,
@@ -77,6 +74,16 @@ def build(config: Config, dataset: Dataset) -> BertAugmentedSkipTransformer:
 
 def main(config: Config) -> dict[str, Any]:
     """Train, choose the best weights by validation MAA, score once on test; returns the content of result.json."""
+    from utils.data.dataloaders import training_loader
+    from utils.data.dataset import Dataset
+    from utils.evaluation.predict import skip_predictor
+    from utils.evaluation.scoring import score, scoring_loaders, validate, validation_loader
+    from utils.training.loop import fit, training_details
+    from utils.training.losses import skip_loss
+    from utils.training.machine import pick_device, seed_everything
+    from utils.training.pretrained import check_pretrained, load_pretrained, warm_start
+    from utils.training.run import Run
+
     check_pretrained(config)
     dataset = Dataset.open(config.data.folder, needs_skips=True)
     device = pick_device(config.train.device)

@@ -13,24 +13,17 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
-from model.transformer import SeqTransformer
-from utils.core.cli import cli
+from utils.core.cli import TYPE_CHECKING, cli
 from utils.core.errors import blame
-from utils.data.dataloaders import training_loader
-from utils.data.dataset import Dataset
 from utils.data.options import DataConfig
-from utils.evaluation.decoding import allowed_tracks, step_by_step
-from utils.evaluation.metrics import direction
 from utils.evaluation.options import DecodingConfig
-from utils.evaluation.predict import seq_predictor
-from utils.evaluation.scoring import score, scoring_loaders, validate, validation_loader
-from utils.training.loop import fit, training_details
-from utils.training.losses import seq_loss, track_loss
-from utils.training.machine import pick_device, seed_everything
 from utils.training.model_configs import SeqTransformerConfig
 from utils.training.options import LossConfig, RunConfig, TrainConfig
-from utils.training.run import Run
 from utils.training.seeds import each_seed
+
+if TYPE_CHECKING:
+    from model.transformer import SeqTransformer
+    from utils.data.dataset import Dataset
 
 
 @dataclass
@@ -49,6 +42,8 @@ class Config:
 
 def build(config: Config, dataset: Dataset) -> SeqTransformer:
     """The model of this script for `dataset`."""
+    from model.transformer import SeqTransformer
+
     return SeqTransformer(
         dataset.n_ids,
         dataset.features,
@@ -61,6 +56,17 @@ def build(config: Config, dataset: Dataset) -> SeqTransformer:
 
 def main(config: Config) -> dict[str, Any]:
     """Train, choose the best weights by one validation metric, score once on test; returns result.json's content."""
+    from utils.data.dataloaders import training_loader
+    from utils.data.dataset import Dataset
+    from utils.evaluation.decoding import allowed_tracks, step_by_step
+    from utils.evaluation.metrics import direction
+    from utils.evaluation.predict import seq_predictor
+    from utils.evaluation.scoring import score, scoring_loaders, validate, validation_loader
+    from utils.training.loop import fit, training_details
+    from utils.training.losses import seq_loss, track_loss
+    from utils.training.machine import pick_device, seed_everything
+    from utils.training.run import Run
+
     dataset = Dataset.open(config.data.folder)
     device = pick_device(config.train.device)
     seed_everything(config.run.seed)

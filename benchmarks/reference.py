@@ -50,16 +50,14 @@ def collate(
             [nothing] * n_before + arrays.log[past].tolist(),
             arrays.tracks[future].tolist() + [PAD] * n_after,
             [_label(code) for code in arrays.skips[future].tolist()] + [-1] * n_after,
-            arrays.log[future].tolist() + [nothing] * n_after,
         )
         for column, value in zip(columns, values, strict=True):
             column.append(value)
-    tracks, skips, log, target_tracks, target_skips, target_log = columns
+    tracks, skips, log, target_tracks, target_skips = columns
     return SessionBatch(
         History(torch.tensor(tracks), torch.tensor(skips), torch.tensor(log, dtype=torch.uint8)),
         torch.tensor(target_tracks),
         torch.tensor(target_skips),
-        torch.tensor(target_log, dtype=torch.uint8),
         torch.tensor(sessions),
     )
 
@@ -68,7 +66,7 @@ def _label(code: int) -> int:
     """The challenge's label of a skip code."""
     if code == schema.SKIP_UNKNOWN:
         return -1
-    return int(schema.SKIP_2 <= code <= schema.SKIP_1)
+    return int(schema.is_skip(code))
 
 
 def makes_the_same(loader: SessionLoader, batch: SessionBatch) -> bool:

@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from tqdm import tqdm
 
 from utils.data import schema
-from utils.data.batch import SessionBatch
+from utils.data.batch import N_SKIP_STATES, SessionBatch, is_skipped
 from utils.data.vocab import PAD
 
 PRIOR = 20.0
@@ -47,7 +47,7 @@ class SkipInputs(NamedTuple):
 
 def signed_skips(history_skips: np.ndarray) -> np.ndarray:
     """Skip states of a history (any shape) as +1 skipped (skip_2), -1 not, 0 unknown or no play; int8."""
-    return np.where(history_skips == 0, 0, np.where(history_skips > schema.SKIP_2, 1, -1)).astype(np.int8)
+    return np.where(history_skips == 0, 0, np.where(is_skipped(history_skips), 1, -1)).astype(np.int8)
 
 
 def last_known(history_skips: np.ndarray) -> np.ndarray:
@@ -110,7 +110,7 @@ class TrackRate:
     def fit(cls, tracks: np.ndarray, skips: np.ndarray, *, n_ids: int) -> TrackRate:
         """Count over all plays of training: `tracks` (n_events,) and their `schema.SKIP_*` codes (n_events,)."""
         known = skips != schema.SKIP_UNKNOWN
-        skipped = known & (skips >= schema.SKIP_2)
+        skipped = schema.is_skip(skips)
         counts = (np.bincount(tracks[mask], minlength=n_ids).astype(np.float64) for mask in (skipped, known))
         return cls(*counts)
 
@@ -222,7 +222,7 @@ def _features(inputs: SkipInputs, track_rate: TrackRate, own: np.ndarray | None 
     history_rates = track_rate.rates(inputs.history_tracks, None if own is None else signed)
     surprise = (((signed > 0) - history_rates) * known).sum(axis=1) / (n_known + 1)
     changes = (signed[:, 1:] * signed[:, :-1] < 0).sum(axis=1) / (n_known + 1)
-    degree = np.eye(schema.SKIP_1 + 2)[inputs.history_skips[:, -1]]  # (N, 6)
+    degree = np.eye(N_SKIP_STATES)[inputs.history_skips[:, -1]]  # (N, 6)
     of_history = np.column_stack([signed, degree, log_odds, surprise, changes, n_known / signed.shape[1]])
 
     track = _logit(track_rate.rates(inputs.target_tracks, own))  # (N, T)

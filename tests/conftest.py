@@ -108,6 +108,5 @@ def random_batch(*, n: int = 6, s: int = 10, t: int = 10, seed: int = 0) -> Sess
         history,
         draw(N_SPECIAL, N_IDS, n, t) * future,
         torch.where(future, draw(0, 2, n, t), -1),
-        (draw(0, 10**6, n, t, n_log) % sizes * future[..., None]).to(torch.uint8),
         torch.arange(n),
     )

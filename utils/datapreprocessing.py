@@ -1,13 +1,13 @@
 """Raw listening logs to a dataset folder (`docs/data.md`): MSSD's files, or any table of plays.
 
     python -m utils.datapreprocessing --raw data/raw/demo --out data/demo
-    python -m utils.datapreprocessing --raw data/raw/mssd --out data/mssd_seed --protocol seed
+    python -m utils.datapreprocessing --raw data/raw/mssd --out data/mssd_original --protocol original
     python -m utils.datapreprocessing --plays plays.parquet --plays_columns.session session_id \\
         --plays_columns.position position --out data/plays
 
 Protocols for MSSD's files:
     temporal  split by day, train before valid before test; sessions of 10 to 20 plays; rare tracks become `unk`
-    seed      the original experiment's 103K-track sample: split 0 trains, split 9 tests, the first 60 days, sessions
+    original  the original experiment's 103K-track sample: split 0 trains, split 9 tests, the first 60 days, sessions
               of exactly 20 plays of tracks with 150 training plays or more; valid is cut from training by session
     session   split by a hash of the session id, whatever the day: for a single day, such as the mini set. Easier than
               `temporal`, since the sessions of a day share playlists
@@ -20,26 +20,15 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import duckdb
-
 from utils.core.cli import cli
 from utils.core.errors import UserError
-from utils.core.files import atomic_folder
-from utils.preprocessing import mssd_spark
-from utils.preprocessing.dataset_writer import (
-    summary,
-)
-from utils.preprocessing.engine import connect
-from utils.preprocessing.mssd_dataset import prepare_mssd
 from utils.preprocessing.options import Config
-from utils.preprocessing.parsed_logs import parts_folder
-from utils.preprocessing.plays_dataset import prepare_plays
 
 OPTIONS_OF = {
-    "workers": ("temporal", "seed", "session"),
+    "workers": ("temporal", "original", "session"),
     "valid_days": ("temporal",),
     "test_days": ("temporal",),
-    "valid_fraction": ("seed", "session", "plays"),
+    "valid_fraction": ("original", "session", "plays"),
     "test_fraction": ("session", "plays"),
     "plays_columns": ("plays",),
     "min_session_length": ("plays",),
@@ -84,7 +73,7 @@ def check_config(config: Config) -> None:
     for name in ("valid_fraction", "test_fraction"):
         if not 0 < getattr(config, name) < 1:
             raise UserError(f"--{name} {getattr(config, name)}: must be between 0 and 1")
-    if protocol != "seed" and config.valid_fraction + config.test_fraction >= 1:
+    if protocol != "original" and config.valid_fraction + config.test_fraction >= 1:
         raise UserError("--valid_fraction and --test_fraction leave nothing to train on; their sum must be below 1")
 
 
@@ -95,6 +84,16 @@ def main(config: Config) -> dict[str, Any]:
         UserError: bad input, or no space to write to. Nothing is at `config.out` then, and what was parsed of MSSD's
             files is kept for the next run (`utils.importers.parts`).
     """
+    import duckdb
+
+    from utils.core.files import atomic_folder
+    from utils.preprocessing import mssd_spark
+    from utils.preprocessing.dataset_writer import summary
+    from utils.preprocessing.engine import connect
+    from utils.preprocessing.mssd_dataset import prepare_mssd
+    from utils.preprocessing.parsed_logs import parts_folder
+    from utils.preprocessing.plays_dataset import prepare_plays
+
     check_config(config)
     keeps_parts = config.plays is None and config.engine == "duckdb"
     parsed = parts_folder(config.out) if keeps_parts else nullcontext(Path())

@@ -170,9 +170,7 @@ def test_options_of_the_other_task_are_refused():
 def test_labels_are_seen_as_rewards_only():
     """Other labels, another log: the same states and candidates until a track was executed; in seq for ever."""
     batch = random_batch(n=50)
-    other = batch._replace(
-        target_skips=torch.where(batch.target_skips >= 0, 1 - batch.target_skips, -1), target_log=batch.target_log + 1
-    )
+    other = batch._replace(target_skips=torch.where(batch.target_skips >= 0, 1 - batch.target_skips, -1))
     for task in ("skip", "seq"):
         runs = []
         for seen in (batch, other):

@@ -61,7 +61,6 @@ def test_half(three):
     assert is_skipped(batch.history.skips).tolist() == [[0, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, 1]]
     assert batch.target_skips.tolist() == [[0, 1, 0], [1, -1, -1], [-1, 0, 1]]
     assert (batch.history.log == batch.history.tracks[:, :, None]).all()
-    assert (batch.target_log == batch.target_tracks[:, :, None]).all()
     assert batch.rows.tolist() == [0, 1, 2]
 
 
@@ -69,8 +68,8 @@ def test_types(three):
     batch = only_batch(SessionLoader(three, batch_size=8))
     types = [batch.history.tracks, batch.history.skips, batch.target_tracks, batch.target_skips, batch.rows]
     assert {tensor.dtype for tensor in types} == {torch.int64}
-    assert batch.history.log.dtype == batch.target_log.dtype == torch.uint8
-    assert batch.history.log.shape == batch.target_log.shape == (3, 10, N_LOG)
+    assert batch.history.log.dtype == torch.uint8
+    assert batch.history.log.shape == (3, 10, N_LOG)
 
 
 def test_long_sessions_are_truncated_around_the_cut(three):

@@ -514,11 +514,14 @@ def test_no_target_has_a_way_into_the_predictions(tmp_path: Path) -> None:
         rate,
         skip.HistoryLogistic.fit(given, labels, track_rate=rate),
     ):
-        for before, after in zip(model.predict(skip.SkipInputs.of(original)), model.predict(skip.SkipInputs.of(changed_labels)), strict=True):
+        for before, after in zip(
+            model.predict(skip.SkipInputs.of(original)), model.predict(skip.SkipInputs.of(changed_labels)), strict=True
+        ):
             np.testing.assert_array_equal(before, after)
     for model in all_models([arrays.tracks.tolist()], DATASET_IDS).values():
         np.testing.assert_array_equal(
-            next_track.predict(model, *next_track.examples(original))[0], next_track.predict(model, *next_track.examples(changed_tracks))[0]
+            next_track.predict(model, *next_track.examples(original))[0],
+            next_track.predict(model, *next_track.examples(changed_tracks))[0],
         )
 
 

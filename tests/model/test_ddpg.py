@@ -24,7 +24,7 @@ from model.ddpg import (
 from model.decoding import beam_search, greedy, select
 from utils.agents.calibration import SCALES, calibrate_ranks, calibrate_skips, calibration_loader, sampled_ranking
 from utils.agents.environment import LoggedSessions
-from utils.agents.learner import Learner
+from utils.agents.learner import Learner, noise_mask, noise_rate
 from utils.agents.options import DDPGConfig, EnvironmentConfig, NoiseConfig
 from utils.agents.replay import PrioritisedReplay, Transition
 from utils.data.batch import History, SessionBatch, is_skipped
@@ -289,14 +289,14 @@ def test_clipping_bounds_the_step():
 
 def test_noise_by_hand():
     noise = NoiseConfig(rate=0.4, decay=0.5)
-    assert [noise.rate_at(episode) for episode in range(3)] == [0.4, 0.2, 0.1]
-    assert [NoiseConfig("constant", rate=0.4).rate_at(episode) for episode in (0, 9)] == [0.4, 0.4]
-    assert NoiseConfig("none").rate_at(0) == 0
+    assert [noise_rate(noise, episode) for episode in range(3)] == [0.4, 0.2, 0.1]
+    assert [noise_rate(NoiseConfig("constant", rate=0.4), episode) for episode in (0, 9)] == [0.4, 0.4]
+    assert noise_rate(NoiseConfig("none"), 0) == 0
     action = torch.zeros(5000, 4)
     torch.manual_seed(0)
-    kept = noise.mask(action, 1).float().mean(0)
+    kept = noise_mask(action, noise_rate(noise, 1)).float().mean(0)
     assert kept.tolist() == pytest.approx([0.8] * 4, abs=0.03)
-    assert NoiseConfig("none").mask(action, 0).all()
+    assert noise_mask(action, noise_rate(NoiseConfig("none"), 0)).all()
 
 
 # ----- what the models may see ---------------------------------------------------------------------------------------
@@ -522,7 +522,7 @@ def live(agent, batch, *, episodes, config, noise):
             s, candidates, active = environment.history, environment.candidates, environment.active
             with torch.no_grad():
                 a = agent(s)
-                choice = agent.choose(a, candidates, noise.mask(a, episode))
+                choice = agent.choose(a, candidates, noise_mask(a, noise_rate(noise, episode)))
             r, done = environment.step(choice)
             item = candidates.gather(1, choice[:, None])[:, 0]
             replay.add(select(Transition(s, item, a, r, environment.history, environment.candidates, done), active))

@@ -172,11 +172,11 @@ def test_the_command_line_gives_the_same_dataset_again(raw: Path) -> None:
     )
 
 
-# ---------------------------------------------------------------------------------------- seed and session protocols
+# ---------------------------------------------------------------------------------------- original and session protocols
 
 
-def test_seed_protocol_keeps_full_sessions_of_known_tracks(raw: Path, tmp_path: Path) -> None:
-    info = main(Config(raw=raw, out=tmp_path / "seed", protocol="seed", min_count=5, valid_fraction=0.3))
+def test_original_protocol_keeps_full_sessions_of_known_tracks(raw: Path, tmp_path: Path) -> None:
+    info = main(Config(raw=raw, out=tmp_path / "seed", protocol="original", min_count=5, valid_fraction=0.3))
     split_0 = pd.concat([mssd_files.mssd_frame(split=0, day=day, n_sessions=12) for day in range(5)])
     plays = split_0["track_id_clean"].value_counts()
     known = set(plays[plays >= 5].index)
@@ -205,14 +205,14 @@ def test_seed_protocol_keeps_full_sessions_of_known_tracks(raw: Path, tmp_path: 
     assert funnel_of(info)["dropped: a track outside the vocabulary"][1] > 0
 
 
-def test_seed_protocol_reads_two_splits_of_sixty_days() -> None:
+def test_original_protocol_reads_two_splits_of_sixty_days() -> None:
     logs = [mssd.LogFile(Path(f"{s}{d}"), s, d) for d in mssd_files.days(66) for s in range(10)]
-    chosen = split_rules.seed_logs(logs)
+    chosen = split_rules.original_logs(logs)
     assert len(chosen) == 120
     assert {log.split for log in chosen} == {0, 9}
     assert max(log.day for log in chosen) == mssd_files.days(60)[-1]
     with pytest.raises(UserError, match=r"split 9 \(log_9_\*.csv\); there are none"):
-        split_rules.seed_logs([log for log in logs if log.split < 9])
+        split_rules.original_logs([log for log in logs if log.split < 9])
 
 
 def test_session_share_is_a_fixed_number() -> None:
@@ -381,7 +381,7 @@ def test_without_features_there_are_none_and_it_is_said(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ the whole catalogue
 
 
-@pytest.mark.parametrize("protocol", ["temporal", "seed", "session"])
+@pytest.mark.parametrize("protocol", ["temporal", "original", "session"])
 def test_the_whole_catalogue_is_the_vocabulary(tmp_path: Path, protocol: str) -> None:
     """Of tracks 0 to 299 some are played, 200 to 399 have features, track 350 twice."""
     raw = mssd_files.write_mssd(tmp_path / "raw", n_days=4, splits=(0, 9), n_sessions=12, n_tracks=300)
@@ -424,7 +424,7 @@ def test_the_whole_catalogue_is_the_vocabulary(tmp_path: Path, protocol: str) ->
             source = source.sort_values(["session_id", "session_position"])
             assert plays["track"].tolist() == [ids.get(track, vocab.UNK) for track in source["track_id_clean"]]
         n_new += (found["track"] >= 5 + n).sum()
-        assert protocol != "seed" or (found["track"] != vocab.UNK).all()
+        assert protocol != "original" or (found["track"] != vocab.UNK).all()
     assert n_new > 0, "validation and test know tracks that nobody played in training"
 
 
@@ -598,10 +598,10 @@ def test_options_that_contradict_each_other(raw: Path, tmp_path: Path) -> None:
             "--test_fraction is for session, plays; it means nothing to temporal",
         ),
         (
-            Config(out=out, raw=raw, protocol="seed", test_days=2),
+            Config(out=out, raw=raw, protocol="original", test_days=2),
             "--test_days is for temporal; it means nothing to seed",
         ),
-        (Config(out=out, plays=raw, protocol="seed"), "is for MSSD's files"),
+        (Config(out=out, plays=raw, protocol="original"), "is for MSSD's files"),
         (Config(out=out, plays=raw, max_session_length=1), "is below --min_session_length"),
         (Config(out=out, plays=raw, workers=3), "--workers is for temporal, seed, session; it means nothing to plays"),
         (Config(out=Path("/"), raw=raw), "--out / is no place for a dataset"),
@@ -684,7 +684,11 @@ def test_a_failed_run_goes_on_with_what_is_parsed(tmp_path: Path, read_logs: lis
 
 
 def test_parts_serve_every_protocol_and_option(raw: Path, tmp_path: Path, read_logs: list[str]) -> None:
-    for options in ({"protocol": "seed", "min_count": 5}, {"protocol": "session"}, {"valid_days": 2, "min_count": 3}):
+    for options in (
+        {"protocol": "original", "min_count": 5},
+        {"protocol": "session"},
+        {"valid_days": 2, "min_count": 3},
+    ):
         out = tmp_path / "d"
         with pytest.raises(UserError, match="no track has 1000000 plays"):
             main(Config(raw=raw, out=out, min_count=10**6))

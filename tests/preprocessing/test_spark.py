@@ -85,11 +85,11 @@ def assert_same_dataset(found: Path, expected: Path) -> None:
     "options",
     [
         {"min_count": 2},
-        {"protocol": "seed", "min_count": 3, "valid_fraction": 0.3},
+        {"protocol": "original", "min_count": 3, "valid_fraction": 0.3},
         {"protocol": "session"},
         {"min_count": 0},
     ],
-    ids=["temporal", "seed", "session", "catalogue"],
+    ids=["temporal", "original", "session", "catalogue"],
 )
 def test_spark_and_duckdb_write_the_same_bytes(raw: Path, tmp_path: Path, remote: str, options: dict) -> None:
     here = main(Config(raw=raw, out=tmp_path / "duckdb", **options))

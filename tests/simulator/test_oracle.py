@@ -16,18 +16,10 @@ from utils.preprocessing.options import Config as PreprocessingConfig
 from utils.simulator import __main__ as simulator
 from utils.simulator import log_files
 from utils.simulator.behaviour import Behaviour, level_probabilities, observed_logit, taste_prior
-from utils.simulator.calibration import oracle_view
 from utils.simulator.lists import MAX_LIST, RADIO, Lists
-from utils.simulator.oracle import (
-    Config,
-    SkipPosterior,
-    best_decisions,
-    expected_accuracy,
-    first_half,
-    main,
-    read_logs,
-    skip_posterior,
-)
+from utils.simulator.mssd_figures import oracle_view
+from utils.simulator.oracle import Config, main
+from utils.simulator.oracle_logs import first_half, read_logs
 from utils.simulator.sessions import (
     BACK,
     JUMP,
@@ -40,6 +32,7 @@ from utils.simulator.sessions import (
     TRANSITIONS,
     draw_sessions,
 )
+from utils.simulator.skip_oracle import SkipPosterior, best_decisions, expected_accuracy, skip_posterior
 from utils.simulator.track_oracle import N_STEPS, ContinuationOracle, FirstHalf, cursor_moves, first_steps
 from utils.simulator.world import build_world
 from utils.training.options import RunConfig

@@ -15,10 +15,10 @@ from utils.simulator import __main__ as simulator
 from utils.simulator import log_columns, log_files
 from utils.simulator.__main__ import Config
 from utils.simulator.behaviour import Behaviour, Situation, level_probabilities, observed_logit, taste_prior
-from utils.simulator.calibration import real_figures, simulated_figures, solve_base
 from utils.simulator.figures import MARGINALS, PLAYS_BY_RANK, real_plays
 from utils.simulator.lists import CHARTS, MAX_LIST, MIN_LIST, N_CLUSTERS, RADIO, Lists
 from utils.simulator.log_columns import draw_log, log_table
+from utils.simulator.mssd_figures import real_figures, simulated_figures, solve_base
 from utils.simulator.sessions import BACK, JUMP, NEXT, RESTART, START, SWITCH, draw_sessions
 from utils.simulator.world import build_world, random_uuids
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from model.ddpg import ActorCritic, actor_loss, critic_loss, soft_update
-from utils.agents.options import AgentConfig, DDPGConfig
+from utils.agents.options import AgentConfig, DDPGConfig, NoiseConfig
 from utils.agents.replay import Transition
 from utils.core.errors import blame
 from utils.data.batch import device_of
@@ -30,6 +30,17 @@ def build_agent(config: AgentConfig, dataset: Dataset, data: DataConfig) -> Acto
     features = dataset.features if sizes.pop("use_features") else dataset.features[:, :0]
     with blame("agent"):
         return ActorCritic(dataset.n_ids, features, history_size=data.history_size, sparse=True, **sizes)
+
+
+def noise_rate(config: NoiseConfig, episode: int) -> float:
+    """The probability that a dimension does not count in an episode, from 0."""
+    factor = {"none": 0.0, "constant": 1.0, "decay": config.decay**episode}[config.schedule]
+    return config.rate * factor
+
+
+def noise_mask(action: Tensor, rate: float) -> Tensor:
+    """Which dimensions of actions (B, D) count: bool (B, D), drawn from torch's generator."""
+    return torch.rand(action.shape, device=action.device) >= rate
 
 
 class Learner:

@@ -35,14 +35,14 @@ from utils.core.files import read_json
 from utils.data.dataloaders import SessionLoader
 from utils.data.dataset import Dataset
 from utils.data.options import DataConfig
-from utils.data.schema import SKIP_2
+from utils.data.schema import is_skip
 from utils.data.vocab import UNK
 from utils.evaluation import metrics
 from utils.evaluation.predict import progress
 from utils.simulator.behaviour import TASTE_ROWS, Behaviour, Situation, observed_logit
 from utils.simulator.lists import Lists
 from utils.simulator.log_files import Job, day_index, job_chunks
-from utils.simulator.oracle import dataset_ids
+from utils.simulator.oracle_logs import dataset_ids
 from utils.simulator.sessions import JUMP, START, SWITCH, SimulatedSessions
 from utils.simulator.world import World, build_world
 
@@ -166,7 +166,7 @@ def simulated_choices(raw: Path, dataset: Dataset, loader: SessionLoader, *, k: 
                 drawn = draw_candidates(mine, lists, ids != UNK, k=k, rng=rng)
                 shuffled = _part(mine, drawn.session)
                 cut = shuffled.length // 2
-                listened = (shuffled.level[np.arange(len(cut)), cut] < SKIP_2).astype(np.float64)
+                listened = (~is_skip(shuffled.level[np.arange(len(cut)), cut])).astype(np.float64)
                 truth = listen_probability(world, behaviour, shuffled, drawn.candidates)
                 parts.append((row[inside][drawn.session], ids[drawn.candidates], drawn.logged, listened, truth))
     if n_missing:
@@ -263,7 +263,7 @@ def listen_probability(
     situation = Situation(sessions.premium, hour, sessions.context[:, 0])
     likes = behaviour.match_effect * world.listener_taste[sessions.listener_taste]  # (S, N_TASTE)
     profile = behaviour.profile(cut, sessions.length)[rows, sessions.listener_type]
-    before = 2.0 * (sessions.level[rows, cut - 1] >= SKIP_2) - 1
+    before = 2.0 * is_skip(sessions.level[rows, cut - 1]) - 1
     listener = behaviour.propensities()[0][sessions.listener_propensity] + profile + behaviour.persistence * before
     result = np.empty(candidates.shape)
     for i in range(candidates.shape[1]):

@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-from torch import Tensor
-
 from model.names import SkipEncoding
 from utils.core.checks import check_at_least, check_used
 from utils.core.errors import UserError
@@ -57,15 +54,6 @@ class NoiseConfig:
         for name in ("rate", "decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"noise.{name} is {getattr(self, name)}; it must be from 0 to 1")
-
-    def rate_at(self, episode: int) -> float:
-        """The rate in an episode, from 0."""
-        factor = {"none": 0.0, "constant": 1.0, "decay": self.decay**episode}[self.schedule]
-        return self.rate * factor
-
-    def mask(self, action: Tensor, episode: int) -> Tensor:
-        """Which dimensions of actions (B, D) count: bool (B, D), drawn from torch's generator."""
-        return torch.rand(action.shape, device=action.device) >= self.rate_at(episode)
 
 
 @dataclass

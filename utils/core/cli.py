@@ -13,10 +13,16 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
 from utils.core.errors import UserError
 
+# The docstring under each field of a Config is its help text.
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+TYPE_CHECKING = False
+"""For imports that only annotations need. Unlike typing's constant, it keeps jsonargparse from executing them: `--help`
+would wait for torch."""
 C = TypeVar("C")
 
 

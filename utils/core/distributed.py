@@ -25,7 +25,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from utils.core.errors import UserError
-from utils.data.batch import SessionBatch
 
 T = TypeVar("T")
 
@@ -64,11 +63,6 @@ def is_first() -> bool:
 def mine() -> slice:
     """Which rows of a batch are for this process: none, if there are fewer rows than processes."""
     return slice(rank(), None, n_processes())
-
-
-def share(batch: SessionBatch) -> SessionBatch:
-    """The rows of a batch that are for this process."""
-    return batch.take(mine()) if n_processes() > 1 else batch
 
 
 def shared(tensor: Tensor) -> Tensor:

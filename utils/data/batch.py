@@ -9,7 +9,7 @@ Shape legend, for the whole project:
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -46,8 +46,6 @@ class SessionBatch(NamedTuple):
     """int64 (B, T); known to the model in the skip task, the answer in the seq task."""
     target_skips: Tensor
     """int64 (B, T); 1 skipped, 0 not, -1 no play or unknown: the answer in the skip task."""
-    target_log: Tensor
-    """uint8 (B, T, L); answers for auxiliary losses only."""
     rows: Tensor
     """int64 (B,); which example of its loader each row is."""
 
@@ -81,6 +79,6 @@ def whole_sessions(batch: SessionBatch) -> Tensor:
     return torch.cat([batch.history.tracks, batch.target_tracks], dim=1)
 
 
-def is_skipped(skips: Tensor) -> Tensor:
-    """Which skip states of a history mean skip_2, the challenge's label. Any shape in, bool of the same shape out."""
-    return skips > schema.SKIP_2
+def is_skipped(skips: Any) -> Any:
+    """Which skip states of a history mean skip_2: an array or tensor in, bool of the same shape out."""
+    return schema.is_skip(skips - 1)

@@ -162,7 +162,6 @@ class SessionLoader:
             history=History(_long(tracks[:, :s]), _long(states[:, :s]), torch.from_numpy(log[:, :s])),
             target_tracks=_long(tracks[:, s:]),
             target_skips=_long(_labels(skips[:, s:])),
-            target_log=torch.from_numpy(log[:, s:]),
             rows=_long(rows),
         )
 
@@ -189,7 +188,7 @@ def _long(array: np.ndarray) -> torch.Tensor:
 
 def _labels(skips: np.ndarray) -> np.ndarray:
     """Challenge labels int8 of skip codes: 1 skipped (skip_2), 0 not, -1 unknown."""
-    labels = ((skips >= schema.SKIP_2) & (skips <= schema.SKIP_1)).astype(np.int8)
+    labels = schema.is_skip(skips).astype(np.int8)
     labels[skips == schema.SKIP_UNKNOWN] = -1
     return labels
 

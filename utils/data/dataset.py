@@ -20,7 +20,7 @@ import torch
 from utils.core.errors import UserError
 from utils.core.files import read_json
 from utils.data import schema
-from utils.data.schema import SCHEMA_VERSION, SPLITS
+from utils.data.schema import OLDER_PROTOCOLS, SCHEMA_VERSION, SPLITS
 from utils.data.vocab import N_SPECIAL
 
 PLAYS_AT_ONCE = 4_000_000
@@ -143,6 +143,7 @@ class Dataset:
             )
         if needs_skips and not info["has_skips"]:
             raise UserError(f"{folder} has no skips (its source has none): only the seq task can be run on it")
+        info["protocol"] = OLDER_PROTOCOLS.get(info["protocol"], info["protocol"])
         features = torch.tensor(_open_array(folder / "track_features.npy"))
         if len(features) != info["vocabulary"]["n_ids"]:
             raise UserError(

@@ -6,6 +6,8 @@ Jehan, "The Music Streaming Sessions Dataset" (WWW 2019), and its challenge's da
 
 from __future__ import annotations
 
+from typing import Any
+
 SESSION_COLUMNS = (
     "session_id",
     "session_position",
@@ -123,9 +125,14 @@ SKIP_2 = 3
 SKIP_1 = 4
 SKIP_UNKNOWN = 255
 """Values of `skips.npy`, ordinal: no flag at all, played to the end, mostly played, briefly, very briefly.
-The challenge's label skip_2 is `SKIP_2 <= value <= SKIP_1`."""
+`is_skip` tells which of them the challenge calls skipped."""
+
+SKIP_FLAGS = {"not_skipped": SKIP_PLAYED, "skip_3": SKIP_3_ONLY, "skip_2": SKIP_2, "skip_1": SKIP_1}
+"""MSSD's flags in ascending order of their codes. The skip flags are cumulative: the strictest that is set counts."""
 SCHEMA_VERSION = 1
 """Of the dataset folder (docs/architecture.md)."""
+OLDER_PROTOCOLS: dict[str, Any] = {"seed": "original"}
+"""What protocols of earlier versions are called now, in options, datasets and runs."""
 SPLITS = ("train", "valid", "test")
 """Of a dataset, in order of time."""
 PREFIXES = "_prefixes"
@@ -134,6 +141,17 @@ N_SPLITS = 10
 """MSSD's training files come in ten splits a day."""
 MIN_LENGTH, MAX_LENGTH = 10, 20
 """Shortest and longest MSSD session, in plays."""
+
+
+def is_skip(codes: Any) -> Any:
+    """Which codes `SKIP_*` mean skip_2, the challenge's label: an array or tensor in, bool of the same shape out."""
+    return (codes >= SKIP_2) & (codes <= SKIP_1)
+
+
+def skip_flags(codes: Any) -> dict[str, Any]:
+    """MSSD's flags of known codes `SKIP_*`, each an array of their shape."""
+    cumulative = {name: codes >= code for name, code in SKIP_FLAGS.items()}
+    return cumulative | {"not_skipped": codes == SKIP_PLAYED}
 
 
 def log_file(split: int, day: str) -> str:

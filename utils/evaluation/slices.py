@@ -83,7 +83,7 @@ def _skipper_type(arrays: SessionArrays, start: np.ndarray, cut: np.ndarray) -> 
     length = cut - start
     first = np.cumsum(length) - length
     skips = arrays.skips[np.repeat(start - first, length) + np.arange(length.sum())]  # of the first halves
-    skipped = np.concatenate([[0], np.cumsum((skips >= schema.SKIP_2) & (skips <= schema.SKIP_1))])
+    skipped = np.concatenate([[0], np.cumsum(schema.is_skip(skips))])
     middle = length // 2
     early = (skipped[first + middle] - skipped[first]) / np.maximum(middle, 1)
     late = (skipped[first + length] - skipped[first + middle]) / np.maximum(length - middle, 1)

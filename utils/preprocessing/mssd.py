@@ -33,13 +33,6 @@ CATEGORIES = {
     "hist_user_behavior_reason_start": schema.REASONS_START,
     "hist_user_behavior_reason_end": schema.REASONS_END,
 }
-SKIP_LEVELS = {
-    "not_skipped": schema.SKIP_PLAYED,
-    "skip_3": schema.SKIP_3_ONLY,
-    "skip_2": schema.SKIP_2,
-    "skip_1": schema.SKIP_1,
-}
-"""What each flag means; they are cumulative, and the levels ascend."""
 SEEKS = ("hist_user_behavior_n_seekfwd", "hist_user_behavior_n_seekback")
 NUMBERS = {
     "session_position": pa.uint8(),
@@ -281,7 +274,7 @@ def code_skips(table: pa.Table) -> np.ndarray:
     """`schema.SKIP_*`, uint8 (N,). The flags are cumulative: the strictest that is set counts. A play whose skip_2 is
     empty is unknown."""
     codes = np.full(len(table), schema.SKIP_NO_FLAG, np.uint8)
-    for name, level in SKIP_LEVELS.items():
+    for name, level in schema.SKIP_FLAGS.items():
         flag = pc.fill_null(table[name], False).to_numpy()
         np.maximum(codes, flag * np.uint8(level), out=codes)  # the levels ascend
     if table["skip_2"].null_count:

@@ -186,8 +186,8 @@ def write_log(
 
 
 def choose_rules(config: Config, logs: Sequence[mssd.LogFile]) -> SplitRules:
-    if config.protocol == "seed":
-        return split_rules.seed(valid_fraction=config.valid_fraction, min_count=config.min_count)
+    if config.protocol == "original":
+        return split_rules.original(valid_fraction=config.valid_fraction, min_count=config.min_count)
     if config.protocol == "session":
         return split_rules.by_session(
             valid_fraction=config.valid_fraction, test_fraction=config.test_fraction, min_count=config.min_count
@@ -219,8 +219,8 @@ def prepare_mssd(config: Config, folder: Path, work: Path, engine: Engine, parse
     """
     assert config.raw is not None
     logs = mssd.find_logs(config.raw)
-    if config.protocol == "seed":
-        logs = split_rules.seed_logs(logs)
+    if config.protocol == "original":
+        logs = split_rules.original_logs(logs)
     rules = choose_rules(config, logs)
     feature_files = mssd.feature_files(config.raw, mini=logs[0].day == "")
     catalogue = read_catalogue(config.raw, feature_files) if rules.min_count == 0 else None

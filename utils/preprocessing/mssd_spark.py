@@ -189,7 +189,7 @@ def code_column(name: str, text: ibis.Value) -> ibis.Value:
 
 def code_skip(text: dict[str, ibis.Value]) -> ibis.Value:
     """`schema.SKIP_*`; see `mssd.code_skips`."""
-    strictest = reversed(mssd.SKIP_LEVELS.items())
+    strictest = reversed(schema.SKIP_FLAGS.items())
     return ibis.cases(
         (text["skip_2"].isnull(), schema.SKIP_UNKNOWN),
         *((text[name].isin(mssd.TRUE), level) for name, level in strictest),

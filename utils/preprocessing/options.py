@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from utils.data.schema import OLDER_PROTOCOLS
 
 
 @dataclass
@@ -41,16 +44,16 @@ class Config:
     """Instead of --raw: a table of plays (CSV or Parquet), or a folder of them."""
     plays_columns: PlaysColumns = field(default_factory=PlaysColumns)
     """Which column of --plays is what."""
-    protocol: Literal["temporal", "seed", "session"] = "temporal"
+    protocol: Literal["temporal", "original", "session", "seed"] = "temporal"
     """How MSSD's sessions are chosen and split; see above. Tables of plays are split by time."""
     min_count: int | None = None
-    """Training plays below which a track is rare; 5, or 150 for the seed protocol. 0 takes in all of track_features."""
+    """Training plays below which a track is rare; 5, or 150 for the original's protocol. 0 takes in all of track_features."""
     valid_days: int | None = None
     """temporal: days before the test days; a tenth of all, at least one."""
     test_days: int | None = None
     """temporal: last days; a tenth of all, at least one."""
     valid_fraction: float = 0.1
-    """seed, session, plays: share of the sessions for validation (seed: of the training sessions)."""
+    """original, session, plays: share of the sessions for validation (original: of the training sessions)."""
     test_fraction: float = 0.1
     """session, plays: share of the sessions for testing."""
     min_session_length: int = 2
@@ -67,6 +70,12 @@ class Config:
     """MSSD's logs that are worked on at a time, each on one core and in memory; 0: as many as cores, at most four."""
     overwrite: bool = False
     """Replace an existing --out."""
+
+    def __post_init__(self) -> None:
+        if self.protocol in OLDER_PROTOCOLS:
+            current = OLDER_PROTOCOLS[self.protocol]
+            print(f"--protocol {self.protocol} is called --protocol {current} now", file=sys.stderr)
+            self.protocol = current
 
 
 def command_line(config: Any) -> str:

@@ -17,9 +17,9 @@ from utils.core.errors import UserError
 from utils.data import schema
 from utils.preprocessing.mssd import LogFile
 
-SEED_TRAIN_SPLIT, SEED_TEST_SPLIT = 0, 9
-SEED_DAYS = 60
-SEED_MIN_COUNT = 150
+ORIGINAL_TRAIN_SPLIT, ORIGINAL_TEST_SPLIT = 0, 9
+ORIGINAL_DAYS = 60
+ORIGINAL_MIN_COUNT = 150
 DEFAULT_MIN_COUNT = 5
 TRAIN, VALID, TEST = 0, 1, 2
 
@@ -125,36 +125,36 @@ def by_session(*, valid_fraction: float, test_fraction: float, min_count: int | 
     return all_sessions(assign, min_count)
 
 
-def seed(*, valid_fraction: float, min_count: int | None = None) -> SplitRules:
-    """The original sample, from the logs of `seed_logs`: split 9 tests, split 0 trains and (by a hash of the session
+def original(*, valid_fraction: float, min_count: int | None = None) -> SplitRules:
+    """The original sample, from the logs of `original_logs`: split 9 tests, split 0 trains and (by a hash of the session
     id) validates; sessions of 20 plays of tracks that all have `min_count` (150) plays in split 0."""
 
     def assign(log: LogFile, session_ids: pa.Array) -> np.ndarray:
-        if log.split == SEED_TEST_SPLIT:
+        if log.split == ORIGINAL_TEST_SPLIT:
             return np.full(len(session_ids), TEST, np.uint8)
         return np.where(session_share(session_ids) < valid_fraction, VALID, TRAIN).astype(np.uint8)
 
     return SplitRules(
         assign,
         lengths=(schema.MAX_LENGTH, schema.MAX_LENGTH),
-        min_count=SEED_MIN_COUNT if min_count is None else min_count,
+        min_count=ORIGINAL_MIN_COUNT if min_count is None else min_count,
         known_tracks_only=True,
         count_all=True,
     )
 
 
-def seed_logs(logs: Sequence[LogFile]) -> list[LogFile]:
+def original_logs(logs: Sequence[LogFile]) -> list[LogFile]:
     """Split 0 and split 9 of the first 60 days.
 
     Raises:
         UserError: one of the two splits is not there.
     """
-    days = sorted({log.day for log in logs})[:SEED_DAYS]
-    chosen = [log for log in logs if log.split in {SEED_TRAIN_SPLIT, SEED_TEST_SPLIT} and log.day in days]
-    missing = {SEED_TRAIN_SPLIT, SEED_TEST_SPLIT} - {log.split for log in chosen}
+    days = sorted({log.day for log in logs})[:ORIGINAL_DAYS]
+    chosen = [log for log in logs if log.split in {ORIGINAL_TRAIN_SPLIT, ORIGINAL_TEST_SPLIT} and log.day in days]
+    missing = {ORIGINAL_TRAIN_SPLIT, ORIGINAL_TEST_SPLIT} - {log.split for log in chosen}
     if missing:
         raise UserError(
-            f"--protocol seed needs logs of split {min(missing)} (log_{min(missing)}_*.csv); there are none"
+            f"--protocol original needs logs of split {min(missing)} (log_{min(missing)}_*.csv); there are none"
         )
     return chosen
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from utils.core.errors import UserError
 from utils.core.files import read_json
-from utils.data.schema import PREFIXES
+from utils.data.schema import OLDER_PROTOCOLS, PREFIXES
 
 TASKS = {
     "skip": "Which tracks will be skipped?",
@@ -21,8 +21,6 @@ INCIDENTAL = ("run", "seed")
 """Groups of options that may differ between the runs of one row: seed, folders, label."""
 STARTS = {"pretrained", "warm_start"}
 """Options that name the run whose weights a run started from."""
-OLDER_PROTOCOLS = {"seed": "original"}
-"""Names of protocols in runs of earlier versions, and what they are called now."""
 RESULT_KEYS = ("experiment", "label", "task", "kind", "dataset", "seed", "scores")
 DATASET_KEYS = ("name", "hash", "protocol")
 

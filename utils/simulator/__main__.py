@@ -12,17 +12,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tqdm import tqdm
-
-from utils.core.cli import cli
+from utils.core.cli import TYPE_CHECKING, cli
 from utils.core.errors import UserError
-from utils.core.files import atomic_folder, write_json
 from utils.data.schema import (
     N_SPLITS,
 )
-from utils.simulator.behaviour import Behaviour
-from utils.simulator.log_files import TEST, Job, run_jobs, write_features, write_job, write_mini
-from utils.simulator.world import build_world
+
+if TYPE_CHECKING:
+    from utils.simulator.log_files import Job
 
 
 @dataclass(frozen=True)
@@ -62,6 +59,13 @@ class Config:
 
 def main(config: Config) -> None:
     """Simulate and write everything below `config.out`, which appears when it is whole."""
+    from tqdm import tqdm
+
+    from utils.core.files import atomic_folder, write_json
+    from utils.simulator.behaviour import Behaviour
+    from utils.simulator.log_files import run_jobs, write_features, write_job, write_mini
+    from utils.simulator.world import build_world
+
     world = build_world(seed=config.seed, n_tracks=config.tracks)
     jobs = list(jobs_of(config))
     with atomic_folder(Path(config.out), overwrite=config.overwrite, holds="hidden_truth") as folder:
@@ -80,6 +84,8 @@ def main(config: Config) -> None:
 
 
 def jobs_of(config: Config) -> Iterator[Job]:
+    from utils.simulator.log_files import TEST, Job
+
     for total, splits in ((config.sessions, range(config.splits)), (config.test_sessions, [TEST])):
         cells = [(day, split) for day in range(config.days) for split in splits]
         for i, (day, split) in enumerate(cells):

@@ -19,11 +19,9 @@ from utils.data.schema import (
     REASONS_END,
     REASONS_START,
     SESSION_COLUMNS,
-    SKIP_1,
-    SKIP_2,
-    SKIP_3_ONLY,
     SKIP_NO_FLAG,
     SKIP_PLAYED,
+    skip_flags,
 )
 from utils.simulator.sessions import BACK, JUMP, RESTART, SWITCH, SimulatedSessions, choose
 from utils.simulator.world import World
@@ -123,6 +121,7 @@ def log_table(
     flat = lambda values: values[played]  # noqa: E731
     per_session = lambda values: np.repeat(values, sessions.length)  # noqa: E731
     level = flat(sessions.level)
+    flags = skip_flags(level)
     n = len(level)
     position = flat(np.broadcast_to(np.arange(1, MAX_LENGTH + 1, dtype=np.int8), played.shape))
 
@@ -143,10 +142,7 @@ def log_table(
         position,
         per_session(sessions.length.astype(np.int8)),
         fixed_strings(world.track_ids[flat(sessions.tracks)]),
-        level == SKIP_1,
-        level >= SKIP_2,
-        level >= SKIP_3_ONLY,
-        level == SKIP_PLAYED,
+        *(flags[name] for name in ("skip_1", "skip_2", "skip_3", "not_skipped")),
         flat(sessions.transition == SWITCH).astype(np.int8),
         flat(log.no_pause).astype(np.int8),
         flat(log.short_pause).astype(np.int8),

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.core.checks import check_at_least
-from utils.core.cli import cli
-from utils.data.dataset import Dataset
-from utils.track_vectors.files import load_vectors
-from utils.track_vectors.neighbours import Neighbour, find_track, nearest
+from utils.core.cli import TYPE_CHECKING, cli
+
+if TYPE_CHECKING:
+    from utils.track_vectors.neighbours import Neighbour
 
 
 @dataclass
@@ -35,6 +35,10 @@ class Config:
 
 def main(config: Config) -> list[Neighbour]:
     """Print the neighbours of a track and return them."""
+    from utils.data.dataset import Dataset
+    from utils.track_vectors.files import load_vectors
+    from utils.track_vectors.neighbours import find_track, nearest
+
     dataset = None if config.data is None else Dataset.open(config.data)
     wanted = None if dataset is None else dataset.vocabulary_hash
     vectors, names, _ = load_vectors(config.vectors, vocabulary_hash=wanted)

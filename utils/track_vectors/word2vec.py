@@ -19,19 +19,17 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import torch
-import yaml
-from torch import Tensor
-from tqdm import tqdm
 
 from utils.core.checks import check_at_least
-from utils.core.cli import cli
+from utils.core.cli import TYPE_CHECKING, cli
 from utils.core.errors import UserError
-from utils.core.files import atomic_folder
-from utils.data.dataset import Dataset, SessionArrays
 from utils.data.vocab import N_SPECIAL
-from utils.track_vectors.files import PICTURE, VECTORS, save_vectors
-from utils.track_vectors.picture import plot_vectors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from tqdm import tqdm
+
+    from utils.data.dataset import SessionArrays
 
 LARGEST = 1e3
 """Mean length of vectors that nothing sensible reaches (some 4 on simulated sessions, 0.5 on real ones)."""
@@ -114,6 +112,9 @@ def train_vectors(arrays: SessionArrays, n_ids: int, config: Config) -> Tensor:
     Raises:
         UserError: no session has a track of the vocabulary, or the learning rate is too high.
     """
+    import torch
+    from tqdm import tqdm
+
     if not (arrays.tracks >= N_SPECIAL).any():
         raise UserError(f"{arrays.folder} has no track of the vocabulary; run the preprocessing on more data")
     from gensim.models import Word2Vec  # takes a second
@@ -145,6 +146,13 @@ def train_vectors(arrays: SessionArrays, n_ids: int, config: Config) -> Tensor:
 
 def main(config: Config) -> Path:
     """Write the vectors of a dataset's tracks and return their folder."""
+    import yaml
+
+    from utils.core.files import atomic_folder
+    from utils.data.dataset import Dataset
+    from utils.track_vectors.files import PICTURE, VECTORS, save_vectors
+    from utils.track_vectors.picture import plot_vectors
+
     dataset = Dataset.open(config.data.folder)
     out = Path(config.out or f"runs/word2vec/{dataset.info['name']}")
     started = time.monotonic()
