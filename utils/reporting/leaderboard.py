@@ -63,6 +63,14 @@ class Table(NamedTuple):
         """Whether the original reported a figure for any of the rows."""
         return any(row.original_figure is not None for row in self.rows)
 
+    @property
+    def rows_by_label(self) -> dict[str, list[Row]]:
+        """The rows that a reader knows by each label."""
+        rows: dict[str, list[Row]] = defaultdict(list)
+        for row in self.rows:
+            rows[row.label].append(row)
+        return rows
+
     def find(self, kind: str) -> Row | None:
         """The highest row of a kind."""
         return next((row for row in reversed(self.rows) if row.kind == kind), None)
@@ -79,21 +87,22 @@ def add_comparisons(tables: Sequence[Table], pairs: Iterable[tuple[str, str]]) -
         The tables, and a note on each pair that could be compared in none of them.
     """
     tables, notes = list(tables), []
-    for label, other in dict.fromkeys(tuple(pair) for pair in pairs):
+    for first, second in dict.fromkeys(tuple(pair) for pair in pairs):
         found = False
         for i, table in enumerate(tables):
-            rows = [[row for row in table.rows if row.label == name] for name in (label, other)]
-            if any(len(each) > 1 for each in rows):
-                notes.append(f"{table.name} has several rows called {label!r} or {other!r}: not compared")
-            elif any({label, other} == {each.better, each.worse} for each in table.comparisons):
+            rows = table.rows_by_label
+            candidates = rows.get(first, []), rows.get(second, [])
+            if any(len(each) > 1 for each in candidates):
+                notes.append(f"{table.name} has several rows called {first!r} or {second!r}: not compared")
+            elif any({first, second} == {each.better, each.worse} for each in table.comparisons):
                 found = True
-            elif all(rows):
-                comparison = compare(rows[0][0], rows[1][0], table.metric)
+            elif all(candidates):
+                comparison = compare(candidates[0][0], candidates[1][0], table.metric)
                 if comparison is not None:
                     found = True
                     tables[i] = table._replace(comparisons=(*table.comparisons, comparison))
         if not found:
-            notes.append(f"no table has predictions of both {label!r} and {other!r}: not compared")
+            notes.append(f"no table has predictions of both {first!r} and {second!r}: not compared")
     return tables, notes
 
 
