@@ -376,7 +376,7 @@ def test_lists_whose_cursor_could_come_round_are_refused(world):
     sizes, kinds, weights = np.array([20, 18]), np.array([1, 1]), np.ones(2)
     with pytest.raises(ValueError, match="a list has 18 tracks; all must have 20 or more"):
         ContinuationOracle(world, Lists(sizes, np.arange(38), kinds, weights))
-    ContinuationOracle(world, Lists(sizes + [0, 2], np.arange(40), kinds, weights))
+    ContinuationOracle(world, Lists(sizes + np.array([0, 2]), np.arange(40), kinds, weights))
 
 
 def test_shuffle_button_at_fresh_contexts_by_hand(continuation):
