@@ -1,4 +1,4 @@
-"""Attention, and the layers of encoder and decoder (Vaswani et al. 2017), with a place for BERT's states.
+"""Attention, and encoder and decoder layers (Vaswani et al. 2017) that can also attend to BERT's states.
 
 Shapes: see the legend in `utils/data/batch.py`.
 """
@@ -17,7 +17,7 @@ from utils.data.vocab import PAD
 
 
 class Memory(NamedTuple):
-    """What attention looks at: M positions, and which of them are shown."""
+    """M positions that attention looks at, and which of them each query may see."""
 
     states: Tensor
     """(B, M, D')"""
@@ -26,24 +26,24 @@ class Memory(NamedTuple):
 
 
 class KeysValues(NamedTuple):
-    """A memory as each of H heads sees it, computed once for any number of queries."""
+    """Keys and values of a memory for each of H heads, computed once for any number of queries."""
 
     keys: Tensor
     """(B, H, M, D/H)"""
     values: Tensor
     """(B, H, M, D/H)"""
     mask: Tensor
-    """As of the memory."""
+    """That of the memory."""
 
 
 class Attention(nn.Module):
     """Multi-head attention of queries over a memory.
 
     Args:
-        d_model: D, of queries and output.
+        d_model: D, width of queries and output.
         n_heads: H, a divisor of D.
         d_memory: width of the memory; D if not given.
-        dropout: of the attention weights.
+        dropout: rate on the attention weights.
     """
 
     def __init__(self, d_model: int, n_heads: int, *, d_memory: int | None = None, dropout: float) -> None:
@@ -53,7 +53,7 @@ class Attention(nn.Module):
         self.n_heads = n_heads
         self.dropout = dropout
         self.query = nn.Linear(d_model, d_model)
-        # A bias of the keys would add the same to all scores of a query: the softmax does not see it.
+        # A bias of the keys would add the same number to all scores of a query, which the softmax ignores.
         self.key = nn.Linear(d_memory or d_model, d_model, bias=False)
         self.value = nn.Linear(d_memory or d_model, d_model)
         self.output = nn.Linear(d_model, d_model)
@@ -65,7 +65,7 @@ class Attention(nn.Module):
         return self.attend(x, self.remember(memory))
 
     def remember(self, memory: Memory) -> KeysValues:
-        """The keys and values of a memory, which serve any number of queries."""
+        """The keys and values of a memory, for any number of queries."""
         return KeysValues(self._heads(self.key(memory.states)), self._heads(self.value(memory.states)), memory.mask)
 
     def attend(self, x: Tensor, memory: KeysValues) -> Tensor:
@@ -92,20 +92,20 @@ class FeedForward(nn.Sequential):
 
 
 class BertBranch(NamedTuple):
-    """What a layer needs to know to look at BERT's states as well."""
+    """What a layer needs to attend to BERT's states as well."""
 
     d_bert: int
     """Width of BERT's states."""
     drop_net: float
-    """p of the mix, see `DropNet`."""
+    """`p` of the `DropNet` that mixes both attentions."""
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention and feed-forward, each with residual and norm after it (post-norm, as in the paper).
+    """Self-attention and feed-forward, each followed by residual and norm (post-norm, as in the paper).
 
     Args:
         d_model, n_heads, d_ff, dropout: sizes.
-        branch: adds an attention to BERT's states, mixed with what the self-attention sees; None for a layer without.
+        branch: adds attention to BERT's states, mixed with the self-attention; None for a layer without it.
     """
 
     bert_attention: Attention  # only with a branch
@@ -139,7 +139,7 @@ class EncoderLayer(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention, attention to the encoder, feed-forward, each with residual and norm after it.
+    """Self-attention, attention to the encoder, feed-forward, each followed by residual and norm.
 
     Args:
         d_model, n_heads, d_ff, dropout, branch: as in `EncoderLayer`, except that BERT attention is mixed with
@@ -173,12 +173,12 @@ class DecoderLayer(nn.Module):
         return self._attend(x, self.attention.remember(Memory(x, mask)), self.remember(memory, bert))
 
     def remember(self, memory: Memory, bert: Memory | None = None) -> tuple[KeysValues, ...]:
-        """The encoder's memory, and BERT's states if there are any, as this layer sees them at every step."""
+        """Keys and values of the encoder's memory and, if given, of BERT's states: the same at every step."""
         own = self.cross_attention.remember(memory)
         return (own,) if bert is None else (own, self.bert_attention.remember(bert))
 
     def step(self, x: Tensor, past: KeysValues, memories: tuple[KeysValues, ...]) -> tuple[Tensor, KeysValues]:
-        """One more position x (B, 1, D) behind the ones in `past` -> its output (B, 1, D), and the past with it."""
+        """One more position x (B, 1, D) after those in `past` -> its output (B, 1, D), and the past including it."""
         new = self.attention.remember(Memory(x, x.new_ones(len(x), 1, 1, dtype=torch.bool)))
         past = KeysValues(*(torch.cat(both, dim=2) for both in zip(past, new, strict=True)))
         return self._attend(x, past, memories), past
@@ -194,10 +194,10 @@ class DecoderLayer(nn.Module):
 
 
 def real(tracks: Tensor) -> Tensor:
-    """Attention mask (B, 1, M) that shows the real plays among tracks (B, M)."""
+    """Attention mask (B, 1, M) that shows the plays among tracks (B, M), and hides the padding."""
     return (tracks != PAD)[:, None, :]
 
 
 def causal(size: int, device: torch.device) -> Tensor:
-    """Attention mask (1, T, T) that shows each step itself and the steps before it."""
+    """Attention mask (1, T, T) that lets each step see itself and the steps before it."""
     return torch.ones(1, size, size, dtype=torch.bool, device=device).tril()

@@ -1,21 +1,23 @@
-"""Baselines for the seq task: popularity, Markov, item-kNN, and an n-gram continuation blended with item-kNN.
+"""Baselines for the seq task: popularity, Markov, item-kNN, and n-grams that fall back on item-kNN.
 
-All of them give a probability to every track as the next one, of one form: a sparse part for the tracks that the
-history points to, and a rest that is shared by popularity. So ranks over the full catalogue are exact and nothing of
-size N x V is ever built.
+Each gives every track a probability of being the next one, in two parts: a sparse part for the tracks that the
+history points to, and a rest that is shared out by popularity. So ranks over the full catalogue are exact, and nothing
+of size N x V is ever built.
 
     popularity   P(b) = (plays of b + 1) / (all plays + tracks)
-    Ngram        absolute discounting. With c(h, b) plays of b after the context h, the last k tracks, d_k = discount^k:
+    Ngram        absolute discounting. c(h, b) counts the plays of b after the context h, the last k tracks;
+                 d_k = discount^k:
                      P_k(b | h) = max(c(h, b) - d_k, 0) / c(h) + left_k(h) P_{k-1}(b | h without its oldest track)
                  where left_k(h) is the mass that the discount took; P_0 is the fallback (popularity or item-kNN).
-                 Contexts that training never saw are passed over: the longest known suffix speaks first. Order 1
-                 with popularity behind it is the Markov baseline.
-    ItemKNN      the mean, weighted by decay^age, of the similarities of the history's tracks: the cosine of their
-                 sessions, shrunk, the nearest neighbours only; a share stays with the tracks themselves (repeats).
+                 Contexts that training never saw are skipped, so the longest context that it saw comes first.
+                 Order 1 with popularity as fallback is the Markov baseline.
+    ItemKNN      the mean of the similarities to the history's tracks, weighted by decay^age. A similarity is the
+                 shrunk cosine of two tracks' sessions; only each track's nearest neighbours have one. A share stays
+                 with the history's tracks themselves (repeats).
 
 Sources: H. Ney, U. Essen, R. Kneser, "On structuring probabilistic dependences in stochastic language modelling"
 (1994) for the discounting; M. Ludewig, D. Jannach, "Evaluation of session-based recommendation algorithms" (2018)
-for item-kNN with recency weights. Letters (N examples here): N, S, T, V as in docs/architecture.md.
+for item-kNN with recency weights. Letters: N examples; S, T and V as in `utils/data/batch.py`.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from model.next_track import Mix, NextTrack
 from utils.data.vocab import N_SPECIAL
 
 _PRODUCTS_AT_ONCE = 20_000_000
-"""Bounds the memory of the co-occurrence product: entries computed before the nearest neighbours are kept."""
+"""Terms of the co-occurrence product that are computed at a time; bounds its memory."""
 
 
 @dataclass(frozen=True)
@@ -44,24 +46,24 @@ class Popularity:
 
     @classmethod
     def fit(cls, tracks: np.ndarray, *, n_ids: int) -> Popularity:
-        """Count the plays of `tracks` (n_events,), one more for each track of the `n_ids` ids."""
+        """Count the plays in `tracks` (n_events,), and one more for each track among the `n_ids` ids."""
         plays = np.bincount(tracks, minlength=n_ids) + 1.0
         plays[:N_SPECIAL] = 0
         return cls(plays / plays.sum(), csr_array((0, n_ids), dtype=np.float32))
 
     def mix(self, history: np.ndarray) -> Mix:
-        """Nothing is read, all of the mass is left to popularity."""
+        """Read nothing: all mass goes to popularity."""
         nothing = np.zeros((len(history), 0), np.int64)
         return Mix(nothing, nothing, np.ones(len(history)))
 
 
 @dataclass(frozen=True)
 class ItemKNN:
-    """Tracks that share sessions with the history's tracks, the last ones counting most."""
+    """Tracks that share sessions with the history's tracks; the last plays count most."""
 
     popularity: np.ndarray
     table: csr_array
-    """The neighbours of each track, which sum to 1 (or are none), above an identity matrix for repeats: (2 V, V)."""
+    """(2 V, V): each track's neighbours, which sum to 1 if there are any, above an identity matrix for repeats."""
     decay: float = 0.7
     """Weight of a play relative to the one after it."""
     repeat: float = 0.1
@@ -86,8 +88,8 @@ class ItemKNN:
         Args:
             tracks, offsets: sessions, flat (n_events,) and their starts (n_sessions + 1,).
             n_ids: V.
-            n_neighbours: kept for each track.
-            shrinkage: sessions added to each count, against neighbours by chance.
+            n_neighbours: how many to keep for each track.
+            shrinkage: sessions added to each count, so that low counts do not make neighbours by chance.
         """
         plays = _incidence(tracks, offsets, n_ids)
         sessions_of = plays.T.tocsr()
@@ -98,7 +100,7 @@ class ItemKNN:
             other = together.row + start != together.col
             keys = (together.row[other], together.col[other])
             together = csr_array((together.data[other], keys), shape=together.shape)
-            # The scale of the row's own track is left out: rows are brought to a sum of 1 below.
+            # The scale of the row's own track is left out: rows are normalised to a sum of 1 below.
             rows.append(keep_largest(together @ scale, n_neighbours))
         similarity = vstack(rows, format="csr")
         sums = similarity.sum(axis=1)
@@ -107,7 +109,7 @@ class ItemKNN:
         return cls(Popularity.fit(tracks, n_ids=n_ids).popularity, table)
 
     def mix(self, history: np.ndarray) -> Mix:
-        """Read the rows of all tracks that have neighbours; without any, all of the mass is left to popularity."""
+        """Read the rows of all tracks that have neighbours; if none has, all mass goes to popularity."""
         n_ids = len(self.popularity)
         near = np.diff(self.table.indptr)[history] > 0  # (N, S)
         weights = self.decay ** np.arange(history.shape[1] - 1, -1, -1) * near
@@ -120,21 +122,22 @@ class ItemKNN:
         )
 
     def settings(self) -> Iterator[tuple[str, NextTrack]]:
-        """The settings to choose from, with their names."""
+        """The settings to choose from: the name of each, and the model under it."""
         for decay, repeat in product((0.5, 0.7, 0.9), (0.0, 0.1, 0.2)):
             yield f"decay {decay}, repeat {repeat}", replace(self, decay=decay, repeat=repeat)
 
 
 @dataclass(frozen=True)
 class Ngram:
-    """Longest-suffix back-off over the training sessions; what is left goes to `fallback`."""
+    """Backs off from the longest context that training has seen; `fallback` gets the mass that is left."""
 
     keys: list[np.ndarray]
-    """For each order from 2, sorted int64 keys of its contexts: (context without the oldest track) * V + oldest."""
+    """For each order from 2 on, sorted int64 keys of its contexts: (place of the context without its oldest track) * V
+    + oldest track."""
     counts: csr_array
     """float32 (contexts of all orders, V): plays of the next track; the contexts of order 1 are the ids."""
     totals: np.ndarray
-    """float64 (contexts,): sums of all counts, those that `counts` leaves out for their smallness too."""
+    """float64 (contexts,): sums of all counts, including those too small for `counts`."""
     fallback: NextTrack
     table: csr_array
     """Discounted probabilities of the next track, above the fallback's table."""
@@ -156,10 +159,10 @@ class Ngram:
 
         Args:
             tracks, offsets: sessions, flat (n_events,) and their starts (n_sessions + 1,).
-            order: of the longest context.
-            fallback: scores what no context knows; fitted on the same sessions.
-            discount: in (0, 1]; its k-th power is taken from each count of order k.
-            max_successors: kept for each context, the most played; the mass of the others is left to shorter contexts.
+            order: length of the longest context.
+            fallback: gets the mass that the contexts leave; fitted on the same sessions.
+            discount: in (0, 1]; its k-th power is subtracted from each count of order k.
+            max_successors: next tracks kept for each context, the most played; shorter contexts get the others' mass.
         """
         n_ids = len(fallback.popularity)
         following, position = _following(tracks, offsets)
@@ -188,7 +191,7 @@ class Ngram:
         return replace(self, table=table, left=left)
 
     def settings(self) -> Iterator[tuple[str, NextTrack]]:
-        """The settings to choose from, with their names."""
+        """The settings to choose from: the name of each, and the model under it."""
         for discount in (0.5, 0.8, 0.9, 0.95):
             yield f"discount {discount}", self.with_discount(discount)
 
@@ -198,11 +201,11 @@ class Ngram:
         return self.fallback.popularity
 
     def contexts(self, history: np.ndarray) -> np.ndarray:
-        """The contexts that histories (N, S) end with, as rows of `counts` (N, order); -1 if training has none."""
+        """The contexts at the end of histories (N, S), as rows of `counts` (N, order); -1 where training has none."""
         n, size = history.shape
         rows = np.full((n, 1 + len(self.keys)), -1)
         rows[:, 0] = context = history[:, -1].astype(np.int64)
-        known = np.arange(n)  # histories whose context of the order before is known
+        known = np.arange(n)  # histories whose context of the previous order is known
         first = n_ids = len(self.popularity)
         for k, keys in enumerate(self.keys[: size - 1], start=2):
             key = context * n_ids + history[known, -k]
@@ -214,10 +217,10 @@ class Ngram:
         return rows
 
     def mix(self, history: np.ndarray) -> Mix:
-        """Walk from the longest known suffix of each history to the shortest, then to the fallback."""
+        """Go from the longest known context of each history to the shortest, then to the fallback."""
         rows = self.contexts(history)
         known = rows >= 0
-        # passed[:, k]: what the contexts of order k + 1 and longer leave to the shorter ones, where there are any.
+        # passed[:, k]: the mass that the known contexts of order k + 1 and longer leave to shorter ones.
         passed = np.where(known, self.left[rows], 1.0)[:, ::-1].cumprod(axis=1)[:, ::-1]
         weights = np.append(passed[:, 1:], np.ones((len(rows), 1)), axis=1) * known
         behind = self.fallback.mix(history)
@@ -229,7 +232,7 @@ class Ngram:
 
 
 def keep_largest(matrix: csr_array, n: int) -> csr_array:
-    """The n largest entries of each row of a CSR matrix with positive entries; of equal ones any."""
+    """The n largest entries of each row of a CSR matrix with positive entries; ties are broken arbitrarily."""
     sizes = np.diff(matrix.indptr)
     if matrix.nnz == 0 or sizes.max() <= n:
         return matrix
@@ -267,7 +270,7 @@ def _discounted(
 
 
 def _incidence(tracks: np.ndarray, offsets: np.ndarray, n_ids: int) -> csr_array:
-    """Which session has which track: float32 (n_sessions, V) of ones, special ids left out."""
+    """Which session has which track: float32 (n_sessions, V) of ones, without the special ids."""
     sessions = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     real = tracks >= N_SPECIAL
     ones = np.ones(int(real.sum()), np.float32)

@@ -1,7 +1,7 @@
 """Baselines for the skip task: repeat the last action, position majority, skip rate of the track, logistic regression.
 
-All of them predict from the history's tracks and skips and from the target tracks, and from nothing else. Every rate
-is a posterior mean under a fixed prior of `PRIOR` observations at the rate of all of training:
+Each predicts from the history's tracks and skips and from the target tracks, and from nothing else. Every rate is a
+posterior mean under a fixed prior of `PRIOR` observations at the overall rate in training:
 (skips + PRIOR * overall) / (n + PRIOR). Letters: N examples, S history positions, T target positions, V ids.
 """
 
@@ -20,11 +20,11 @@ from utils.data.batch import N_SKIP_STATES, SessionBatch, is_skipped
 from utils.data.vocab import PAD
 
 PRIOR = 20.0
-"""Observations at the overall rate that each rate is shrunk with."""
+"""Observations at the overall rate that are added to those of each rate."""
 
 
 class SkipInputs(NamedTuple):
-    """What a prediction may know; the labels of the targets have no place in it."""
+    """All that a prediction may know; there is no field for the targets' labels."""
 
     history_tracks: np.ndarray
     """int (N, S), padded on the left"""
@@ -35,7 +35,7 @@ class SkipInputs(NamedTuple):
 
     @classmethod
     def of(cls, batches: Iterable[SessionBatch]) -> SkipInputs:
-        """Put the batches of an ordered loader together, int32."""
+        """Concatenate the batches of an ordered loader, as int32."""
         batches = tqdm(batches, desc="read", leave=False, delay=2, unit="batch")
         parts = [(batch.history.tracks, batch.history.skips, batch.target_tracks) for batch in batches]
         return cls(*(np.concatenate(arrays).astype(np.int32) for arrays in zip(*parts, strict=True)))
@@ -59,7 +59,7 @@ def last_known(history_skips: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class PositionMajority:
-    """What most sessions of the same number of targets do at the same position."""
+    """What most sessions with the same number of targets do at the same position."""
 
     rates: np.ndarray
     """float64 (T + 1, T): skip rate by number of targets and target position"""
@@ -78,10 +78,10 @@ class PositionMajority:
 
 @dataclass(frozen=True)
 class RepeatLast:
-    """The last known action of the history goes on; the probability is how often it does, by position."""
+    """Decides that the history's last known action goes on; the probability is the skip rate after it, by position."""
 
     rates: np.ndarray
-    """float64 (3, T): skip rate after no known state, a skip, a play that was not skipped (as -1 indexes it)"""
+    """float64 (3, T): skip rate by last known state, in the rows 0 (none), 1 (skipped) and -1 (not skipped)"""
 
     @classmethod
     def fit(cls, inputs: SkipInputs, labels: np.ndarray) -> RepeatLast:
@@ -119,8 +119,8 @@ class TrackRate:
 
         Args:
             own: of the same shape, +1 skipped, -1 not, 0 unknown: the plays' own outcomes, which are taken out of
-                the counts ("leave one out"). Needed where training's own plays are looked up, or a rare track would
-                give its own label away.
+                the counts ("leave one out"). Give it for plays that `fit` has counted: without it, the rate of a
+                rare track gives its label away.
         """
         overall = self.skips.sum() / max(self.plays.sum(), 1)
         skips, plays = self.skips[tracks], self.plays[tracks]
@@ -158,9 +158,9 @@ class HistoryLogistic:
             inputs, labels: N training examples, all of whose plays `track_rate` has counted; labels (N, T) are
                 1 skipped, 0 not, -1 unknown.
             track_rate: fitted on the same training split.
-            max_sessions: examples drawn at random if there are more: with some 80 weights to fit, more gives nothing.
+            max_sessions: if there are more examples, draw so many at random: some 80 weights do not need more.
             l2: weight of the squared norm against the summed log loss.
-            seed: of the draw.
+            seed: for that draw.
         """
         if len(labels) > max_sessions:
             drawn = np.random.default_rng(seed).choice(len(labels), max_sessions, replace=False)
@@ -211,7 +211,7 @@ def _features(inputs: SkipInputs, track_rate: TrackRate, own: np.ndarray | None 
     Of the history: signed skip states by recency (S), the last state's degree, log odds of skipping, surprise (how
     much more is skipped than its tracks usually are), share of changes, length. Of the target: log odds of its track,
     the state of the same track in the history, position, number of targets. And position times the strongest of them.
-    `own` (N, T; +1, -1, 0) are the targets' labels where they are among the counts of `track_rate`: see its `rates`.
+    `own` (N, T; +1, -1, 0) are the targets' labels, for plays that `track_rate` has counted: see its `rates`.
     """
     n, n_targets = inputs.target_tracks.shape
     signed = signed_skips(inputs.history_skips).astype(np.float64)  # (N, S)

@@ -1,12 +1,12 @@
 """BERT on listening sessions (Devlin et al. 2019; for sequences of items Sun et al. 2019, "BERT4Rec").
 
-`BertTransformer` reads a session in both directions; three small models put a head on it: one finds hidden tracks
-(pre-training), one continues a session, one tells its skips. Deviations from the seed, numbered:
-    1  padding is masked: sessions have any length
-    2  positions are counted from the first play shown (of a long session a later one), wherever the padding is
-    3  to continue a session, masks stand behind the history (the seed's code shifts the labels instead, and so leaks)
+`BertTransformer` reads a session in both directions. Three small models put a head on it: one finds hidden tracks
+(pre-training), one continues a session, one predicts its skips. Deviations from the original, numbered:
+    1  padding is masked: sessions may have any length
+    2  positions count from the first play shown (in a long session a later one), wherever the padding is
+    3  to continue a session, masks follow the history (the original's code shifts the labels instead, and so leaks)
     4  skips enter as a vector added to each play of the history; those of the targets are unknown
-Shapes: see the legend in `utils/batch.py`; M plays of a session, history and targets together.
+Shapes: see the legend in `utils/data/batch.py`; M plays of a session, history and targets together.
 """
 
 from __future__ import annotations
@@ -58,17 +58,17 @@ class BertTransformer(nn.Module):
         self.dropout = Dropout(dropout)
 
     def freeze(self) -> Self:
-        """From now on nothing changes it: no gradients, and no dropout whatever `train` says. Returns itself."""
+        """Fix the model from now on: no gradients, and no dropout even after `train()`. Returns itself."""
         self.requires_grad_(False)
         self.frozen = True
         return self.eval()
 
     def train(self, mode: bool = True) -> Self:
-        """Switch to training mode, unless it is frozen; or to evaluation mode."""
+        """Switch to training mode (unless the model is frozen) or to evaluation mode."""
         return super().train(mode and not self.frozen)
 
     def forward(self, tracks: Tensor, added: Tensor | None = None) -> Tensor:
-        """Sessions (B, M), padded on any side, and what is added to each play (B, M, D) -> states (B, M, D)."""
+        """Sessions (B, M), padded on any side, and vectors to add to the plays (B, M, D) -> states (B, M, D)."""
         mask = real(tracks)  # (B, 1, M)
         position = (mask[:, 0].cumsum(1) - 1).clamp(min=0)  # (B, M)
         x = self.tracks(tracks) + self.positions[position]  # (B, M, D)
@@ -98,11 +98,11 @@ class BertForMaskedTracks(nn.Module):
 
 
 class BertForContinuation(nn.Module):
-    """Which tracks come next? Masks stand behind the history, and each is filled in.
+    """Which tracks come next? Masks follow the history, and the model fills in each.
 
     Args:
-        bert, tie_weights, sparse: as for `BertForMaskedTracks`.
-        target_size: T, slots behind the history: always so many, whatever is asked, so that all inputs look alike.
+        bert, tie_weights, sparse: as in `BertForMaskedTracks`.
+        target_size: T, slots after the history: always T, so that all inputs look alike, however many are asked for.
     """
 
     def __init__(self, bert: BertTransformer, *, target_size: int, tie_weights: bool, sparse: bool = False) -> None:
@@ -112,10 +112,10 @@ class BertForContinuation(nn.Module):
         self.head = _head(bert, tie_weights=tie_weights, sparse=sparse)
 
     def forward(self, history: History, slots: Tensor) -> Tensor:
-        """History and the next tracks (B, up to T), known or `MASK` -> states (B, up to T, D) of all of them.
+        """History and slots (B, up to T), tracks or `MASK` -> states (B, up to T, D) of the slots.
 
         Raises:
-            ValueError: there are more than T.
+            ValueError: there are more than T slots.
         """
         size = slots.shape[1]
         if size > self.target_size:
@@ -128,12 +128,12 @@ class BertForContinuation(nn.Module):
         return self.head(states)
 
     def previous_tracks(self, history: History, targets: Tensor) -> Tensor:
-        """Masks in the place of all targets (B, T): all are predicted at once, and none is seen."""
+        """Masks in place of all targets (B, T): the model predicts all at once and sees none."""
         return torch.full_like(targets, MASK)
 
 
 class BertForSkips(nn.Module):
-    """Which of the known tracks of the second half will be skipped?
+    """Which of the given target tracks will be skipped?
 
     Args:
         bert: reads the sessions.

@@ -1,16 +1,16 @@
-"""BERT-augmented Transformers: each layer also attends to what BERT made of the tracks (Zhu et al. 2020).
+"""BERT-augmented Transformers: each layer also attends to BERT's states of the tracks (Zhu et al. 2020).
 
-Their section 4, with H_B the states of BERT, and Attn_B an attention with weights of its own:
+Their section 4, where H_B are BERT's states and Attn_B is an attention with weights of its own:
     encoder layer, before its feed-forward    h = norm(h + mix(Attn_S(h, H, H), Attn_B(h, H_B, H_B)))
     decoder layer, after its self-attention   s = norm(s + mix(Attn_E(s, H_E, H_E), Attn_B(s, H_B, H_B)))
-where `mix` is the average, or in training `DropNet`. The layers themselves are in `model/transformer.py`.
-Deviations from the seed, numbered:
-    1  all residuals are kept (the seed's decoder loses that of its self-attention)
-    2  a frozen BERT is in evaluation mode in training, too, and no gradients are computed for it
+where `mix` is the average, or in training `DropNet`. The layers themselves are in `model/attention.py`.
+Deviations from the original, numbered:
+    1  all residuals are kept (the original's decoder loses that of its self-attention)
+    2  a frozen BERT stays in evaluation mode during training, and gets no gradients
     3  BERT may have any width
-    4  for skips BERT sees the targets as well, for they are known; and the Transformer sees the history's skips
-BERT reads tracks only. To continue a session it reads the history, at the first of its positions: none of the targets.
-Shapes: see the legend in `utils/batch.py`.
+    4  to predict skips, BERT reads the given target tracks as well, and the Transformer sees the history's skips
+BERT reads tracks only. To continue a session it reads the history, at its first positions, and none of the targets.
+Shapes: see the legend in `utils/data/batch.py`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class BertAugmentedSeqTransformer(nn.Module):
     Args:
         transformer: built with a `BertBranch` of the width of `bert`.
         bert: reads the tracks of the history.
-        finetune_bert: train BERT, too; else it is frozen, see `BertTransformer.freeze`.
+        finetune_bert: train BERT as well; otherwise it is frozen, see `BertTransformer.freeze`.
     """
 
     def __init__(self, transformer: SeqTransformer, bert: BertTransformer, *, finetune_bert: bool) -> None:
@@ -54,7 +54,7 @@ class BertAugmentedSeqTransformer(nn.Module):
         return self.transformer.begin(history, bert=_read(self.bert, history.tracks))
 
     def step(self, state: DecoderState, tracks: Tensor) -> tuple[Tensor, DecoderState]:
-        """The next tracks (B,), first the start token -> states (B, D) as `forward` has them, and the state after."""
+        """The next tracks (B,), the start token first -> states (B, D) as in `forward`, and the state after them."""
         return self.transformer.step(state, tracks)
 
     def logits(self, states: Tensor) -> Tensor:
@@ -66,20 +66,20 @@ class BertAugmentedSeqTransformer(nn.Module):
         return self.transformer.start(history)
 
     def previous_tracks(self, history: History, targets: Tensor) -> Tensor:
-        """Targets (B, T) shifted right behind the start token."""
+        """Targets (B, T) shifted right, after the start token."""
         return self.transformer.previous_tracks(history, targets)
 
 
 class BertAugmentedSkipTransformer(nn.Module):
-    """Which of the known tracks of the second half will be skipped?
+    """Which of the given target tracks will be skipped?
 
-    A `SkipTransformer` whose layers look at BERT's states of the history and of all target tracks. So no step is blind
-    to the tracks after it, not even in a causal transformer: only its self-attention is causal then.
+    A `SkipTransformer` whose layers look at BERT's states of the history and of all target tracks. So every step sees
+    the tracks after it, even in a causal transformer: there, only the self-attention is causal.
 
     Args:
         transformer: built with a `BertBranch` of the width of `bert`.
         bert: reads the tracks of history and targets.
-        finetune_bert: train BERT, too; else it is frozen, see `BertTransformer.freeze`.
+        finetune_bert: train BERT as well; otherwise it is frozen, see `BertTransformer.freeze`.
     """
 
     def __init__(self, transformer: SkipTransformer, bert: BertTransformer, *, finetune_bert: bool) -> None:
@@ -95,7 +95,7 @@ class BertAugmentedSkipTransformer(nn.Module):
 
 
 def _read(bert: BertTransformer, tracks: Tensor) -> Memory:
-    """Tracks (B, M), padded on any side -> what layers may look at."""
+    """Tracks (B, M), padded on any side -> BERT's states of them, for the layers to attend to."""
     return Memory(bert(tracks), real(tracks))
 
 

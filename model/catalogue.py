@@ -1,9 +1,10 @@
 """The best tracks of a whole catalogue, exactly, and faster than scoring it in float32.
 
-A state's score of a track is the dot product of two vectors plus the track's bias. Where the processor multiplies
-bfloat16 fast, all scores are computed in it first; a bound on what rounding can have done to each score tells which
-few tracks may be among the best k; only these are scored in float32. So what is returned is what float32 alone returns,
-up to the rounding of float32 itself. Shapes: see the legend in `utils/batch.py`; N states, n tracks of the catalogue.
+A track's score is the dot product of its vector and the state, plus the track's bias. Where the processor multiplies
+bfloat16 fast, the search first computes all scores in bfloat16. A bound on the rounding error of each score tells which
+few tracks may be among the best k, and only these are scored in float32. So the result is that of float32 alone, up to
+the rounding of float32 itself.
+Shapes: see the legend in `utils/data/batch.py`; N states, n tracks of the catalogue.
 """
 
 from __future__ import annotations
@@ -23,26 +24,26 @@ from utils.data.vocab import N_SPECIAL
 SCORES_AT_ONCE = 2**25
 """Scores that are held at once: 128 MiB in float32, 64 MiB in bfloat16."""
 BLOCK = 64
-"""Tracks of which only the highest score is looked at first."""
+"""Tracks in a block; the search first looks only at the highest score of each block."""
 MAX_CANDIDATES = 512
-"""Tracks of one state that are scored again, at most; beyond that float32 from the start is no slower."""
+"""At most so many tracks of a state are scored again; with more, float32 from the start is no slower."""
 OUTPUT_ROUNDING = 2.0**-8
-"""Of a number that is written as bfloat16, relative to what is written."""
+"""Largest rounding error of a number written as bfloat16, relative to the written number."""
 NORM_ROUNDING = 2.0**-9
-"""Of the norms in the bound, relative: far more than there is."""
+"""A generous allowance for the relative rounding error of the norms in the bound."""
 UNDERFLOW = 2.0**-63
-"""The square of a smaller number vanishes from a norm."""
+"""Smaller numbers add nothing to a norm: their squares underflow."""
 _PAIRS_AT_ONCE = 2**14
 """Pairs of a state and a track that are scored again together: 16 MiB of vectors at width 256."""
 
 
 def rows_at_once(n_tracks: int, most: int) -> int:
-    """How many rows of scores of so many tracks to hold at once: `most`, but no more than 256 MiB of float32."""
+    """How many rows of `n_tracks` scores to hold at once: `most`, but no more than 256 MiB of float32."""
     return max(1, min(most, 2**26 // n_tracks))
 
 
 class TopK(NamedTuple):
-    """The best tracks of N states, the best first; of equal scores the smaller id comes first."""
+    """The best tracks of N states, the best first; ties go to the smaller id."""
 
     scores: Tensor
     """float32 (N, k)"""
@@ -51,15 +52,15 @@ class TopK(NamedTuple):
 
 
 class Catalogue:
-    """The tracks that may be predicted, prepared for many searches; weights that change later are not seen.
+    """The tracks that may be predicted, prepared for many searches. When the weights change, build a new one.
 
     Args:
         head: scores tracks.
-        allowed: int64 (A,), ids of the tracks that may be predicted; all of them if not given. Special ids never may.
+        allowed: int64 (A,), ids of the tracks that may be predicted, none of them special; all tracks if not given.
         screen: search in bfloat16 first; by default where that is fast (see `bfloat16_is_fast`).
 
     Raises:
-        ValueError: `allowed` is empty or holds an id that is no track.
+        ValueError: `allowed` is empty or holds an id that is not a track's.
     """
 
     def __init__(self, head: TrackHead, allowed: Tensor | None = None, *, screen: bool | None = None) -> None:
@@ -80,7 +81,7 @@ class Catalogue:
 
     @cached_property
     def screen(self) -> Screen | None:
-        """For searches, built by the first one; none if scores are not finite, for then its bound says nothing."""
+        """The search in bfloat16, built on first use; None if it is off or its bound is not finite."""
         screen = Screen(self.weight, self.bias) if self._screened else None
         return screen if screen is not None and screen.bound.isfinite().all() else None
 
@@ -95,20 +96,20 @@ class Catalogue:
         Args:
             states: (N, D).
             k: how many.
-            forbidden: int64 (N, m), ids that may not be returned for this state; ids of no track of the catalogue
-                (such as padding) are passed over.
+            forbidden: int64 (N, m), ids that may not be returned for each state; ids outside the catalogue (such as
+                padding) are ignored.
 
         Raises:
-            ValueError: there may be fewer than k tracks that are not forbidden.
+            ValueError: m forbidden tracks might leave fewer than k.
         """
         parts = [self._top_k(*chunk, k) for chunk in self._chunks(states, k, forbidden)]
         return self._gather(parts)
 
     @torch.no_grad()
     def top_k_log_p(self, states: Tensor, k: int, forbidden: Tensor | None = None) -> TopK:
-        """The same with log-probabilities for scores: of a softmax over the catalogue without the forbidden tracks.
+        """`top_k` with log-probabilities as scores, of a softmax over the catalogue without the forbidden tracks.
 
-        Where fewer than k tracks may come next, the list ends with others, whose log-probability is minus infinity.
+        Where fewer than k tracks may come next, the list ends with forbidden ones, at minus infinity.
         """
         parts = []
         for chunk in self._chunks(states, 1, forbidden):
@@ -131,13 +132,13 @@ class Catalogue:
         """One track for each state by nucleus sampling (Holtzman et al. 2020): int64 (N,).
 
         Args:
-            states, forbidden: as for `top_k`.
+            states, forbidden: as in `top_k`.
             top_p: draw among the most probable tracks that together have at least this probability, in (0, 1].
             temperature: divides the scores, above 0.
-            generator: of the random numbers.
+            generator: draws the random numbers.
 
         Raises:
-            ValueError: all tracks may be forbidden, or scores are not finite.
+            ValueError: m forbidden tracks might be all, or scores are not finite.
         """
         parts = []
         for chunk in self._chunks(states, 1, forbidden):
@@ -147,7 +148,7 @@ class Catalogue:
         return self.ids[torch.cat(parts)]
 
     def _chunks(self, states: Tensor, k: int, forbidden: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
-        """States (N, D) with the places of their forbidden tracks (N, m), some of them at a time."""
+        """States (N, D) with the places of their forbidden tracks (N, m), a few rows at a time."""
         if torch.is_autocast_enabled(states.device.type):
             raise ValueError("scores in bfloat16 are not exact; search outside of autocast")
         if forbidden is None:
@@ -174,7 +175,7 @@ class Catalogue:
             return best_of(self._scores(states, forbidden), k)
         rows, places = self.screen.candidates(states, forbidden, k)
         n_candidates = torch.bincount(rows, minlength=len(states))
-        # Too many candidates, or too few as some scores are not finite: the bound says nothing about this state.
+        # Too many candidates, or too few because some scores are not finite: the screen does not help this state.
         lost = (n_candidates < k) | (n_candidates > MAX_CANDIDATES)
         keep = ~lost[rows]
         rows, places = rows[keep], places[keep]
@@ -195,9 +196,9 @@ class Catalogue:
 
 
 def best_of(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k highest scores of each row of (N, n) and their places, both (N, k); of equal ones the first."""
+    """The k highest scores of each row of (N, n) and their places, both (N, k); ties go to the first place."""
     values, places = scores.topk(min(k + 1, scores.shape[1]), dim=1)
-    # topk takes any of equal scores. Where the last one in equals the first one out, all are put in order.
+    # topk breaks ties arbitrarily. Where the last score in equals the first one out, sort the whole row.
     tied = values[:, k - 1] == values[:, k] if values.shape[1] > k else values[:, 0] != values[:, 0]
     values, places = values[:, :k], places[:, :k]
     places, order = places.sort(dim=1)
@@ -211,10 +212,10 @@ def best_of(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def draw_from_nucleus(probability: Tensor, top_p: float, generator: torch.Generator) -> Tensor:
     """A place for each row of probabilities (N, n), drawn from its nucleus: int64 (N,).
 
-    Nothing is sorted. A place is drawn from all of a row, and accepted if all that is more probable has less than
-    `top_p` together. If not, the nucleus is among the more probable ones, and the next draw is from them. Each draw,
-    given that it is accepted, has the distribution of the nucleus, so the outcome has it as well. Of equally probable
-    places, all are in the nucleus or none.
+    Nothing is sorted. A place is drawn from the whole row. It is accepted if the more probable places have less than
+    `top_p` together. If not, the nucleus lies among those, and the next draw is from them. An accepted draw has the
+    distribution of the nucleus, so the result has it as well. Equally probable places are all in the nucleus, or none
+    of them is.
 
     Raises:
         ValueError: probabilities are not finite.
@@ -223,7 +224,7 @@ def draw_from_nucleus(probability: Tensor, top_p: float, generator: torch.Genera
         raise ValueError("scores of tracks are not finite, so nothing can be drawn; has the training diverged?")
     drawn = torch.empty(len(probability), dtype=torch.int64, device=probability.device)
     left = torch.arange(len(probability), device=probability.device)
-    # In float32 a rare track would be drawn with a probability of 0 or 2^-24; but MPS has nothing else.
+    # In float32 a rare track would be drawn with a probability of 0 or 2^-24; but MPS has no float64.
     dtype = torch.float32 if probability.device.type == "mps" else torch.float64
     while len(left):
         cumulative = probability.cumsum(1, dtype=dtype)
@@ -233,8 +234,8 @@ def draw_from_nucleus(probability: Tensor, top_p: float, generator: torch.Genera
         threshold = probability.gather(1, place)
         above = probability.where(probability > threshold, 0.0)
         more = above.sum(1, keepdim=True)
-        # Rounding can make a draw end at a place without any probability, which is not in the nucleus, and a very small
-        # top_p zero, though the most probable place always is.
+        # Rounding can end a draw at a place of probability 0, which is not in the nucleus. It can also turn a very
+        # small top_p into 0, but the most probable place is always in the nucleus.
         accepted = (((more < top_p) | (more == 0)) & (threshold > 0))[:, 0]
         drawn[left[accepted]] = place[accepted, 0]
         probability, left = above[~accepted], left[~accepted]
@@ -242,7 +243,7 @@ def draw_from_nucleus(probability: Tensor, top_p: float, generator: torch.Genera
 
 
 def _best_of_ragged(rows: Tensor, places: Tensor, scores: Tensor, n_rows: int, k: int) -> tuple[Tensor, Tensor]:
-    """The same for M scores in order of row and place; rows that have none are filled with anything."""
+    """`best_of` for M scores in order of row and place; a row with fewer than k ends with minus infinity."""
     count = torch.bincount(rows, minlength=n_rows)
     column = torch.arange(len(rows), device=rows.device) - (count.cumsum(0) - count)[rows]
     width = max([k, *count.tolist()])
@@ -261,13 +262,14 @@ def _pairs_of(forbidden: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Screen:
-    """Scores in bfloat16 and how wrong they can be.
+    """Scores in bfloat16, and how wrong they can be.
 
-    With rounded vectors w' = w - dw, x' = x - dx, and a bias b = b' + b'' + db in two bfloat16 parts, which are two
-    more columns of w' against ones in x', the exact score is
+    Rounded vectors are w' = w - dw and x' = x - dx. The bias is b = b' + b'' + db: two bfloat16 parts, which are two
+    more columns of w' against ones in x', and the rest. The exact score is
         w x + b = (w', b', b'') (x', 1, 1) + dw x + w' dx + db.
-    By Cauchy and Schwarz the last three terms are at most |dw| |x| + |w'| |dx| + |db|; adding up D + 2 products in
-    float32 errs by at most gamma |(w', b', b'')| |(x', 1, 1)|; and writing the sum as bfloat16 by 2^-8 of itself.
+    By the Cauchy-Schwarz inequality, the last three terms are at most |dw| |x| + |w'| |dx| + |db|. Adding up D + 2
+    products in float32 errs by at most gamma |(w', b', b'')| |(x', 1, 1)|, and writing the sum as bfloat16 by at most
+    2^-8 of what is written.
 
     Args:
         weight, bias: float32 (n, D) and (n,).
@@ -278,8 +280,8 @@ class Screen:
         self.n_blocks = -(-n // BLOCK)
         self.vectors = torch.empty(n, d + 2, dtype=torch.bfloat16, device=weight.device)
         """bfloat16 (n, D + 2)"""
-        # 2^-24 for each product and sum, and as much again for the float32 scores that all this is a bound for; the
-        # rest covers tensor cores, which cut off instead of rounding, and the arithmetic of the bound itself.
+        # 2^-24 for each product and sum, and as much again for the float32 scores that the bound is about; the rest
+        # covers tensor cores, which truncate instead of rounding, and the arithmetic of the bound itself.
         gamma = (d + 2) * 2.0**-22
         terms = []
         for w, b, out in zip(*(x.split(BLOCK * 256) for x in (weight, bias, self.vectors)), strict=True):
@@ -299,7 +301,7 @@ class Screen:
 
         Args:
             states: float32 (N, D).
-            forbidden: int64 (N, m), places that do not count; -1 for none.
+            forbidden: int64 (N, m), places to leave out; -1 for none.
             k: at most n_blocks.
 
         Returns:
@@ -309,7 +311,7 @@ class Screen:
         highest = scores.amax(1).float()  # (n_blocks, N)
         wrong = self.wrong(states)  # (n_blocks, N)
         off = torch.add(wrong, highest.abs(), alpha=OUTPUT_ROUNDING)
-        # k blocks have a track that is at least as good as this, so a worse one is not among the best k.
+        # k blocks have a track with at least this score, so a track below it is not among the best k.
         enough = (highest - off).T.topk(k, dim=1).values[:, -1]  # (N,)
         possible = (highest + off >= enough).T  # (N, n_blocks)
         possible &= possible.sum(1, keepdim=True) <= MAX_CANDIDATES
@@ -320,7 +322,7 @@ class Screen:
         return rows[pair], blocks[pair] * BLOCK + place
 
     def scores(self, states: Tensor, forbidden: Tensor) -> Tensor:
-        """Scores bfloat16 (n_blocks, BLOCK, N), minus infinity at forbidden places and behind the last track."""
+        """Scores bfloat16 (n_blocks, BLOCK, N), minus infinity at forbidden places and after the last track."""
         n = len(self.vectors)
         scores = torch.empty(self.n_blocks * BLOCK, len(states), dtype=torch.bfloat16, device=states.device)
         rounded = functional.pad(states, (0, 2), value=1.0).bfloat16()
@@ -332,7 +334,7 @@ class Screen:
         return scores.view(self.n_blocks, BLOCK, -1)
 
     def wrong(self, states: Tensor) -> Tensor:
-        """How far any score of a block is at most from the exact one, before it is written: (n_blocks, N)."""
+        """Bounds (n_blocks, N) on the error of each block's scores, before they are written as bfloat16."""
         rounded = states.bfloat16().float()
         norms = [states.norm(dim=1), (states - rounded).norm(dim=1), (rounded.norm(dim=1) ** 2 + 2).sqrt()]
         norms_of_states = torch.stack(norms) + states.shape[1] ** 0.5 * UNDERFLOW
@@ -341,7 +343,7 @@ class Screen:
 
 @contextmanager
 def _sums_in_float32() -> Iterator[None]:
-    """Products of bfloat16 matrices add up in float32, on CUDA too, where partial sums may be rounded by default."""
+    """Add up products of bfloat16 matrices in float32 on CUDA too, which may round partial sums by default."""
     options = torch.backends.cuda.matmul
     before = options.allow_bf16_reduced_precision_reduction
     options.allow_bf16_reduced_precision_reduction = False

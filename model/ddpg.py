@@ -1,26 +1,27 @@
-"""An actor and a critic that choose tracks: DDPG (Lillicrap et al. 2016), list-wise (Zhao et al. 2017, 1801.00209).
+"""An actor and a critic that choose tracks: list-wise DDPG (Lillicrap et al. 2016; Zhao et al. 2017, arXiv:1801.00209).
 
-The state is what a shared encoder makes of the session so far, the action a vector in the space of the items; executed
-is the candidate with the largest dot product. Two small models show the agent to the evaluation of both tasks: one
-scores the known tracks of the second half, the other ranks the whole catalogue.
+A shared encoder turns the session so far into the state. The action is a vector in the space of the items, and the
+agent executes the candidate with the largest dot product. Two small models make an agent answer both tasks: one scores
+the given target tracks, the other ranks the whole catalogue.
 
-Zhao et al. recommend a list of tracks in each step. A logged session plays one track after another, so here, as in the
-seed, a step's list is one track, and the tracks of all steps are the session's. Deviations from the seed, numbered:
-    1  no table of users, who are sessions and never come back: the state is encoded from the session's own history
-    2  transitions are (s, a, r, s', done), and what comes after the end is worth nothing (the seed stores the reward as
-       done)
-    3  target networks follow by theta' <- tau theta + (1 - tau) theta' (the seed creates them and leaves them alone)
+Zhao et al. recommend a list of tracks in each step. A logged session plays one track after another. So here, as in the
+original, a step's list is one track, and the tracks of all steps make up the session. Deviations from the original,
+numbered:
+    1  no table of users: a user is a session and never comes back, so the state is encoded from the session's history
+    2  transitions are (s, a, r, s', done), and what comes after the end is worth nothing (the original stores the
+       reward as done)
+    3  target networks follow by theta' <- tau theta + (1 - tau) theta' (the original creates them and never moves them)
     4  items and actions lie on the unit sphere: the largest dot product is the nearest item, and the actor cannot raise
-       its value by growing (`normalise` turns it off)
-    5  the critic judges the executed item, not the actor's own action (`critic_on` of the scripts turns it off), and it
-       reads the product of action and projected state, too: a layer on concatenated vectors hardly finds it
-    6  the encoder and the items learn from the critic's loss alone (the seed adds the actor's, which moves the state
-       towards what the critic likes to see)
+       its value by growing (`normalise` turns this off)
+    5  the critic judges the executed item, not the actor's own action (`critic_on` of the scripts turns this off). It
+       also reads the product of action and projected state, which a layer on concatenated vectors hardly finds
+    6  the encoder and the items learn from the critic's loss alone (the original adds the actor's, which moves the
+       state towards what the critic values)
     7  Adam instead of Ranger
-    8  noise masks dimensions of the dot product (the paper); the seed masks scores, and a score of zero beats all
-       negative ones
-    9  the skip decision is calibrated on training sessions (the seed: listened if the score is positive)
-Shapes: see the legend in `utils/batch.py`; C candidates, Z width of a state.
+    8  noise masks dimensions of the dot product, as in the paper (the original masks scores, and a score of zero beats
+       all negative ones)
+    9  the skip decision is calibrated on training sessions (the original: listened if the score is positive)
+Shapes: see the legend in `utils/data/batch.py`; C candidates, Z width of a state.
 """
 
 from __future__ import annotations
@@ -38,16 +39,16 @@ from utils.data.batch import History, is_skipped
 from utils.data.vocab import PAD
 
 STATE_UNKNOWN, STATE_LISTENED, STATE_SKIPPED = 0, 1 + schema.SKIP_PLAYED, 1 + schema.SKIP_1
-"""Skip states of a play of which only the label is known, or not even that."""
+"""Skip states of a play of which at most the label is known."""
 
 
 def played(history: History, tracks: Tensor, skips: Tensor, where: Tensor) -> History:
-    """The histories with one more play at the end, and the first one dropped; nothing of the play's log is known.
+    """Histories with one more play at the end and the first position dropped; the new play's log is unknown.
 
     Args:
         history: (B, S).
         tracks, skips: int64 (B,), the play and its skip state.
-        where: bool (B,), the other sessions stay as they are.
+        where: bool (B,), the sessions that get the play; the others stay as they are.
     """
     new = History(tracks[:, None], skips[:, None], torch.zeros_like(history.log[:, :1]))
     longer = [torch.cat([old[:, 1:], last], dim=1) for old, last in zip(history, new, strict=True)]
@@ -61,12 +62,12 @@ class StateEncoder(nn.Module):
     """The session so far as a vector.
 
     Args:
-        tracks: shared with the items.
+        tracks: track embedding, shared with the items.
         d_model: D.
         d_hidden: Z of the GRU.
-        kind: "gru" reads the plays with their skip states; "recent" is the seed's wide and deep state, (u, u * m, m)
-            with m the sum of the last `memory` items that were not skipped, and u, in the place of the user's vector,
-            the mean of all plays.
+        kind: "gru" reads the plays with their skip states. "recent" is the original's wide and deep state,
+            (u, u * m, m): m is the sum of the last `memory` items that were not skipped, and u, in place of the user's
+            vector, is the mean of all plays.
         memory: see `kind`.
         history_size: S.
         skip_encoding, use_log: what the GRU sees of each play, see `HistoryEmbedding`.
@@ -144,11 +145,11 @@ class ActorCritic(nn.Module):
 
     Args:
         n_ids: V.
-        features: float (V, F); with F above 0 an item's vector has a linear map of them.
+        features: float (V, F); if F is above 0, an item's vector includes a linear map of them.
         d_model: D, width of items and actions.
         d_hidden: width of the GRU and of the hidden layers.
         state, memory, history_size, skip_encoding, use_log: see `StateEncoder`.
-        normalise: items and actions on the unit sphere.
+        normalise: put items and actions on the unit sphere.
         sparse: gradients of the track table hold only the rows of a batch, see `TrackEmbedding`.
     """
 
@@ -201,7 +202,7 @@ class ActorCritic(nn.Module):
             mask: bool (B, D), the dimensions that count; all of them if not given.
 
         Returns:
-            Places int64 (B,) among the candidates; of equal scores the first, and 0 where there is no candidate.
+            Places int64 (B,) among the candidates; ties go to the first, and 0 stands where there is no candidate.
         """
         masked = action if mask is None else action * mask
         scores = torch.einsum("bd,bcd->bc", masked, self.items(candidates))
@@ -215,7 +216,7 @@ class ActorCritic(nn.Module):
 
 
 class Losses(NamedTuple):
-    """The critic's loss of a batch, and what it says of each transition."""
+    """The critic's loss of a batch, and the error of each transition."""
 
     loss: Tensor
     """(): mean of weights times squared errors."""
@@ -244,7 +245,7 @@ def critic_loss(
     """The critic's loss, mean of w (y - Q(s, a))^2.
 
     Args:
-        agent: whose critic learns, with encoder and items.
+        agent: its critic, encoder and items learn.
         target: Q' and mu'; gets no gradient.
         history, reward, next_history, done, weights: of B transitions.
         action: int64 (B,), the executed tracks; or float (B, D), the actor's own actions.
@@ -264,7 +265,7 @@ def critic_loss(
 
 
 def actor_loss(agent: ActorCritic, history: History) -> Tensor:
-    """-mean Q(s, mu(s)), (): the deterministic policy gradient; the state is not moved by it (deviation 6)."""
+    """-mean Q(s, mu(s)), (): the deterministic policy gradient; it does not move the state (deviation 6)."""
     with torch.no_grad():
         state = agent.encoder(history)
     return -agent.value(state, agent.actor(state)).mean()
@@ -277,14 +278,14 @@ def soft_update(target: nn.Module, online: nn.Module, tau: float) -> None:
 
 
 class DDPGForSkips(nn.Module):
-    """Which of the known tracks of the second half will be skipped, according to an agent?
+    """Which of the given target tracks will be skipped, according to an agent?
 
-    A track's score is its dot product with the action (`score` "actor"), or the value of executing it ("critic"); the
-    skip probability is a logistic function of the score, one slope and an intercept for each position, which are
-    estimated on training sessions (`utils.agent.calibrate_skips`), not learned with the agent.
+    A track's score is its dot product with the action (`score` "actor"), or the value of executing it ("critic"). The
+    skip probability is a logistic function of the score, with one slope and an intercept for each position. These are
+    estimated on training sessions (`utils.agents.calibration.calibrate_skips`), not learned with the agent.
 
-    The agent is not told which tracks are skipped. Its state is that after the history; or, with `advance`, it walks
-    along the second half and takes note of each track as its own decision has it.
+    The agent is not told which targets are skipped. Its state is that after the history. With `advance`, it instead
+    walks along the targets and adds each to the session, skipped or not as it has decided itself.
 
     Args:
         agent: scores tracks.
@@ -311,14 +312,14 @@ class DDPGForSkips(nn.Module):
         self.register_buffer("intercept", torch.zeros(target_size))
 
     def scores(self, history: History, tracks: Tensor) -> Tensor:
-        """How much the agent, after these histories (B, S), likes tracks int64 (B, C): (B, C)."""
+        """Scores (B, C) of tracks int64 (B, C) after histories (B, S)."""
         state, vectors = self.agent.encoder(history), self.agent.items(tracks)
         if self.score == "critic":
             return self.agent.value(state, vectors)
         return torch.einsum("bd,bcd->bc", self.agent.actor(state), vectors)
 
     def target_scores(self, history: History, target_tracks: Tensor) -> Tensor:
-        """The score of each target track (B, T), when it is its turn: (B, T)."""
+        """Scores (B, T) of target tracks (B, T), each when its turn comes."""
         if not self.advance:
             return self.scores(history, target_tracks)
         steps = []
@@ -338,19 +339,19 @@ class DDPGForSkips(nn.Module):
 
 
 class ContinuationState(NamedTuple):
-    """What a walking agent keeps between two steps; all tensors have the rows first."""
+    """What the agent keeps between two steps; all tensors have the rows first."""
 
     history: History
     begun: Tensor
-    """bool (B,): whether the first step is behind it, so that the next track is news."""
+    """bool (B,): whether the first step is over. Its track, the start token, is in the history already."""
 
 
 class DDPGForContinuation(nn.Module):
     """Which tracks come next, according to an agent? Those with the largest dot products with its action.
 
-    The vectors of all items stand in `head`, brought up to date whenever the model is switched to evaluation. States
-    are actions times `scale`, which makes probabilities of dot products and is estimated on training sessions
-    (`utils.agent.calibrate_ranks`); it changes no rank.
+    `head` holds the vectors of all items; each switch to evaluation brings them up to date. States are actions times
+    `scale`, which turns dot products into probabilities. It is estimated on training sessions
+    (`utils.agents.calibration.calibrate_ranks`) and changes no rank.
 
     Args:
         agent: scores tracks.
@@ -366,7 +367,7 @@ class DDPGForContinuation(nn.Module):
         self.register_buffer("scale", torch.tensor(1.0))
 
     def train(self, mode: bool = True) -> Self:
-        """Switch to training mode; or to evaluation mode, with the items' vectors of now."""
+        """Switch to training mode, or to evaluation mode with the items' current vectors."""
         if not mode:
             with torch.no_grad():
                 ids = torch.arange(len(self.head.weight), device=self.head.weight.device)
@@ -382,11 +383,11 @@ class DDPGForContinuation(nn.Module):
         return torch.stack(states, dim=1)
 
     def begin(self, history: History) -> ContinuationState:
-        """A history that has not gone on yet."""
+        """The state before the first step."""
         return ContinuationState(history, torch.zeros_like(history.tracks[:, 0], dtype=torch.bool))
 
     def step(self, state: ContinuationState, tracks: Tensor) -> tuple[Tensor, ContinuationState]:
-        """The next tracks (B,), first the start token -> states (B, D), and the state after."""
+        """The next tracks (B,), the start token first -> states (B, D), and the state after them."""
         heard = state.begun & (tracks != PAD)
         history = played(state.history, tracks, torch.full_like(tracks, STATE_UNKNOWN), heard)
         return self.agent(history) * self.scale, ContinuationState(history, torch.ones_like(state.begun))
@@ -400,5 +401,5 @@ class DDPGForContinuation(nn.Module):
         return history.tracks[:, -1:]
 
     def previous_tracks(self, history: History, targets: Tensor) -> Tensor:
-        """Targets (B, T) shifted right behind the start token."""
+        """Targets (B, T) shifted right, after the start token."""
         return torch.cat([self.start(history), targets[:, :-1]], dim=1)

@@ -1,10 +1,10 @@
 """How a seq model continues a session on its own: greedily, by beam search, or by sampling.
 
-Nothing here ever sees a target. A model reads the history once (`begin`), and then one track at a time (`step`). What
-may be predicted is the catalogue's affair, but for repeats: with `no_repeat` n, none of the last n tracks of the
-session so far, history and continuation, comes next.
+Nothing here ever sees a target. A model reads the history once (`begin`), and then one track at a time (`step`). The
+catalogue decides what may be predicted, except for repeats: with `no_repeat` n, none of the last n tracks of the
+session so far (history and continuation) comes next.
 
-Probabilities are those of the tracks that may come next, renormalised: what is forbidden has none.
+Probabilities are renormalised over the tracks that may come next; a forbidden track has none.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from utils.data.batch import History
 State = Any
 """What a model keeps between two steps: tensors with the rows first, in tuples, named tuples or lists of any depth."""
 BEAMS_AT_ONCE = 2560
-"""Beginnings of all sessions whose states are held at once."""
+"""Beams of all sessions together whose states are held at once."""
 
 
 class HasHead(Protocol):
@@ -43,7 +43,7 @@ class TargetModel(HasHead, Protocol):
         """States (B, T, D): the one at step t has seen the history and, of the targets, at most those before t."""
 
     def previous_tracks(self, history: History, targets: Tensor) -> Tensor:
-        """What the model is fed of the targets (B, T): (B, T), such as all of them shifted right by one step."""
+        """What of the targets (B, T) the model is fed: (B, T), such as all of them shifted right by one step."""
 
 
 class SeqModel(TargetModel, Protocol):
@@ -56,7 +56,7 @@ class SeqModel(TargetModel, Protocol):
         """Read a history, once for all steps."""
 
     def step(self, state: State, tracks: Tensor) -> tuple[Tensor, State]:
-        """Read the next tracks (B,), first the start token: states (B, D), as teacher-forced, and the state after."""
+        """Read the next tracks (B,), the start token first -> states (B, D), as teacher-forced, and the state after."""
 
     def logits(self, states: Tensor) -> Tensor:
         """States (..., D) -> scores (..., V); the special ids are at minus infinity."""
@@ -82,14 +82,14 @@ def greedy(
     """The most probable track, again and again: int64 (B, length).
 
     Args:
-        model, history: what continues what.
-        length: how many tracks.
+        model, history: the model continues these sessions.
+        length: by how many tracks.
         catalogue: the tracks that may be predicted, of this model's head; prepare one for many calls. All tracks if not
             given.
-        no_repeat: none of the last so many tracks may come next.
+        no_repeat: how many of the last tracks may not come next.
 
     Raises:
-        ValueError: there may be no track that may come next.
+        ValueError: `no_repeat` might forbid all tracks.
     """
     among = Catalogue(model.head) if catalogue is None else catalogue
 
@@ -114,11 +114,11 @@ def sample(
     """Tracks drawn one after another by nucleus sampling: int64 (B, length).
 
     Args:
-        model, history, length, catalogue, no_repeat: as for `greedy`.
-        top_p, temperature, generator: see `Catalogue.draw`; from `top_p` near 0 only the most probable track is left.
+        model, history, length, catalogue, no_repeat: as in `greedy`.
+        top_p, temperature, generator: see `Catalogue.draw`; a `top_p` near 0 leaves only the most probable track.
 
     Raises:
-        ValueError: there may be no track that may come next.
+        ValueError: `no_repeat` might forbid all tracks.
     """
     among = Catalogue(model.head) if catalogue is None else catalogue
 
@@ -131,7 +131,7 @@ def sample(
 def _one_by_one(
     model: SeqModel, history: History, length: int, choose: Callable[[Tensor, Tensor], Tensor], no_repeat: int
 ) -> Tensor:
-    """Continue each session by what `choose` makes of states (B, D) and forbidden tracks (B, m): int64 (B, length)."""
+    """Continue sessions by what `choose` picks, given states (B, D) and forbidden tracks (B, m): int64 (B, length)."""
     state, tracks, session = model.begin(history), model.start(history)[:, 0], history.tracks
     for _ in range(length):
         states, state = model.step(state, tracks)
@@ -143,13 +143,13 @@ def _one_by_one(
 class Beams(NamedTuple):
     """The most probable continuations that a beam search found, the best first.
 
-    W is the width, or less if there are not as many tracks.
+    W is the width, or less if there are fewer continuations.
     """
 
     tracks: Tensor
     """int64 (B, W, length)"""
     log_probability: Tensor
-    """float32 (B, W): of the whole continuation; minus infinity behind the last one if a session has fewer."""
+    """float32 (B, W): of the whole continuation; minus infinity after the last one if a session has fewer than W."""
 
 
 @torch.no_grad()
@@ -165,11 +165,11 @@ def beam_search(
     """Keep the `width` most probable beginnings at each step; all continuations have the same length.
 
     Args:
-        model, history, length, catalogue, no_repeat: as for `greedy`, which is the search of width 1.
-        width: beginnings that are kept, at least 1.
+        model, history, length, catalogue, no_repeat: as in `greedy`, which is the search of width 1.
+        width: how many beginnings to keep, at least 1.
 
     Raises:
-        ValueError: there may be no track that may come next.
+        ValueError: `no_repeat` might forbid all tracks.
     """
     catalogue = Catalogue(model.head) if catalogue is None else catalogue
     size = max(1, BEAMS_AT_ONCE // width)
@@ -185,7 +185,7 @@ def _beam_search(
 ) -> Beams:
     state, tracks, session = model.begin(history), model.start(history)[:, 0], history.tracks
     n = len(session)
-    first = torch.arange(n, device=session.device)[:, None]  # of each session's rows
+    first = torch.arange(n, device=session.device)[:, None]  # each session's place
     total = torch.zeros(n, 1, device=session.device)  # (B, W)
     for _ in range(length):
         states, state = model.step(state, tracks)  # (B * W, D)

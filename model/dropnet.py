@@ -1,4 +1,4 @@
-"""DropNet: in training, a layer sometimes has to do with its own attention alone, or with BERT's alone."""
+"""DropNet: in training, a layer must sometimes make do with its own attention alone, or with BERT's alone."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 class DropNet(nn.Module):
     """Mixes what a layer's own attention saw with what its attention to BERT saw (Zhu et al. 2020, section 4).
 
-    In training a number U, uniform over [0, 1), is drawn at each call: below p / 2 only the layer's own attention
-    counts, from 1 - p / 2 on only the one to BERT, and in between the average of both. In evaluation it is always the
-    average. U comes from torch's generator (the seed's from Python's, which the seed of its runs does not reach).
+    In training each call draws a number U, uniform over [0, 1). Below p / 2 only the layer's own attention counts, from
+    1 - p / 2 on only the one to BERT, and in between the average of both. In evaluation it is always the average. U
+    comes from torch's generator (in the original from Python's, which its runs do not seed).
 
     Args:
         p: rate from 0, always the average, to 1, never the average in training.

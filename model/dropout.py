@@ -8,12 +8,12 @@ from torch.nn import functional
 
 
 class Dropout(nn.Module):
-    """Dropout (Srivastava et al. 2014), on the CPU with one random byte an element instead of a number of its own.
+    """Dropout (Srivastava et al. 2014) that takes one random byte per element on the CPU.
 
-    torch draws a Bernoulli variable for each element on the CPU, which takes a third of a Transformer's training step;
-    one draw of 64 bits decides for eight elements here. The rate is rounded to a multiple of 1/256, and what is kept is
-    scaled by the inverse of the rounded rate, so that the expectation is exact in float32 (in bfloat16 the factor is
-    rounded itself, by up to 0.4 %). Elsewhere, and in compiled models, torch's own is used.
+    On the CPU, torch draws a Bernoulli variable for each element, which takes a third of a Transformer's training step.
+    Here one draw of 64 bits decides for eight elements. The rate is rounded to a multiple of 1/256, and the scale of
+    what is kept follows from the rounded rate, so the expectation is exact in float32 (in bfloat16 the scale itself is
+    rounded, by up to 0.4 %). Other devices and compiled models use torch's own dropout.
 
     Args:
         p: share of the elements that become zero in training.

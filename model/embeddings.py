@@ -1,6 +1,6 @@
 """How plays become vectors, and vectors become scores over tracks.
 
-Shapes: see the legend in `utils/batch.py`.
+Shapes: see the legend in `utils/data/batch.py`.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from utils.data.vocab import N_SPECIAL, PAD, SKIP
 class TrackEmbedding(nn.Module):
     """A track as the sum of a learned vector and a linear map of its audio features.
 
-    The seed concatenates a 26-column feature table to the track vector. Adding a projection instead keeps the width
-    free of the number of features (deviation 1); a concatenation followed by a linear layer is the same family.
+    The original concatenates a 26-column feature table to the track vector. Adding a projection instead makes the width
+    independent of the number of features (deviation 1); a concatenation followed by a linear layer is the same family.
 
-    Rare tracks, the last ids, may share rows of the table: what tells them apart are then their features. With no rows
-    to share their vectors are the projected features alone.
+    Rare tracks, the last ids, may share rows of the table; then only their features tell them apart. Without shared
+    rows, a rare track's vector is its projected features alone.
 
     Args:
         n_ids: V.
         d_model: D.
-        features: float (V, F), standardised; kept as a constant of the model, so that a checkpoint loads alone.
+        features: float (V, F), standardised; part of the model's state, so that a checkpoint is complete.
         n_own: ids below it, the special ids among them, have a row of their own; all if not given.
         n_shared: rows that the other ids share.
         sparse: gradients of the table hold only the rows that a batch looked up.
 
     Raises:
-        ValueError: nothing is left that could tell rare tracks, or a special id would be rare.
+        ValueError: nothing would tell rare tracks apart, a special id would be rare, or `features` does not fit V.
     """
 
     features: Tensor
@@ -57,7 +57,7 @@ class TrackEmbedding(nn.Module):
                 f"{self.n_own} ids with rows of their own; there are {N_SPECIAL} special ids, {n_ids} in all"
             )
         if self.n_own < n_ids and not n_shared and not features.shape[1]:
-            raise ValueError("tracks have no audio features, so that rare tracks need rows to share")
+            raise ValueError("tracks have no audio features, so rare tracks need rows to share")
         self.table = nn.Embedding(self.n_own + n_shared, d_model, padding_idx=PAD, sparse=sparse)
         nn.init.normal_(self.table.weight, std=d_model**-0.5)
         with torch.no_grad():
@@ -75,20 +75,20 @@ class TrackEmbedding(nn.Module):
     def rows(self, tracks: Tensor) -> Tensor:
         """Ids (...) -> their rows of the table (...).
 
-        Ids are in order of plays, so that the remainder deals rare tracks out evenly. It is the same in every run.
+        Ids are in order of plays, so the remainder spreads rare tracks evenly over the shared rows, in every run alike.
         """
         if self.n_own == len(self.features):
             return tracks
-        # The row of the padding is zero and learns nothing.
+        # The row of PAD is zero and learns nothing.
         shared = self.n_own + (tracks - self.n_own) % self.n_shared if self.n_shared else torch.full_like(tracks, PAD)
         return torch.where(tracks < self.n_own, tracks, shared)
 
 
 def plays_first(x: Tensor, n_padding: Tensor) -> Tensor:
-    """Padding on the left of (B, S, D) moved to the right, so that a recurrent network starts with the first play.
+    """Move the padding of (B, S, D) from left to right, so that a recurrent network starts with the first play.
 
     Args:
-        x: of S positions.
+        x: vectors of S positions.
         n_padding: int64 (B,), how many of them are padding.
     """
     place = (torch.arange(x.shape[1], device=x.device) + n_padding[:, None]) % x.shape[1]
@@ -123,15 +123,15 @@ class HistoryEmbedding(nn.Module):
     """Each play of a history as a vector: track, position, and what the listener did.
 
     Positions are learned and counted twice, from the start and from the end of the history: sessions begin at
-    position 1, and the last play is the most telling (deviation 2: the seed counts from the start only).
+    position 1, and the last play is the most telling (deviation 2: the original counts from the start only).
 
     Args:
-        tracks: shared with the targets.
+        tracks: track embedding, shared with the targets.
         d_model: D.
         history_size: S.
-        skip_encoding: "token" puts the SKIP token in the place of skipped tracks (the seed's paper), "embedding"
+        skip_encoding: "token" puts the SKIP token in place of skipped tracks (the original's paper), "embedding"
             keeps the track and adds a vector for its skip state, "none" hides the skips.
-        use_log: add the log columns (they tell the skips too: `reason_end`).
+        use_log: add the log columns (which reveal the skips too, by `reason_end`).
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class TrackHead(nn.Module):
         sparse: gradients of its own table hold only the rows that a loss looked up (see `at`).
 
     Raises:
-        ValueError: tracks share rows of the table that it is tied to, so that they would have the same scores.
+        ValueError: tracks share rows of the table to tie to, so they would get the same scores.
     """
 
     def __init__(self, n_ids: int, d_model: int, *, tie_to: TrackEmbedding | None = None, sparse: bool = False) -> None:

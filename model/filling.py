@@ -1,16 +1,16 @@
 """How a model that fills in masks continues a session: all at once, the most confident first, or left to right.
 
-Behind the history stand as many masks as tracks are asked for. A pass reads the whole session, and a share of the masks
-gives way to the best track of each; the next pass sees these tracks. One pass over all masks ("parallel") is what the
-seed means: no prediction knows of another, so nothing keeps two of them from being the same track. More passes cost
-as many times more: each reads all sessions anew, since every mask that is filled changes all states.
+As many masks follow the history as tracks are asked for. A pass reads the whole session and fills a share of the masks,
+each with its best track; the next pass sees these tracks. One pass over all masks ("parallel") is what the original
+describes: no prediction knows of another, so two of them may be the same track. P passes cost P times as much: each
+reads all sessions anew, since every filled mask changes all states.
 
     order           scores computed for T tracks, P passes (T and P equal: one track a pass)
     parallel        T
     left_to_right   T
     confident       T in the first pass, T - T/P in the second, ...: every open mask in every pass, in float32
 
-Nothing here ever sees a target. Shapes: see the legend in `utils/batch.py`.
+Nothing here ever sees a target. Shapes: see the legend in `utils/data/batch.py`.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from utils.data.vocab import MASK
 
 
 class SlotModel(HasHead, Protocol):
-    """What filling needs of a model."""
+    """What `fill` needs of a model."""
 
     target_size: int
-    """T: slots behind the history, at most."""
+    """T: slots after the history, at most."""
 
     def __call__(self, history: History, slots: Tensor) -> Tensor:
         """History and slots (B, up to T), known tracks or `MASK` -> states (B, up to T, D) of the slots."""
@@ -56,15 +56,15 @@ def fill(
     passes: int = 10,
     catalogue: Catalogue | None = None,
 ) -> Tensor:
-    """Put masks behind sessions and fill them in: int64 (B, length).
+    """Put masks after histories and fill them in: int64 (B, length).
 
     Args:
-        model, history: what continues what.
-        length: how many tracks, at most the model's T.
+        model, history: the model continues these sessions.
+        length: by how many tracks, at most the model's T.
         order: parallel: all masks in one pass. confident: in each pass those whose best track has the highest
             probability among all tracks of the catalogue (mask-predict, Ghazvininejad et al. 2019, in its easy-first
-            form: what is filled stays); of equal ones the left. left_to_right: the next ones.
-        passes: equal shares in which the masks are filled, for the last two orders; with more passes than masks, one
+            form: what is filled stays); ties go to the left. left_to_right: the leftmost open masks.
+        passes: for the last two orders, in how many equal shares to fill the masks; with more passes than masks, one
             mask a pass.
         catalogue: the tracks that may be predicted, of this model's head; prepare one for many calls. All tracks if not
             given.

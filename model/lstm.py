@@ -1,16 +1,18 @@
-"""The seed's recurrent encoder-decoders, as its paper means them: `LSTMForSkips` and `LSTMForContinuation`.
+"""The original's recurrent encoder-decoders, as its paper intends them: `LSTMForSkips` and `LSTMForContinuation`.
 
-An encoder reads the history, a decoder goes on from its last state (Sutskever et al. 2014). Deviations from the seed,
-numbered:
-    1  the decoder starts from what is known: the skip of the last play, the last track, or BOS (the seed: the answer)
+An encoder reads the history, a decoder goes on from its last state (Sutskever et al. 2014). Deviations from the
+original, numbered:
+    1  the decoder starts from what is known: the skip of the last play, the last track, or BOS (the original: the
+       answer)
     2  to predict skips, the decoder reads the target tracks, with their features, and the label of the step before
-    3  labels are fed as they are known in training (teacher forcing), and as the model guesses them in prediction
-    4  to continue a session, the decoder reads the tracks before each target (the seed: the target itself)
-    5  of a bidirectional encoder both final states are handed on, projected (the seed: the backward one)
-    6  all parameters have a usual start, and track tables from elsewhere are loaded after it
-    7  what the head sees has the width of the track table, so that the two can be tied; dropout is before it, too
-    8  padding is skipped: sessions have any length, and the last state is that of the last play
-Embeddings are those of `model/embeddings.py`. Shapes: see the legend in `utils/batch.py`; N layers, D' hidden units.
+    3  the decoder is fed the true labels in training (teacher forcing), and its own guesses in prediction
+    4  to continue a session, the decoder reads the tracks before each target (the original: the target itself)
+    5  a bidirectional encoder hands on both final states, projected (the original: the backward one)
+    6  all parameters get a usual initialisation, and track vectors from elsewhere are loaded after it
+    7  the head's input has the width of the track table, so that the two can be tied; dropout comes before it, too
+    8  padding is skipped: sessions may have any length, and the last state is that of the last play
+Embeddings are those of `model/embeddings.py`.
+Shapes: see the legend in `utils/data/batch.py`; N layers, D' hidden units.
 """
 
 from __future__ import annotations
@@ -28,32 +30,32 @@ from utils.data.batch import History, is_skipped
 from utils.data.vocab import BOS
 
 NO_LABEL = 2
-"""A previous label that nobody knows, after 0 (not skipped) and 1 (skipped)."""
+"""Code of a previous label that is unknown, besides 0 (not skipped) and 1 (skipped)."""
 
 
 class LSTMForSkips(nn.Module):
-    """Which of the known tracks of the second half will be skipped?
+    """Which of the given target tracks will be skipped?
 
     At each step the decoder reads a target track and, with `previous_label`, whether the track before it was skipped:
-    the truth where it is given, the model's own hard guess where not. Before the first target stands the last play of
-    the history, or "unknown" if its skips are hidden (`skip_encoding` none).
+    the true label if given, otherwise the model's own hard guess. For the first target, the track before it is the
+    history's last play; its label is "unknown" if skips are hidden (`skip_encoding` none).
 
     Args:
         n_ids: V.
         features: float (V, F).
         d_model: D, width of the embeddings.
         d_hidden: D', units of a layer.
-        n_layers: N, of the encoder, and of the decoder.
+        n_layers: N, of the encoder and of the decoder each.
         cell: LSTM or GRU.
         bidirectional: the encoder reads the history from both ends.
         attention: the decoder looks at all of the encoder's states, see `LuongAttention`.
-        dropout: of embeddings, between layers and of the output.
+        dropout: rate on embeddings, between layers and on the output.
         skip_encoding, use_log: how the history's skips and log columns enter, see `HistoryEmbedding`.
-        causal: whether step t sees only the target tracks up to t (the seed), or all of them, see `LookAhead`.
-        previous_label: feed the label of the step before.
+        causal: whether step t sees only the target tracks up to t (the original), or all of them, see `LookAhead`.
+        previous_label: feed the label of the step before to the decoder.
         scheduled_sampling: in training, feed the model's own guess instead of a given label with this probability
             (Bengio et al. 2015; p is constant here). Sequences are then decoded step by step.
-        n_own, n_shared: which tracks share rows of the track table, and how many, see `TrackEmbedding`.
+        n_own, n_shared: which tracks share rows of the track table, and how many rows, see `TrackEmbedding`.
         sparse: gradients of the track table hold only the rows of a batch, see `TrackEmbedding`.
         history_size: S.
     """
@@ -105,8 +107,8 @@ class LSTMForSkips(nn.Module):
         Args:
             history: the past.
             target_tracks: int64 (B, T).
-            labels: int64 (B, T), 1 skipped, 0 not, -1 unknown: what is fed at the step after, in training. Without
-                them, which is how the model predicts, it feeds its own guesses.
+            labels: int64 (B, T), 1 skipped, 0 not, -1 unknown. Training gives them: each is fed at the step after.
+                Prediction does not: the model then feeds its own guesses.
 
         Raises:
             ValueError: labels are given to a model without `previous_label`.
@@ -129,7 +131,7 @@ class LSTMForSkips(nn.Module):
         return self.output(self.decoder(x + self.label(previous), state)[0])[..., 0]
 
     def label_before(self, history: History) -> Tensor:
-        """The label (B,) before the first target: of the last play, or unknown."""
+        """The label (B,) before the first target: that of the last play, or unknown."""
         last = history.skips[:, -1]
         known = is_skipped(last).long().masked_fill(last == 0, NO_LABEL)
         return known if self.knows_skips else torch.full_like(last, NO_LABEL)
@@ -137,7 +139,7 @@ class LSTMForSkips(nn.Module):
     def _step_by_step(
         self, x: Tensor, state: DecoderState, label: nn.Embedding, first: Tensor, known: Tensor | None
     ) -> Tensor:
-        """Feed guesses, or with known labels (B, T) a mix of these and guesses: logits (B, T)."""
+        """Feed guesses or, with `known` labels (B, T), a mix of labels and guesses: logits (B, T)."""
         previous, logits = first, []
         for step in range(x.shape[1]):
             states, state = self.decoder((x[:, step] + label(previous))[:, None], state)
@@ -156,11 +158,11 @@ class LSTMForContinuation(nn.Module):
     Args:
         n_ids: V.
         features: float (V, F).
-        d_model, d_hidden, n_layers, cell, bidirectional, attention, dropout: as of `LSTMForSkips`.
+        d_model, d_hidden, n_layers, cell, bidirectional, attention, dropout: as in `LSTMForSkips`.
         skip_encoding, use_log: how the history's skips and log columns enter, see `HistoryEmbedding`.
         start: what stands before the first prediction: the last track of the history, or the BOS token.
         tie_weights: use the track table as output weights.
-        n_own, n_shared: which tracks share rows of the track table, and how many, see `TrackEmbedding`.
+        n_own, n_shared: which tracks share rows of the track table, and how many rows, see `TrackEmbedding`.
         sparse: gradients of the track tables hold only the rows of a batch: for losses that look at some tracks only.
         history_size: S.
     """
@@ -208,12 +210,12 @@ class LSTMForContinuation(nn.Module):
         return self.decoder.begin(*self.encoder(history))
 
     def step(self, state: DecoderState, tracks: Tensor) -> tuple[Tensor, DecoderState]:
-        """The next tracks (B,), first the start token -> states (B, D) as `forward` has them, and the state after."""
+        """The next tracks (B,), the start token first -> states (B, D) as in `forward`, and the state after them."""
         states, state = self._read(state, tracks[:, None])
         return states[:, 0], state
 
     def _read(self, state: DecoderState, tracks: Tensor) -> tuple[Tensor, DecoderState]:
-        """The next tracks (B, T) -> states (B, T, D), and the state behind them."""
+        """The next tracks (B, T) -> states (B, T, D), and the state after them."""
         states, state = self.decoder(self.dropout(self.tracks(tracks)), state)  # (B, T, D')
         return self.output(states), state
 
@@ -227,5 +229,5 @@ class LSTMForContinuation(nn.Module):
         return last if self.start_token == "last" else torch.full_like(last, BOS)
 
     def previous_tracks(self, history: History, targets: Tensor) -> Tensor:
-        """Targets (B, T) shifted right behind the start token."""
+        """Targets (B, T) shifted right, after the start token."""
         return torch.cat([self.start(history), targets[:, :-1]], dim=1)

@@ -1,4 +1,4 @@
-"""Probabilities of the next track in two parts, sparse and shared by popularity: rank, choose, continue.
+"""Probabilities of the next track, in a sparse part and a rest shared out by popularity: rank, choose, continue.
 
 Nothing of size N x V is ever built. Letters: N examples, S history positions, T target positions, V ids.
 """
@@ -16,13 +16,13 @@ from utils.data.batch import SessionBatch
 from utils.data.vocab import N_SPECIAL
 
 _EXAMPLES_AT_ONCE = 1024
-"""Examples that are scored together: bounds the memory of their sparse scores."""
+"""Examples that are scored together; bounds the memory of their sparse scores."""
 N_TUNING = 20_000
-"""Validation examples on which settings are compared, at most."""
+"""At most so many validation examples are used to compare settings."""
 
 
 class Mix(NamedTuple):
-    """How a model reads N histories: as K weighted rows of its table, and a rest for popularity."""
+    """How a model reads N histories: K weighted rows of its table, and a rest for popularity."""
 
     rows: np.ndarray
     """int (N, K)"""
@@ -41,7 +41,7 @@ class NextTrack(Protocol):
 
     @property
     def table(self) -> csr_array:
-        """float32 (R, V): what each thing that a history can hold says of the next track."""
+        """float32 (R, V): a row for each thing that a history can hold, with its scores of the next track."""
 
     def mix(self, history: np.ndarray) -> Mix:
         """Read integer histories (N, S), padded on the left."""
@@ -51,7 +51,7 @@ class HasSettings(NextTrack, Protocol):
     """A fitted model with settings to choose from."""
 
     def settings(self) -> Iterator[tuple[str, NextTrack]]:
-        """The same model under each setting, with the setting's name."""
+        """The settings to choose from: the name of each, and the model under it."""
 
 
 class NextScores(NamedTuple):
@@ -73,7 +73,7 @@ def score(model: NextTrack, history: np.ndarray) -> NextScores:
 
 
 def examples(batches: Iterable[SessionBatch]) -> tuple[np.ndarray, np.ndarray]:
-    """Put the batches of an ordered loader together: histories int32 (N, S) and target tracks int32 (N, T)."""
+    """Concatenate the batches of an ordered loader: histories int32 (N, S) and target tracks int32 (N, T)."""
     parts = [(batch.history.tracks, batch.target_tracks) for batch in batches]
     history, targets = (np.concatenate(arrays).astype(np.int32) for arrays in zip(*parts, strict=True))
     return history, targets
@@ -82,7 +82,7 @@ def examples(batches: Iterable[SessionBatch]) -> tuple[np.ndarray, np.ndarray]:
 def predict(model: NextTrack, history: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Continuation int32 (N, T), log-probabilities float32 (N, T) and rank float32 (N,); see the functions below.
 
-    The continuation follows the model's own predictions; the two others need the true targets, as judgements do.
+    The continuation follows the model's own predictions; the other two judge the true targets.
     """
     return continue_greedily(model, history, targets.shape[1]), *score_targets(model, history, targets)
 
@@ -112,8 +112,8 @@ def probability(scores: NextScores, popularity: np.ndarray, target: np.ndarray) 
 def rank(scores: NextScores, popularity: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Rank of `target` (N,) among all V - N_SPECIAL tracks, float32 (N,), 0 is first.
 
-    It is the number of tracks with a higher score plus half of the others with the same score. A target that is no
-    track (unk, pad) is never found: infinity.
+    It is the number of tracks with a higher score plus half of the others with the same score. The rank of a special id
+    (a new track, or padding) is infinity.
     """
     found, rest = scores
     n = len(target)
@@ -131,14 +131,14 @@ def rank(scores: NextScores, popularity: np.ndarray, target: np.ndarray) -> np.n
     found_popularity = popularity[found.indices]
     higher = higher + above - np.bincount(rows, found_popularity > limit[rows], minlength=n)
     equal = equal + level - np.bincount(rows, found_popularity == limit[rows], minlength=n)
-    # `equal` has the target itself among the found or the level ones.
+    # `equal` counts the target itself as well.
     return np.where(target >= N_SPECIAL, higher + (equal - 1) / 2, np.inf).astype(np.float32)
 
 
 def choose(batches: Iterable[SessionBatch], model: HasSettings) -> tuple[NextTrack, dict[str, float]]:
     """Compare the settings of a fitted model by the MRR@20 of the next track on validation `batches`.
 
-    Of more than `N_TUNING` examples an evenly spaced sample is taken.
+    If there are more than `N_TUNING` examples, an evenly spaced sample is used.
 
     Returns:
         the model with the best setting (the first of equals), and the MRR@20 of every setting.
@@ -165,7 +165,7 @@ def score_targets(model: NextTrack, history: np.ndarray, targets: np.ndarray) ->
     """Judge true targets (N, T), padded on the right, each after the history (N, S) and the true targets before it.
 
     Returns:
-        log P of each target, float32 (N, T), 0 where it is no track (unk, pad); rank of the first, float32 (N,).
+        log P of each target, float32 (N, T), 0 at special ids (new tracks, padding); rank of the first, float32 (N,).
     """
     plays = np.concatenate([history, targets], axis=1)
     size = history.shape[1]

@@ -27,16 +27,16 @@ Hidden = tuple[Tensor, ...]
 class Recurrent(nn.Module):
     """An LSTM (Hochreiter and Schmidhuber 1997) or GRU (Cho et al. 2014) that keeps its state with the rows first.
 
-    Recurrent weights start orthogonal (Saxe et al. 2014), for each gate; the forget gates of an LSTM open, with a bias
-    of 1 (Jozefowicz et al. 2015).
+    The recurrent weights of each gate start orthogonal (Saxe et al. 2014). The forget gates of an LSTM start open, with
+    a bias of 1 (Jozefowicz et al. 2015).
 
     Args:
-        cell: which.
+        cell: LSTM or GRU.
         d_input: width of the input.
         d_hidden: D', units of each layer and direction.
         n_layers: N.
         bidirectional: read from both ends; output and states then have 2 D' columns.
-        dropout: between two layers.
+        dropout: rate between two layers.
     """
 
     def __init__(
@@ -60,11 +60,11 @@ class Recurrent(nn.Module):
                     nn.init.xavier_uniform_(weights)
                 elif name.startswith("weight_hh"):
                     nn.init.orthogonal_(weights)
-                else:  # the forget gate is the second of an LSTM, and has two biases
+                else:  # an LSTM's forget gate is its second, and has two biases
                     nn.init.constant_(weights, float(cell == "lstm" and gate == 1 and name.startswith("bias_ih")))
 
     def forward(self, x: Tensor, hidden: Hidden) -> tuple[Tensor, Hidden]:
-        """Go on from a state: x (B, T, D) -> output (B, T, D') and the state behind it."""
+        """Go on from a state: x (B, T, D) -> output (B, T, D') and the state after it."""
         # Under autocast a projected state is bfloat16, and embeddings are float32.
         first = tuple(part.transpose(0, 1).contiguous().to(x.dtype) for part in hidden)
         with _possible_precision(x.device):
@@ -72,9 +72,9 @@ class Recurrent(nn.Module):
         return output, self._rows_first(last)
 
     def read(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Hidden]:
-        """Read the first `lengths` (B,), at least 1, of x (B, T, D): output (B, T, D'), 0 behind them, and last state.
+        """Read the first `lengths` (B,), at least 1, of x (B, T, D): output (B, T, D'), 0 after them, and last state.
 
-        The last state is that of each row's own last input; of the backward direction, that of its first.
+        The last state is that after each row's own last input; in the backward direction, after its first.
         """
         packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
         with _possible_precision(x.device):
@@ -88,7 +88,7 @@ class Recurrent(nn.Module):
 
 
 def _possible_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """Leaves autocast as it is, except on processors without bfloat16: torch has no LSTM in bfloat16 there."""
+    """Leave autocast as it is, except on CPUs without bfloat16, where torch has no LSTM in bfloat16."""
     if device.type == "cpu" and not bfloat16_is_fast(device):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
@@ -97,7 +97,7 @@ def _possible_precision(device: torch.device) -> AbstractContextManager[Any]:
 class LuongAttention(nn.Module):
     """Global attention with the score "general" (Luong et al. 2015, equations 5, 7 and 8), without input feeding.
 
-    As nothing of it is fed back, a whole sequence can be decoded first and attend then.
+    As its output is not fed back, a whole sequence can be decoded first and attend afterwards.
 
     Args:
         d_hidden: D', of the decoder.
@@ -110,7 +110,7 @@ class LuongAttention(nn.Module):
         self.combine = nn.Linear(d_memory + d_hidden, d_hidden, bias=False)
 
     def forward(self, states: Tensor, memory: Memory) -> Tensor:
-        """The decoder's states (B, T, D') and the encoder's -> states (B, T, D') that know both."""
+        """The decoder's states (B, T, D') and the encoder's -> states (B, T, D') that combine both."""
         context = self.weights(states, memory) @ memory.states  # (B, T, D'')
         return self.combine(torch.cat([context, states], dim=2)).tanh()
 
@@ -125,16 +125,16 @@ class DecoderState(NamedTuple):
 
     hidden: Hidden
     memory: tuple[Memory, ...]
-    """The encoder's states, once if there is attention to them."""
+    """The encoder's states; empty without attention."""
 
 
 class Encoder(nn.Module):
     """Embeds a history and reads it.
 
     Args:
-        embed: of a history.
+        embed: turns a history into vectors.
         d_model: D.
-        cell, d_hidden, n_layers, bidirectional, dropout: see `Recurrent`; dropout is of the embeddings, too.
+        cell, d_hidden, n_layers, bidirectional, dropout: see `Recurrent`; dropout is on the embeddings, too.
     """
 
     def __init__(
@@ -153,14 +153,14 @@ class Encoder(nn.Module):
         self.rnn = Recurrent(cell, d_model, d_hidden, n_layers=n_layers, bidirectional=bidirectional, dropout=dropout)
         self.d_output = d_hidden * self.rnn.n_directions
         self.dropout = Dropout(dropout)
-        # Both final states become one, of the decoder's width: apart for hidden and cell state.
+        # Project both directions' final states to one of the decoder's width, apart for hidden and cell state.
         n_states = 2 if cell == "lstm" else 1
         self.bridges = nn.ModuleList(nn.Linear(2 * d_hidden, d_hidden) for _ in range(n_states if bidirectional else 0))
 
     def forward(self, history: History) -> tuple[Memory, Hidden]:
         """History -> its states (B, S, D' or 2 D'), padded on the right, and the state to go on from.
 
-        No loader makes an empty history; one is read as a single play of padding.
+        No loader makes an empty history; this would read one as a single play of padding.
         """
         size = history.tracks.shape[1]
         n_pad = (history.tracks == PAD).sum(1).clamp(max=size - 1)
@@ -174,12 +174,12 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Goes on from an encoder's last state, and looks back at all its states if there is attention.
+    """Goes on from an encoder's last state and, with attention, looks back at all its states.
 
     Args:
         d_model: D, width of its input.
         d_memory: width of the encoder's states.
-        cell, d_hidden, n_layers, dropout: see `Recurrent`; dropout is of the output, too.
+        cell, d_hidden, n_layers, dropout: see `Recurrent`; dropout is on the output, too.
         attention: look at the encoder's states.
     """
 
@@ -200,11 +200,11 @@ class Decoder(nn.Module):
         self.dropout = Dropout(dropout)
 
     def begin(self, memory: Memory, hidden: Hidden) -> DecoderState:
-        """What an encoder says -> the state before the first step."""
+        """An encoder's output -> the state before the first step."""
         return DecoderState(hidden, () if self.attention is None else (memory,))
 
     def forward(self, x: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
-        """Inputs x (B, T, D) of the next steps -> their outputs (B, T, D'), and the state behind them."""
+        """Inputs x (B, T, D) of the next steps -> their outputs (B, T, D'), and the state after them."""
         states, hidden = self.rnn(x, state.hidden)
         if self.attention is not None:
             states = self.attention(states, *state.memory)
@@ -212,7 +212,7 @@ class Decoder(nn.Module):
 
 
 class LookAhead(nn.Module):
-    """Tells each step of all target tracks, which are known: reads them from both ends, half of the units each.
+    """Tells each step about all target tracks, which are given: reads them from both ends, each with half the units.
 
     Args:
         cell, d_hidden: see `Recurrent`.
@@ -226,6 +226,6 @@ class LookAhead(nn.Module):
         self.output = nn.Linear(2 * half, d_model)
 
     def forward(self, x: Tensor, target_tracks: Tensor) -> Tensor:
-        """Embeddings (B, T, D) of target tracks (B, T), padded on the right -> what there is around each (B, T, D)."""
+        """Embeddings (B, T, D) of target tracks (B, T), padded on the right -> the context of each (B, T, D)."""
         lengths = (target_tracks != PAD).sum(1).clamp(min=1)
         return self.output(self.rnn.read(x, lengths)[0])

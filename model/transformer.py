@@ -1,13 +1,13 @@
-"""The seed's two Transformers, as its paper means them: `SeqTransformer` and `SkipTransformer`.
+"""The original's two Transformers, as its paper intends them: `SeqTransformer` and `SkipTransformer`.
 
-An encoder reads the history, a decoder reads the targets (Vaswani et al. 2017). Deviations from the seed, numbered:
+An encoder reads the history, a decoder reads the targets (Vaswani et al. 2017). Deviations from the original, numbered:
     1, 2  embeddings: see `model/embeddings.py`
-    3     encoder and decoder have a final norm each (the seed shares one object)
-    4     padding is masked: sessions have any length
-    5     the decoder's positions are its own (the seed uses one table for both halves)
+    3     encoder and decoder have a final norm each (the original shares one object)
+    4     padding is masked: sessions may have any length
+    5     the decoder has positions of its own (the original uses one table for both halves)
     6     the output of SeqTransformer can be tied to the track table, and never scores the special ids
-With a `BertBranch`, each layer looks at BERT's states as well: `model/bert_augmented.py` says how, and gives them.
-Shapes: see the legend in `utils/batch.py`.
+With a `BertBranch`, each layer also attends to BERT's states: `model/bert_augmented.py` says how, and provides them.
+Shapes: see the legend in `utils/data/batch.py`.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ class Encoder(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, history: History, bert: Memory | None = None) -> Memory:
-        """History and BERT's states -> states (B, S, D), shown where there are plays.
+        """History and BERT's states -> states (B, S, D), which attention sees only at plays.
 
         Raises:
-            ValueError: BERT's states are missing, or there is no attention to them.
+            ValueError: BERT's states are missing, or are given to layers without attention to them.
         """
         if (bert is None) != (self.d_bert is None):
             given = "no states of BERT are" if bert is None else "states of BERT are"
@@ -68,13 +68,13 @@ class DecoderState(NamedTuple):
     """What a decoder keeps between two steps; all tensors have the rows first."""
 
     past: tuple[KeysValues, ...]
-    """Of each layer's self-attention, for the steps so far."""
+    """Each layer's self-attention: the steps so far."""
     memories: tuple[tuple[KeysValues, ...], ...]
-    """Of each layer's attention to the encoder, and to BERT if there is one; computed once."""
+    """Each layer's attention to the encoder, and to BERT if there is one; computed once."""
 
 
 class Decoder(nn.Module):
-    """Reads tracks of the second half, in the light of an encoder's memory."""
+    """Reads target tracks and attends to an encoder's memory."""
 
     def __init__(
         self,
@@ -111,10 +111,10 @@ class Decoder(nn.Module):
         return DecoderState(past, memories)
 
     def step(self, state: DecoderState, tracks: Tensor) -> tuple[Tensor, DecoderState]:
-        """One more track each (B,) -> states (B, D) as `forward` has them at this step, and the state behind it.
+        """One more track for each session (B,) -> states (B, D) as in `forward` at this step, and the state after it.
 
         Raises:
-            ValueError: there were `target_size` tracks before.
+            ValueError: `target_size` tracks have been read already.
         """
         n_past = state.past[0].keys.shape[2]
         if n_past == len(self.positions):
@@ -131,18 +131,18 @@ class Decoder(nn.Module):
 
 
 class SkipTransformer(nn.Module):
-    """Which of the known tracks of the second half will be skipped?
+    """Which of the given target tracks will be skipped?
 
     Args:
         n_ids: V.
         features: float (V, F).
         d_model, n_heads, n_layers, d_ff, dropout: sizes of encoder and decoder alike.
         skip_encoding, use_log: how the history's skips and log columns enter, see `HistoryEmbedding`.
-        causal: whether step t sees only the target tracks up to t (the seed), or all of them.
-        n_own, n_shared: which tracks share rows of the track table, and how many, see `TrackEmbedding`.
+        causal: whether step t sees only the target tracks up to t (the original), or all of them.
+        n_own, n_shared: which tracks share rows of the track table, and how many rows, see `TrackEmbedding`.
         sparse: gradients of the track table hold only the rows of a batch, see `TrackEmbedding`.
         history_size, target_size: S and T.
-        branch: for layers that look at BERT's states as well, see `EncoderLayer`.
+        branch: makes layers attend to BERT's states as well, see `EncoderLayer`.
     """
 
     def __init__(
@@ -193,11 +193,11 @@ class SeqTransformer(nn.Module):
         features: float (V, F).
         d_model, n_heads, n_layers, d_ff, dropout: sizes of encoder and decoder alike.
         skip_encoding, use_log: how the history's skips and log columns enter, see `HistoryEmbedding`.
-        start: what stands before the first prediction: the last track of the history (the seed), or the BOS token.
+        start: what stands before the first prediction: the last track of the history (the original), or the BOS token.
         tie_weights: use the track table as output weights.
         sparse: gradients of the track tables hold only the rows of a batch: for losses that look at some tracks only.
         history_size, target_size: S and T.
-        branch: for layers that look at BERT's states as well, see `EncoderLayer`.
+        branch: makes layers attend to BERT's states as well, see `EncoderLayer`.
     """
 
     def __init__(
@@ -244,7 +244,7 @@ class SeqTransformer(nn.Module):
         return self.decoder.begin(self.encoder(history, bert), bert)
 
     def step(self, state: DecoderState, tracks: Tensor) -> tuple[Tensor, DecoderState]:
-        """The next tracks (B,), first the start token -> states (B, D) as `forward` has them, and the state after."""
+        """The next tracks (B,), the start token first -> states (B, D) as in `forward`, and the state after them."""
         return self.decoder.step(state, tracks)
 
     def logits(self, states: Tensor) -> Tensor:
@@ -257,5 +257,5 @@ class SeqTransformer(nn.Module):
         return last if self.start_token == "last" else torch.full_like(last, BOS)
 
     def previous_tracks(self, history: History, targets: Tensor) -> Tensor:
-        """Targets (B, T) shifted right behind the start token."""
+        """Targets (B, T) shifted right, after the start token."""
         return torch.cat([self.start(history), targets[:, :-1]], dim=1)

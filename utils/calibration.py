@@ -1,4 +1,4 @@
-"""`python -m utils.calibration` under its old name; the next version has `python -m utils.simulator.calibration` only."""
+"""`python -m utils.simulator.calibration` under its old name, `utils.calibration`, which the next version drops."""
 
 import sys
 

@@ -6,9 +6,9 @@
         --plays_columns.position position --out data/plays
 
 Protocols for MSSD's files:
-    temporal  split by day, train before valid before test; sessions of 10 to 20 plays; rare tracks become `unk`
-    original  the original experiment's 103K-track sample: split 0 trains, split 9 tests, the first 60 days, sessions
-              of exactly 20 plays of tracks with 150 training plays or more; valid is cut from training by session
+    temporal  split by day, train before valid before test; sessions of 10 to 20 plays; rare tracks count as new
+    original  the original experiment's 103K-track sample of the first 60 days: split 0 trains, split 9 tests; sessions
+              of exactly 20 plays, all of tracks with 150 training plays or more; valid is cut from training by session
     session   split by a hash of the session id, whatever the day: for a single day, such as the mini set. Easier than
               `temporal`, since the sessions of a day share playlists
 """
@@ -34,7 +34,7 @@ OPTIONS_OF = {
     "min_session_length": ("plays",),
     "max_session_length": ("plays",),
 }
-"""The protocols that an option has a meaning for; `plays` is that of `--plays`."""
+"""The protocols that use an option; `plays` is the protocol of `--plays`."""
 
 
 def check_config(config: Config) -> None:
@@ -81,8 +81,8 @@ def main(config: Config) -> dict[str, Any]:
     """Write the dataset folder `config.out`; returns its `dataset.json`.
 
     Raises:
-        UserError: bad input, or no space to write to. Nothing is at `config.out` then, and what was parsed of MSSD's
-            files is kept for the next run (`utils.importers.parts`).
+        UserError: bad input, or no space to write to. Then `config.out` is as it was before, and what was parsed of
+            MSSD's files is kept for the next run (`utils.preprocessing.parsed_logs`).
     """
     import duckdb
 

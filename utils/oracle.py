@@ -1,4 +1,4 @@
-"""`python -m utils.oracle` under its old name; the next version has `python -m utils.simulator.oracle` only."""
+"""`python -m utils.simulator.oracle` under its old name, `utils.oracle`, which the next version drops."""
 
 import sys
 

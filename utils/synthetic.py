@@ -1,4 +1,4 @@
-"""`python -m utils.synthetic` under its old name; the next version has `python -m utils.simulator` only."""
+"""`python -m utils.simulator` under its old name, `utils.synthetic`, which the next version drops."""
 
 import sys
 

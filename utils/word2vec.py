@@ -1,4 +1,4 @@
-"""`python -m utils.word2vec` under its old name; the next version has `python -m utils.track_vectors.word2vec` only."""
+"""`python -m utils.track_vectors.word2vec` under its old name, `utils.word2vec`, which the next version drops."""
 
 import sys
 

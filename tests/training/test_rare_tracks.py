@@ -272,4 +272,4 @@ def test_no_features_and_no_rows(rare_folder, tmp_path, capsys):
     more = ["--table.min_plays", "10", "--table.shared_rows", "0"]
     arguments = options(folder, tmp_path, "transformer_skip", *more)
     main, config = each_seed(train_transformer_skip.main), train_transformer_skip.Config
-    assert "no audio features, so that rare tracks need rows to share" in refused(main, config, arguments, capsys)
+    assert "no audio features, so rare tracks need rows to share" in refused(main, config, arguments, capsys)

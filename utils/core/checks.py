@@ -20,7 +20,7 @@ def check_at_least(config: Any, section: str, **least: float) -> None:
 
 
 def check_used(config: Any, section: str, choice: str, **used_by: tuple[str, ...]) -> None:
-    """Check that options which have a meaning for some values of `choice` only are left alone for the others.
+    """Check that options which only some values of `choice` use keep their defaults under the other values.
 
     Raises:
         UserError: names the option and the values that use it.

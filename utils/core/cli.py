@@ -21,7 +21,7 @@ from utils.core.errors import UserError
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 TYPE_CHECKING = False
-"""For imports that only annotations need. Unlike typing's constant, it keeps jsonargparse from executing them: `--help`
+"""Guards imports that only annotations need. Under typing's own constant, jsonargparse would execute them, and `--help`
 would wait for torch."""
 C = TypeVar("C")
 
@@ -71,7 +71,7 @@ def cli(
         else:
             raise UserError("this command runs in one process; start it with python instead of torchrun")
     except UserError as error:
-        if int(os.environ.get("LOCAL_RANK", "0")) == 0:  # of several processes, one on each machine
+        if int(os.environ.get("LOCAL_RANK", "0")) == 0:  # of several processes, one on each machine prints
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

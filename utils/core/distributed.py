@@ -2,12 +2,12 @@
 
     torchrun --nproc-per-node 2 train_transformer_seq.py --config configs/transformer_seq/demo.yml
 
-Every process holds the whole model and takes every n-th row of each batch, so `train.batch_size` means the same as in
-one process, and so do the sums of the gradients of all. What belongs to a batch and not to its rows (negatives, which
-branch DropNet drops) is drawn by the first process for all; what belongs to rows (dropout, masks) by each for itself.
-Predictions are made in shares, too, and put together before anything is scored: metrics are those of one process.
-Only what is sampled from the model (`--decoding.method sample`) depends on their number.
-Only the first process writes files and speaks; the run's folder must be on a file system that all can read.
+Every process holds the whole model and takes every n-th row of each batch. So `train.batch_size` means the same as in
+one process, and the gradients of all processes add up to the same sums. The first process draws for all what belongs to
+a batch and not to its rows (negatives, which branch DropNet drops); each process draws for itself what belongs to rows
+(dropout, masks). The processes share out predictions, too, and put them together before anything is scored, so metrics
+are those of one process. Only samples from the model (`--decoding.method sample`) depend on the number of processes.
+Only the first process writes files and prints; the run's folder must be on a file system that all can read.
 
 In one process every function here does nothing, at no cost.
 """
@@ -31,11 +31,11 @@ T = TypeVar("T")
 
 @contextmanager
 def processes() -> Iterator[None]:
-    """Join the processes that torchrun started; those that are not the first are silent until the block ends."""
+    """Join the processes that torchrun started; all but the first are silent until the block ends."""
     local_rank = int(os.environ["LOCAL_RANK"])
     if local_rank < torch.cuda.device_count():
         torch.cuda.set_device(local_rank)
-    # Both named: without names there would be one for the accelerator only, and numbers on the CPU are exchanged, too.
+    # Name both backends: the default is one for the accelerator only, but numbers on the CPU are exchanged, too.
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     if is_first():
         yield
@@ -56,17 +56,17 @@ def rank() -> int:
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes files; so is a process that is alone."""
+    """Whether this is the process that writes files; a process that is alone does."""
     return rank() == 0
 
 
 def mine() -> slice:
-    """Which rows of a batch are for this process: none, if there are fewer rows than processes."""
+    """Which rows of a batch are for this process; possibly none, if there are fewer rows than processes."""
     return slice(rank(), None, n_processes())
 
 
 def shared(tensor: Tensor) -> Tensor:
-    """The first process's values, in all: whatever `tensor` (of the same shape and type) holds in the others."""
+    """The first process's values, in all processes, whatever `tensor` (of the same shape and type) held there."""
     if n_processes() > 1:
         dist.broadcast(tensor, 0)
     return tensor
@@ -87,7 +87,7 @@ def total(number: int) -> int:
 
 
 def gathered(tensor: Tensor) -> Tensor:
-    """The tensors (N, ...) of all processes, N different in each, one after the other: (sum of N, ...)."""
+    """The tensors (N, ...) of all processes, one after the other: (sum of N, ...). N may differ between them."""
     if n_processes() == 1:
         return tensor
     sizes = [torch.zeros(1, dtype=torch.int64, device=tensor.device) for _ in range(n_processes())]
@@ -104,8 +104,8 @@ def put_together(*arrays: np.ndarray, rows: list[np.ndarray]) -> None:
     """Fill in the rows of arrays (N, ...) that other processes have computed, in place.
 
     Args:
-        arrays: numbers; no matter what they hold in the rows of other processes.
-        rows: int64, the rows that this process has computed; each row is some process's.
+        arrays: numbers; what they hold in the rows of other processes does not matter.
+        rows: int64, the rows that this process has computed; each row belongs to one process.
     """
     if n_processes() == 1:
         return
@@ -118,7 +118,7 @@ def put_together(*arrays: np.ndarray, rows: list[np.ndarray]) -> None:
 
 
 def once(function: Callable[[], T]) -> T:
-    """What the function returns, or the UserError that it raises, in the first process: called there, told to all."""
+    """Call the function in the first process only; every process returns its result, or raises its `UserError`."""
     if n_processes() == 1:
         return function()
     outcome: list[Any] = [None, None]

@@ -33,7 +33,7 @@ def atomic_folder(path: Path, *, overwrite: bool = False, holds: str) -> Iterato
     Args:
         path: the folder.
         overwrite: replace it if it is there.
-        holds: what every such folder holds; one without it is somebody else's, and is not replaced.
+        holds: a file that every such folder holds; a folder without it is somebody else's, and is not replaced.
 
     Raises:
         UserError: `path` exists, and `overwrite` is false or it is no such folder.
@@ -45,7 +45,7 @@ def atomic_folder(path: Path, *, overwrite: bool = False, holds: str) -> Iterato
         raise UserError(f"{path} holds no {holds}, so it is not replaced; choose another folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        if not _is_alive(left.name.split(".")[-2]):  # of a process that was killed
+        if not _is_alive(left.name.split(".")[-2]):  # left by a process that was killed
             shutil.rmtree(left, ignore_errors=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -68,7 +68,7 @@ def _is_alive(process: str) -> bool:
         os.kill(int(process), 0)
     except ProcessLookupError:
         return False
-    except (OSError, ValueError):  # another user's, or no number
+    except (OSError, ValueError):  # another user's process, or not a number
         return True
     return True
 

@@ -38,7 +38,7 @@ class History(NamedTuple):
 class SessionBatch(NamedTuple):
     """Examples of one batch. Targets are padded on the right.
 
-    A model is called with `history` and, where the task gives them, `target_tracks`: nothing else has a way in.
+    A model is called with `history` and, where the task gives them, `target_tracks`: nothing else reaches it.
     """
 
     history: History
@@ -65,7 +65,7 @@ class SessionBatch(NamedTuple):
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """The same tensor on `device`; this process does not wait until it has arrived."""
     if device.type == "cuda" and tensor.device.type == "cpu":
-        tensor = tensor.pin_memory()  # from elsewhere the copy would wait for all that the GPU still has to do
+        tensor = tensor.pin_memory()  # from unpinned memory the copy would wait for all that the GPU still has to do
     return tensor.to(device, non_blocking=True)
 
 

@@ -46,9 +46,9 @@ class SessionLoader:
         batch_size: B; the last batch of an epoch may be smaller.
         cut: where a session is cut in history and targets: "half" at floor(length / 2); "random", anew in each
             epoch; "every" makes each proper prefix an example.
-        history_size: S, the last plays of the history are kept.
-        target_size: T, the first plays after the cut are kept.
-        min_length: shorter sessions are left out (2 is the least that can be cut).
+        history_size: S; of a longer history the last plays are kept.
+        target_size: T; of more targets the first plays are kept.
+        min_length: shorter sessions are left out (2 plays are the fewest that can be cut).
         max_sessions: if given, an evenly spaced sample of at most that many sessions.
         shuffle: draw a new order in each epoch.
         seed: of the order and of random cuts.
@@ -124,7 +124,7 @@ class SessionLoader:
     def _targets(self) -> Targets:
         shape, s = (self.n_examples, self.target_size), self.history_size
         targets = Targets(np.empty(shape, np.int32), np.empty(shape, np.int8), self.session)
-        for rows in np.array_split(np.arange(self.n_examples), len(self)):  # a batch at a time, for it has logs, too
+        for rows in np.array_split(np.arange(self.n_examples), len(self)):  # a batch at a time, as it has logs, too
             tracks, skips, _ = self._window(rows, self.cuts)
             targets.tracks[rows], targets.skips[rows] = tracks[:, s:], _labels(skips[:, s:])
         return targets
@@ -197,7 +197,7 @@ def training_loader(dataset: Dataset, data: DataConfig, *, batch_size: int, seed
     """Shuffled training batches, cut as `data` says.
 
     Raises:
-        UserError: a split has no session that could be scored, which is better known before training than after it.
+        UserError: a split has no session that could be scored; it is better to learn this before training than after.
     """
     for split in SPLITS:
         check_length(dataset.split(split), data.min_length)

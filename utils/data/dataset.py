@@ -24,7 +24,7 @@ from utils.data.schema import OLDER_PROTOCOLS, SCHEMA_VERSION, SPLITS
 from utils.data.vocab import N_SPECIAL
 
 PLAYS_AT_ONCE = 4_000_000
-"""Plays that `has_pairs` looks at together."""
+"""Plays that `has_pairs` looks at at a time."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,9 @@ class SessionArrays:
         return np.diff(self.offsets)
 
     def has_pairs(self, keys: np.ndarray) -> np.ndarray:
-        """Which pairs of tracks (`pair_keys`, (N,), at least one) are neighbours in a session: bool (N,).
+        """Which pairs of tracks (`pair_keys`, (N,), at least one) follow each other in a session: bool (N,).
 
-        The plays stream by: they take no memory.
+        Only `PLAYS_AT_ONCE` plays are in memory at a time.
         """
         wanted, place = np.unique(keys, return_inverse=True)
         found = np.zeros(len(wanted), bool)
@@ -85,7 +85,7 @@ class SessionArrays:
         return found[place]
 
     def columns_of_sessions(self, *names: str) -> dict[str, np.ndarray]:
-        """Some columns of `sessions`, and no other is read: name -> (n_sessions,)."""
+        """Some columns of `sessions`, without reading the others: name -> (n_sessions,)."""
         table = pq.read_table(self.folder / "sessions.parquet", columns=list(names))
         return {name: table[name].to_numpy() for name in names}
 
@@ -128,8 +128,8 @@ class Dataset:
         """Open a dataset folder and check its promises.
 
         Raises:
-            UserError: not a dataset folder, another schema version, a session id in two splits, or no skips in it
-                although `needs_skips`.
+            UserError: not a dataset folder, another schema version, a session id in two splits, an empty split, or no
+                skips although `needs_skips`.
         """
         folder = Path(folder)
         if not (folder / "dataset.json").exists():
@@ -192,9 +192,9 @@ class Dataset:
 
 
 def _check_disjoint(folder: Path) -> None:
-    """No session may stand in two splits, or twice in one: the seed's worst mistakes were exactly these.
+    """Check that no session is in two splits, or twice in one: the original's worst mistakes were exactly these.
 
-    DuckDB looks for it within 1 GB of memory; 20 million sessions take 8 s of processor time.
+    DuckDB does this within 1 GB of memory; 20 million sessions take 8 s of processor time.
     """
     paths = [folder / split / "sessions.parquet" for split in SPLITS]
     for path in paths:

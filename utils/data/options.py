@@ -23,15 +23,15 @@ class DataConfig:
     """Where training sessions are cut: half (the first half is the history, as in MSSD), random (anew in each epoch),
     every (each prefix is an example)."""
     history_size: int = 10
-    """Plays of the history that a model sees, at most (the last ones)."""
+    """How many plays of the history a model sees, at most (the last ones)."""
     target_size: int = 10
-    """Plays after the history that are targets, at most (the first ones)."""
+    """How many plays after the history are targets, at most (the first ones)."""
     min_length: int = 2
     """Shortest session whose second half is scored (the shortest of MSSD have 10 plays anyway)."""
     valid_sessions: int = 0
-    """Validation sessions that are scored while training, evenly spaced; 0 for all (the end always scores all)."""
+    """How many validation sessions to score during training, evenly spaced; 0 for all (the end always scores all)."""
     scored: list[str] = field(default_factory=lambda: list(SPLITS))
-    """Splits that are scored at the end; [valid] to choose between settings without a look at test."""
+    """Splits to score at the end; give [valid] to choose between settings without a look at test."""
     every_prefix: bool = False
     """Seq: also score the next track after every prefix of every session."""
 
@@ -43,7 +43,7 @@ class DataConfig:
 def check_splits(option: str, names: Sequence[str]) -> None:
     """
     Raises:
-        UserError: names the option, whose value is not some of the splits.
+        UserError: the value is not some of the splits; names the option.
     """
     if not names or set(names) - set(SPLITS):
         raise UserError(f"{option} is {list(names)}; it must be some of {', '.join(SPLITS)}")

@@ -98,7 +98,7 @@ REASONS_END = (
     "uriopen",
 )
 MAX_SEEKS = 10
-"""Seek counts above this share one code."""
+"""Seek counts from this on share one code."""
 LOG_COLUMNS = {
     "context_switch": 3,
     "no_pause_before_play": 3,
@@ -130,13 +130,13 @@ SKIP_UNKNOWN = 255
 SKIP_FLAGS = {"not_skipped": SKIP_PLAYED, "skip_3": SKIP_3_ONLY, "skip_2": SKIP_2, "skip_1": SKIP_1}
 """MSSD's flags in ascending order of their codes. The skip flags are cumulative: the strictest that is set counts."""
 SCHEMA_VERSION = 1
-"""Of the dataset folder (docs/architecture.md)."""
+"""Version of the dataset folder's layout (docs/data.md)."""
 OLDER_PROTOCOLS: dict[str, Any] = {"seed": "original"}
 """What protocols of earlier versions are called now, in options, datasets and runs."""
 SPLITS = ("train", "valid", "test")
-"""Of a dataset, in order of time."""
+"""Splits of a dataset, in order of time."""
 PREFIXES = "_prefixes"
-"""Behind a split's name: the next track was predicted after every prefix of every session."""
+"""Suffix of a split's name: the next track was predicted after every prefix of every session."""
 N_SPLITS = 10
 """MSSD's training files come in ten splits a day."""
 MIN_LENGTH, MAX_LENGTH = 10, 20

@@ -16,7 +16,7 @@ MASK = 1
 SKIP = 2
 """Stands for any skipped track of the history when `skip_encoding` is `token`."""
 UNK = 3
-"""A track that is too rare, or was never seen in training."""
+"""A new track: one that is too rare, or was never seen in training."""
 BOS = 4
 """Starts a sequence that is decoded step by step."""
 N_SPECIAL = 5

@@ -11,7 +11,7 @@ from typing import IO
 from utils.core.errors import UserError
 
 Check = Callable[[str], str | None]
-"""What is wrong with a field that is not empty ("not a number"); None if nothing is."""
+"""Says what is wrong with a field that is not empty ("not a number"); None if nothing is."""
 
 
 def open_text(path: Path) -> IO[str]:
@@ -62,11 +62,11 @@ def find_line(path: Path, values: Mapping[str, str], *, occurrence: int = 1) -> 
 
 
 def explain(path: Path, error: object, checks: Mapping[str, Check], *, required: Sequence[str]) -> UserError:
-    """Read a damaged file again, slowly, for its first line at fault.
+    """Read a damaged file again, slowly, to find its first line at fault.
 
     Args:
-        error: what the fast reader said; it is passed on where the slow one finds nothing.
-        checks: of the fields of each column.
+        error: what the fast reader said; it is passed on if the slow one finds nothing.
+        checks: of the fields, by column.
         required: columns that may not be empty.
     """
     try:

@@ -1,8 +1,8 @@
-"""The dataset folder, as `docs/architecture.md` describes it: what every door into the toolkit shares.
+"""Writes the dataset folder, as `docs/data.md` describes it, for every kind of source.
 
-A door (MSSD's logs, a table of plays) counts plays with `build_vocabulary`, turns its events into chunks of whole
-sessions and hands them to a `SplitWriter` for each split; `write_tracks` and `write_dataset` add the rest. Memory is
-that of a few chunks and the vocabulary, whatever the number of files.
+The code of a source (MSSD's logs, a table of plays) counts plays with `build_vocabulary`, turns them into chunks of
+whole sessions and hands these to a `SplitWriter` for each split; `write_tracks` and `write_dataset` add the rest. A few
+chunks and the vocabulary are in memory, whatever the number of files.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def build_vocabulary(plays: ibis.Table, *, min_count: int, catalogue: pa.Chunked
 
     Args:
         plays: `track_id`, `plays`; a track may have several rows (one for each file), which are added up.
-        catalogue: tracks that belong to it whether they are played or not; string, in any order, also repeated.
+        catalogue: tracks that belong to the vocabulary, played or not; string, in any order, repeats allowed.
 
     Returns:
         `track_id`, `train_plays` int64, `index` int32: the id in the arrays, from `vocab.N_SPECIAL` on.
@@ -66,7 +66,7 @@ def build_vocabulary(plays: ibis.Table, *, min_count: int, catalogue: pa.Chunked
     Raises:
         UserError: no track has so many plays.
     """
-    # dt.int64, not its name: the first name that Ibis reads costs a fifth of a second.
+    # dt.int64, not its name: the first type name that Ibis parses costs a fifth of a second.
     counts = plays.group_by("track_id").agg(train_plays=plays.plays.sum().cast(dt.int64))
     known = counts.filter(counts.train_plays >= min_count).order_by([ibis.desc("train_plays"), "track_id"]).to_pyarrow()
     if catalogue is not None:
@@ -119,7 +119,7 @@ class Chunk(NamedTuple):
     """Whole sessions, one after the other, each in order of position. N events, M sessions."""
 
     tracks: np.ndarray
-    """int32 (N,): ids of the vocabulary, `vocab.UNK` for a track outside."""
+    """int32 (N,): ids of the vocabulary, `vocab.UNK` for a track outside it."""
     skips: np.ndarray
     """uint8 (N,): `schema.SKIP_*`"""
     log: np.ndarray
@@ -148,12 +148,12 @@ class Chunk(NamedTuple):
 
 
 class CodedLogs(NamedTuple):
-    """MSSD's logs when all are read and nothing is written."""
+    """MSSD's logs once all are read, and before anything is written."""
 
     tracks: pa.Table
     """What `build_vocabulary` returns."""
     rows: list[int]
-    """Of each log."""
+    """How many rows each log has."""
     chunks: Iterator[tuple[Chunk, np.ndarray]]
     """All sessions of each log, in order, and which of them have all their rows, bool (M,)."""
 
@@ -215,14 +215,14 @@ class Features(NamedTuple):
 
 
 def standardise(raw: pa.Table) -> Features:
-    """Raw audio features of the vocabulary's tracks, in order of their ids, to a matrix of comparable columns.
+    """Turn raw audio features of the vocabulary's tracks, in order of their ids, into a matrix of comparable columns.
 
     Numbers become z-scores over the tracks (each track once, however often it is played). `mode` is 1 for major, 0 for
-    minor; `key` and `time_signature` are one column a value: they are names. A missing or infinite value becomes the
-    mean, or no key at all. A column that is the same for every track becomes 0.
+    minor. `key` and `time_signature` get one column per value, for they are names. A missing or infinite value becomes
+    the mean; a missing `key` or `time_signature` sets no column. A column that is the same for every track becomes 0.
 
     Args:
-        raw: one row a track, columns of `schema.FEATURE_COLUMNS` but `track_id`; null where missing.
+        raw: one row a track, the columns of `schema.FEATURE_COLUMNS` without `track_id`; null where missing.
     """
     names: list[str] = []
     means: list[float] = []
@@ -321,7 +321,7 @@ def write_dataset(
 
 
 def summary(dataset: Mapping[str, Any]) -> str:
-    """The dataset in a screen of text: funnel, splits, vocabulary, features."""
+    """The dataset on one screen of text: funnel, splits, vocabulary, features."""
     lines = [f"{'funnel':<48}{'rows':>14}{'sessions':>12}"]
     lines += [f"  {row['reason']:<46}{row['rows']:>14,}{row['sessions']:>12,}" for row in dataset["funnel"]]
     lines.append(f"{'split':<48}{'events':>14}{'sessions':>12}")

@@ -1,4 +1,4 @@
-"""What works on tables: an engine behind Ibis, and threads that stay a few items ahead."""
+"""What processes tables: an engine behind Ibis, and threads that stay a few items ahead."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def connect(*, memory_limit: str, folder: Path) -> Engine:
 
 @contextmanager
 def arrow_view(connection: Any, name: str, data: pa.Table | pa.RecordBatchReader) -> Iterator[ibis.Table]:
-    """`data` as a table of the engine, without a copy, until the block ends (`ibis.memtable` keeps it until exit).
+    """`data` as a table of the engine, without a copy, until the block ends. A reader can be read once.
 
-    A reader can be read once.
+    `ibis.memtable` would keep it until the process exits.
     """
     connection.con.register(name, data)
     try:
@@ -52,7 +52,7 @@ def arrow_view(connection: Any, name: str, data: pa.Table | pa.RecordBatchReader
 
 
 def in_threads(function: Callable[[Item], Result], items: Iterable[Item], *, workers: int) -> Iterator[Result]:
-    """`map`, a few items ahead of the caller, who gets the results in order; no more than `workers` of them wait."""
+    """`map` in threads, up to `workers` items ahead of the caller, who gets the results in order."""
     with ThreadPoolExecutor(workers) as pool:
         pending: deque[Future[Result]] = deque()
         try:

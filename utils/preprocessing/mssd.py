@@ -1,8 +1,8 @@
-"""MSSD's raw files: which there are, how a log is parsed, coded, checked and sorted.
+"""MSSD's raw files: finds them; parses, codes, checks and sorts a log.
 
-A log is parsed once, by PyArrow, and leaves as integers: session and track ids as codes of the file's own dictionaries
-(those of sessions in ascending order, so that sorting codes sorts ids), and one byte for everything else that a play
-carries. All of it happens in one thread, so that several logs can be read side by side.
+PyArrow parses a log once, and integers come out: session and track ids as codes of the file's own dictionaries (those
+of sessions in ascending order, so that sorting codes sorts ids), and everything else as one byte a column. All of it
+happens in one thread, so that several logs can be read side by side.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from utils.preprocessing.csv_files import Check, check_columns, explain, find_li
 
 LOG_NAME = re.compile(r"log_(\d)_(\d{8})_\d+\.csv(\.gz)?")
 FIRST_DAY = pd.Timestamp("2018-07-15")
-"""Day 0 of MSSD: a session id starts with its day's number."""
+"""Day 0 of MSSD: a session id starts with the number of its day."""
 TRUE, FALSE = ["True", "true", "TRUE", "1"], ["False", "false", "FALSE", "0"]
 IDS = ("session_id", "track_id_clean")
 CATEGORIES = {
@@ -61,7 +61,7 @@ class LogFile(NamedTuple):
 
 
 class Log(NamedTuple):
-    """A log, its plays by session and position. N plays, M sessions, K tracks."""
+    """A log, its plays sorted by session and position. N plays, M sessions, K tracks."""
 
     session_ids: pa.Array
     """string (M,), ascending"""
@@ -80,7 +80,7 @@ class Log(NamedTuple):
 
 
 def find_files(raw: Path) -> list[Path]:
-    """All CSV files anywhere under `raw`, plain or packed, in folders that are links, too, in order."""
+    """All CSV files anywhere under `raw`, plain or packed, in order; linked folders are searched, too."""
     found = os.walk(raw, followlinks=True)
     return sorted(Path(folder) / name for folder, _, names in found for name in names if ".csv" in name)
 
@@ -140,7 +140,7 @@ def session_days(session_ids: pa.Array, path: Path) -> pa.Array:
 
 
 def days_of(log: LogFile, session_ids: pa.Array) -> pa.Array:
-    """The day of each session of a log: that of the file, or of the session where the file has none.
+    """The day of each session of a log: that of the file, or if it has none, that of the session id.
 
     Raises:
         UserError: see `session_days`.
@@ -197,7 +197,7 @@ def parse(path: Path) -> pa.Table:
 
 
 def encode(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
-    """Of a column with a dictionary in each chunk: codes int32 (N,), -1 where empty, and the values they stand for."""
+    """Codes int32 (N,) of a column with a dictionary in each chunk, -1 where empty, and the values they stand for."""
     chunks = column.unify_dictionaries().chunks
     codes = [chunk.indices.fill_null(-1) if chunk.null_count else chunk.indices for chunk in chunks]
     return np.concatenate([code.to_numpy() for code in codes]), chunks[-1].dictionary
@@ -213,7 +213,7 @@ def encode_ascending(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
 
 
 def order_of(session: np.ndarray, position: np.ndarray) -> np.ndarray | None:
-    """What sorts plays by session and position, int64 (N,); None if they are sorted, as MSSD's own files are."""
+    """The order that sorts plays by session and position, int64 (N,); None if they are sorted, as MSSD's own are."""
     place = session.astype(np.int64) * 256 + position
     return None if (place[1:] >= place[:-1]).all() else np.argsort(place)
 
@@ -297,7 +297,7 @@ def check_positions(path: Path, table: pa.Table) -> None:
 def check_unique_positions(path: Path, session: np.ndarray, position: np.ndarray, session_ids: pa.Array) -> None:
     """
     Args:
-        session: places in `session_ids` (N,), ascending, and in it `position` (N,).
+        session: places in `session_ids` (N,), ascending, and within a session `position` (N,).
 
     Raises:
         UserError: a position occurs twice in a session (a file that was concatenated or unpacked over another).
@@ -313,7 +313,7 @@ def check_unique_positions(path: Path, session: np.ndarray, position: np.ndarray
 
 
 def in_two_files(session_id: str, paths: Sequence[Path]) -> UserError:
-    """The error of a session that is in several logs: it would be in two splits."""
+    """The error for a session that is in several logs, which would put it in two splits."""
     where = " and in ".join(map(str, paths))
     return UserError(f"session {session_id} is in {where}; a session belongs to one file: remove one")
 
@@ -323,7 +323,7 @@ def summarise_sessions(session: np.ndarray, position: np.ndarray, claimed: np.nd
     `session_length` that every row claims.
 
     Args:
-        session: (N,), ascending, and in it `position` (N,).
+        session: (N,), ascending, and within a session `position` (N,).
         claimed: `session_length` (N,).
     """
     first = np.flatnonzero(np.diff(session, prepend=-1))
@@ -343,14 +343,14 @@ def read_catalogue(files: Sequence[Path], track_ids: pa.ChunkedArray | None = No
 
     Args:
         files: at least one.
-        track_ids: only the rows of these tracks.
+        track_ids: read only the rows of these tracks; all if not given.
 
     Raises:
         UserError: a file lacks a column, has an empty id or a value that is no number, or there are no rows.
     """
     types = {name: pa.float32() for name in schema.FEATURE_COLUMNS} | {"track_id": pa.string(), "mode": pa.string()}
     options = pa.csv.ConvertOptions(column_types=types, include_columns=list(types), strings_can_be_null=True)
-    blocks = pa.csv.ReadOptions(block_size=4 << 20)  # each hashes all of `track_ids`: not too small
+    blocks = pa.csv.ReadOptions(block_size=4 << 20)  # each block hashes all of `track_ids`: not too small
     found: list[pa.RecordBatch] = []
     for path in files:
         check_columns(path, schema.FEATURE_COLUMNS)
@@ -372,14 +372,14 @@ def read_catalogue(files: Sequence[Path], track_ids: pa.ChunkedArray | None = No
 def read_features(
     files: Sequence[Path], track_ids: pa.ChunkedArray, catalogue: pa.Table | None = None
 ) -> tuple[pa.Table, list[str]]:
-    """Raw audio features of `track_ids`, row for row, and what is to be said about them.
+    """Raw audio features of `track_ids`, row for row, and notes on them for `dataset.json`.
 
-    Of a track with several rows the first counts; a track with none has nulls.
+    If a track has several rows, the first counts; a track without a row gets nulls.
 
     Args:
-        files: those of the features, if there are any.
+        files: the files of features, if there are any.
         track_ids: of the vocabulary.
-        catalogue: what `read_catalogue` has read of all files, if it has; its tracks are all in the vocabulary.
+        catalogue: what `read_catalogue` returned for all files, if it was called; the vocabulary has all its tracks.
 
     Raises:
         UserError: see `read_catalogue`.

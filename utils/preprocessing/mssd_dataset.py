@@ -38,7 +38,7 @@ SESSIONS_A_SLICE = 2_000_000
 
 
 def read_parts(logs: Sequence[mssd.LogFile], folder: Path, *, workers: int) -> list[Part]:
-    """The part of each log, in order: those in `folder` that are still good, and new ones of all other logs."""
+    """The part of each log, in order: from `folder` where it is still good, and a new one where it is not."""
     parts = {log: find_part(folder, log) for log in logs}
     missing = [log for log in logs if parts[log] is None]
     if len(missing) < len(logs):
@@ -49,13 +49,13 @@ def read_parts(logs: Sequence[mssd.LogFile], folder: Path, *, workers: int) -> l
         for part in in_threads(partial(make_part, folder), missing, workers=workers):
             parts[part.log] = part
             done += part.log.path.stat().st_size
-            bar.total = round((bar.n + part.rows) * total / done)  # rows to come, by the bytes to come
+            bar.total = round((bar.n + part.rows) * total / done)  # estimates the rows to come by the bytes to come
             bar.update(part.rows)
     return [part for part in parts.values() if part is not None]
 
 
 def check_unique(engine: Engine, parts: Sequence[Part]) -> None:
-    """Look for a session id in two logs, in slices of the ids that bound the memory.
+    """Look for a session id in two logs, in slices of the ids, which bound the memory.
 
     Raises:
         UserError: there is one.
@@ -64,7 +64,7 @@ def check_unique(engine: Engine, parts: Sequence[Part]) -> None:
     total = sum(pq.read_metadata(part.sessions_file).num_rows for part in parts)
     n_slices = 1 << min((total // SESSIONS_A_SLICE).bit_length(), 6)  # 64 at most: each is another pass
     for i in range(n_slices):
-        # An engine's own hash may choose the slices: what is found does not depend on them.
+        # The engine's own hash may choose the slices, as the result does not depend on them.
         some = sessions.filter((sessions.session_id.hash() & (n_slices - 1)) == i)
         repeated = some.group_by("session_id").agg(n=some.count())
         repeated = repeated.filter(repeated.n > 1).select("session_id").limit(1)
@@ -94,7 +94,7 @@ def count_tracks(
     workers: int,
     catalogue: pa.ChunkedArray | None = None,
 ) -> pa.Table:
-    """The vocabulary of all parts (see `build_vocabulary`), whose counts stream through the engine one by one."""
+    """The vocabulary of all parts (see `build_vocabulary`); their counts stream through the engine one by one."""
     counts = in_threads(partial(count_plays, rules), parts, workers=workers)
     bar = tqdm(counts, desc="counting", unit=" files", total=len(parts), leave=False)
     columns = pa.schema([("track_id", pa.string()), ("plays", pa.int64())])
@@ -103,7 +103,7 @@ def count_tracks(
 
 
 def part_chunk(vocabulary: pa.Table, part: Part) -> tuple[Chunk, np.ndarray]:
-    """All sessions of a part, its tracks looked up in the vocabulary, and which are complete, bool (M,)."""
+    """All sessions of a part, with ids of the vocabulary for its tracks, and which are complete, bool (M,)."""
     sessions, track_ids = part.sessions(), part.track_ids()
     places = pc.fill_null(pc.index_in(vocabulary["track_id"], value_set=track_ids), -1).to_numpy()
     ids = np.full(len(track_ids), vocab.UNK, np.int32)
@@ -136,7 +136,7 @@ def code_logs(
         catalogue: see `build_vocabulary`.
 
     Raises:
-        UserError: something is wrong with a log, or a session is in two.
+        UserError: something is wrong with a log, or a session is in two logs.
     """
     parts = read_parts(logs, parsed, workers=workers)
     check_unique(engine, parts)
@@ -153,7 +153,7 @@ def write_log(
     writers: Sequence[SplitWriter],
     funnel: Funnel,
 ) -> None:
-    """Send the sessions of a log to their splits, and count those that go nowhere.
+    """Send the sessions of a log to their splits, and count in the funnel what was read, dropped and kept.
 
     Args:
         complete: which sessions have all their rows, bool (M,).
@@ -215,7 +215,7 @@ def prepare_mssd(config: Config, folder: Path, work: Path, engine: Engine, parse
 
     Args:
         work: folder for temporary files.
-        parsed: folder for the parts of logs (DuckDB).
+        parsed: folder for the parts of logs (with DuckDB).
     """
     assert config.raw is not None
     logs = mssd.find_logs(config.raw)

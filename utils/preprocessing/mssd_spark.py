@@ -1,7 +1,7 @@
 """MSSD's logs on Spark: parsed, coded, checked, counted and sorted there, and handed back log by log.
 
 One flat plan, without arrays and without Python on the executors. Every step leaves Parquet files in a folder that
-driver and executors both see; the driver decides over sessions (`protocols`) and never holds more than a few logs:
+driver and executors both see; the driver decides about sessions (`split_rules`) and holds at most a few logs:
 
     logs -> plays      coded as by `mssd`, in columns that `fault` marks as unreadable or not
     plays -> sessions  one folder a log: how many plays each session has, at which positions
@@ -9,7 +9,7 @@ driver and executors both see; the driver decides over sessions (`protocols`) an
     plays, counted -> vocabulary
     plays, vocabulary -> indexed  one folder a log, by session and position
 
-What is wrong with a log is explained by `mssd.read_log`, which reads that log again, here.
+`mssd.read_log` explains what is wrong with a log: the driver reads that log again.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from utils.preprocessing.engine import Engine, in_threads
 from utils.preprocessing.split_rules import SplitRules, counted_sessions
 
 CONNECT_PORT = 15002
-"""Of a Spark Connect server, if its address names none."""
+"""Port of a Spark Connect server whose address names none."""
 SPARK_MODULES = {"pyspark", "py4j", "grpc"}
-"""Where errors of Spark come from: they have no base in common."""
+"""Modules that define Spark's errors, which have no base class in common."""
 PATIENCE = 10.0
 """Seconds to wait for a Spark Connect server."""
 
 
 class LogSessions(NamedTuple):
-    """Of a log, ascending. M sessions."""
+    """The M sessions of a log, in ascending order of their ids."""
 
     session_ids: pa.Array
     """string (M,)"""
@@ -106,14 +106,14 @@ def explained(logs: Sequence[mssd.LogFile]) -> Iterator[None]:
         if type(error).__module__.split(".")[0] not in SPARK_MODULES:
             raise
         message = str(error)
-        # Spark names the file that it could not read, Sail does not: then each is a suspect.
+        # Spark names the file that it could not read. Sail does not: then every log is a suspect.
         for log in [log for log in logs if log.path.name in message] or logs:
             mssd.read_log(log.path)
         raise UserError(f"Spark: {message.strip().splitlines()[0]}") from None
 
 
 def uri(path: Path) -> str:
-    """A path as Spark takes it, whatever its default file system."""
+    """A path in the form that Spark takes, whatever its default file system."""
     return path.resolve().as_uri()
 
 
@@ -125,12 +125,12 @@ def read_logs(session: Any, logs: Sequence[mssd.LogFile]) -> Any:
         path = logs[place].path
         check_columns(path, mssd.COLUMNS)
         columns = ", ".join(f"`{name}` string" for name in read_header(path))
-        # Without the pruning of columns: Spark would not see that a line has too many fields.
+        # No pruning of columns: with it, Spark does not see that a line has too many fields.
         reader = session.read.options(header="true", mode="FAILFAST", columnPruning="false")
         return reader.csv(uri(path), schema=columns).select(lit(place).alias("log"), *mssd.COLUMNS)
 
     def union(first: int, last: int) -> Any:
-        middle = (first + last) // 2  # a tree: a chain of hundreds would be too deep for the parsers of plans
+        middle = (first + last) // 2  # a tree, as parsers of plans cannot take a chain of hundreds
         return read(first) if last - first == 1 else union(first, middle).unionAll(union(middle, last))
 
     return union(0, len(logs))
@@ -165,7 +165,7 @@ def code_plays(rows: ibis.Table) -> ibis.Table:
     fault = faults[0]
     for another in faults[1:]:
         fault |= another
-    # A number that is too large for its type is one of a row at fault: no cast may stop the plan there.
+    # A number too large for its type belongs to a row at fault: no cast may stop the plan there.
     return rows.select(
         "log",
         "session_id",
@@ -210,7 +210,7 @@ def summarise_sessions(plays: ibis.Table) -> ibis.Table:
 
 
 def index_tracks(plays: ibis.Table, vocabulary: ibis.Table) -> ibis.Table:
-    """`log`, `session_id`, `position`, `index` (`vocab.UNK` outside the vocabulary) and all codes of every play."""
+    """`log`, `session_id`, `position`, `index` (`vocab.UNK` for new tracks) and all codes of every play."""
     found = plays.left_join(vocabulary, "track_id")
     return found.select(
         "log",
@@ -229,7 +229,7 @@ def write_by_log(connection: Any, table: ibis.Table, folder: Path, *, n_logs: in
 
 
 def read_sessions(folder: Path, logs: Sequence[mssd.LogFile], place: int) -> LogSessions:
-    """LogSessions of a log.
+    """The sessions of a log.
 
     Raises:
         UserError: a position occurs twice in a session, or the log has no rows.
@@ -264,7 +264,7 @@ def check_unique(sessions: ibis.Table, logs: Sequence[mssd.LogFile]) -> None:
         first=sessions.log.min(), last=sessions.log.max(), n=sessions.count()
     )
     for row in repeated.filter(repeated.n > 1).limit(1).to_pyarrow().to_pylist():
-        # `log` is the name of a folder by now: not every server takes it for a number.
+        # `log` comes from the name of a folder here, and not every server reads it as a number.
         paths = [logs[int(row[name])].path for name in ("first", "last")]
         raise mssd.in_two_files(row["session_id"], paths)
 
@@ -273,7 +273,7 @@ def write_counted(rules: SplitRules, logs: Sequence[mssd.LogFile], sessions: Pat
     """Write `log` and `session_id` of the sessions whose plays count for the vocabulary, a file for each log.
 
     Returns:
-        the rows of each log.
+        how many rows each log has.
     """
     folder.mkdir()
     rows = []
@@ -322,7 +322,7 @@ def code_logs(
         catalogue: see `build_vocabulary`.
 
     Raises:
-        UserError: as `mssd.read_log`, or a session is in two logs.
+        UserError: see `mssd.read_log`; or a session is in two logs.
     """
     connection = engine.connection
 

@@ -17,9 +17,9 @@ class PlaysColumns:
     """Columns of a table of plays."""
 
     track: str = "track_id"
-    """The track."""
+    """The id of the track."""
     session: str | None = None
-    """The session. Without it, sessions are made of `user` and `time`."""
+    """The session. Without it, sessions are made from `user` and `time`."""
     user: str | None = None
     """Who listens; without it (and without `session`) all plays are one listener's."""
     time: str | None = None
@@ -27,9 +27,9 @@ class PlaysColumns:
     position: str | None = None
     """Place in the session; without it, plays are ordered by `time`."""
     skip: str | None = None
-    """Whether it was skipped: True/False, true/false or 1/0; anything else is unknown."""
+    """Whether the play was skipped: True/False, true/false or 1/0; anything else is unknown."""
     gap: float = 1800.0
-    """Seconds without a play that end a session, where there is no `session`."""
+    """Seconds without a play that end a session, if there is no `session`."""
 
 
 @dataclass
@@ -45,13 +45,14 @@ class Config:
     plays_columns: PlaysColumns = field(default_factory=PlaysColumns)
     """Which column of --plays is what."""
     protocol: Literal["temporal", "original", "session", "seed"] = "temporal"
-    """How MSSD's sessions are chosen and split; see above. Tables of plays are split by time."""
+    """How MSSD's sessions are chosen and split; see above (seed is the old name of original). Tables of plays are split
+    by time."""
     min_count: int | None = None
-    """Training plays below which a track is rare; 5, or 150 for the original's protocol. 0 takes in all of track_features."""
+    """Tracks with fewer training plays are rare; 5, or 150 for original. 0 takes in all of track_features."""
     valid_days: int | None = None
-    """temporal: days before the test days; a tenth of all, at least one."""
+    """temporal: validation days, just before the test days; if not given a tenth of all, at least one."""
     test_days: int | None = None
-    """temporal: last days; a tenth of all, at least one."""
+    """temporal: test days, the last ones; if not given a tenth of all, at least one."""
     valid_fraction: float = 0.1
     """original, session, plays: share of the sessions for validation (original: of the training sessions)."""
     test_fraction: float = 0.1
@@ -61,13 +62,13 @@ class Config:
     max_session_length: int | None = None
     """plays: longer sessions are cut into pieces of this many plays."""
     engine: Literal["duckdb", "spark"] = "duckdb"
-    """What works on MSSD's files: this machine, or Spark (docs/data.md). The dataset is the same."""
+    """What processes MSSD's files: DuckDB here, or Spark (docs/preprocessing.md). The dataset is the same."""
     spark_remote: str | None = None
     """A Spark Connect server, sc://host:15002; without it, what spark-submit offers, or Spark on this machine."""
     memory_limit: str = "2GB"
     """duckdb: memory of the engine; beyond it, counts go through temporary files beside --out."""
     workers: int = 0
-    """MSSD's logs that are worked on at a time, each on one core and in memory; 0: as many as cores, at most four."""
+    """How many of MSSD's logs to process at a time, each on one core and in memory; 0: one per core, at most four."""
     overwrite: bool = False
     """Replace an existing --out."""
 
@@ -79,7 +80,7 @@ class Config:
 
 
 def command_line(config: Any) -> str:
-    """The command that gives this dataset again: every option that is not its default."""
+    """The command that makes this dataset again, with every option that is not at its default."""
 
     def options(value: Any, default: Any, prefix: str) -> Iterator[str]:
         for item in fields(value):

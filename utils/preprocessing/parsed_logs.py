@@ -1,10 +1,10 @@
-"""Logs on their way into a dataset: each parsed once, its part kept on disk until the dataset stands.
+"""Logs on their way into a dataset: each is parsed once, and its part is kept on disk until the dataset is complete.
 
-A part holds what a log says and not what a protocol makes of it. So it serves every protocol and every option, and a
-run that was interrupted, or that failed, goes on with the parts of the run before:
+A part holds what a log says and not what a protocol makes of it. So it serves every protocol and every option, and
+after a run that was interrupted, or that failed, the next run goes on with its parts:
 
     <out>.parts/log_0_20180715_000000000000/
-        part.json          the log that it was made of, and the code that made it
+        part.json          the log that it was made from, and the code that made it
         sessions.parquet   session_id, day, plays int64, complete bool (M,)
         tracks.parquet     track_id (K,)
         tracks.npy         int32 (N,): places in tracks.parquet
@@ -37,7 +37,7 @@ from utils.data import schema
 from utils.preprocessing import csv_files, mssd
 
 ENDS = 1 << 16
-"""Bytes at each end of a log that are compared: the last ones of a .gz hold the checksum of all."""
+"""Bytes at each end of a log that are compared; the last ones of a .gz hold the checksum of the whole."""
 
 
 class Part(NamedTuple):
@@ -90,7 +90,7 @@ def parts_folder(out: Path) -> Iterator[Path]:
         except BlockingIOError:
             raise UserError(f"another process is making {out}; wait for it, or choose another --out") from None
         removed = folder.parent.glob(f".{folder.name}.*.old")
-        for unfinished in (*folder.glob(".log_*"), *removed):  # of a process that was killed
+        for unfinished in (*folder.glob(".log_*"), *removed):  # left by a process that was killed
             shutil.rmtree(unfinished)
         try:
             yield folder
@@ -103,7 +103,7 @@ def parts_folder(out: Path) -> Iterator[Path]:
                 shutil.rmtree(folder)
             raise
         gone = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-        os.replace(folder, gone)  # at once: no half of a part is ever found
+        os.replace(folder, gone)  # in one step, so that no half of a part is ever found
         shutil.rmtree(gone, ignore_errors=True)  # the next run with this --out removes what is left
 
 
@@ -149,12 +149,12 @@ def find_part(folder: Path, log: mssd.LogFile) -> Part | None:
 
 
 def make_part(folder: Path, log: mssd.LogFile) -> Part:
-    """Parse a log and leave its part in `folder`, in the place of an older one.
+    """Parse a log and leave its part in `folder`, in place of an older one.
 
     Raises:
         UserError: see `mssd.read_log` and `mssd.days_of`.
     """
-    source = identity(log)  # before the parse: a log that changes meanwhile has another one afterwards
+    source = identity(log)  # before the parse: a log that changes meanwhile does not match it afterwards
     parsed = mssd.read_log(log.path)
     sessions = {
         "session_id": parsed.session_ids,

@@ -47,7 +47,7 @@ def plays_files(path: Path) -> list[Path]:
 
 
 def kind(path: Path) -> str:
-    """The word csv or parquet, or nothing for another kind of file."""
+    """The word csv or parquet, or an empty string for another kind of file."""
     name = path.name.lower()
     return "parquet" if name.endswith(".parquet") else "csv" if name.endswith((".csv", ".csv.gz")) else ""
 
@@ -56,7 +56,7 @@ def read_table(connection: Any, file: Path) -> ibis.Table:
     """One file as the engine sees it; every column of a CSV file is text."""
     if kind(file) == "parquet":
         return connection.read_parquet(str(file))
-    # With the columns given, DuckDB does not guess: a guess would take a damaged file for one with another delimiter.
+    # Given the columns, DuckDB does not guess: a guess would take a damaged file for one with another delimiter.
     columns = dict.fromkeys(read_header(file), "VARCHAR")
     return connection.read_csv(str(file), columns=columns, header=True, auto_detect=False, delim=",", quote='"')
 
@@ -66,7 +66,7 @@ def count_rows(connection: Any, file: Path) -> int:
 
 
 def first_lines(error: Exception) -> str:
-    """What an engine says of a CSV file: the first lines carry file, line number and reason."""
+    """The first lines of what an engine says of a CSV file: they carry file, line number and reason."""
     return " ".join(line.strip() for line in str(error).splitlines()[:4])
 
 
@@ -130,7 +130,7 @@ def skip_code(skip: ibis.Value) -> ibis.Value:
 
 
 def code_plays(table: ibis.Table) -> ibis.Table:
-    """Plays under one form, whatever the source: `track_id` str, `skip` uint8 (`schema.SKIP_*`), `time` float64 (null
+    """Plays in one form, whatever the source: `track_id` str, `skip` uint8 (`schema.SKIP_*`), `time` float64 (null
     without a time), `place` float64 (their order), and `session_id` str or `user` str.
 
     Args:
@@ -170,7 +170,7 @@ def cut_long(plays: ibis.Table, longest: int | None) -> ibis.Table:
 def check_plays(connection: Any, plays: ibis.Table, path: Path, columns: PlaysColumns) -> None:
     """
     Raises:
-        UserError: a play without track, session or user, with a time or position that is none, or at a taken position.
+        UserError: a play lacks its track, session or user, has no readable time or position, or shares its position.
     """
     options = {"track_id": columns.track, "place": columns.position or columns.time, "time": columns.time}
     options |= {"session_id": columns.session} if columns.session else {"user": columns.user}
@@ -233,11 +233,11 @@ class Arranged(NamedTuple):
 def arrange(
     connection: Any, path: Path, columns: PlaysColumns, work: Path, *, shortest: int, longest: int | None
 ) -> Arranged:
-    """Read plays, check them, make sessions of them. Temporary files go to `work`.
+    """Read plays, check them, and arrange them in sessions. Temporary files go to `work`.
 
     Args:
         shortest: sessions with fewer plays are dropped.
-        longest: sessions with more are cut into pieces of so many plays; None: never.
+        longest: sessions with more plays are cut into pieces of this many; None: never.
 
     Raises:
         UserError: see `open_plays` and `check_plays`.
@@ -295,7 +295,7 @@ def describe_sessions(found: pa.Table, *, has_times: bool) -> pa.Table:
 
 
 def indexed_batches(connection: Any, events: ibis.Table, tracks: ibis.Table) -> Iterator[pa.RecordBatch]:
-    """`index` (id in `tracks`, `vocab.UNK` outside) and `skip` of all events, by session and place."""
+    """`index` (id in `tracks`, `vocab.UNK` for new tracks) and `skip` of all events, by session and place."""
     found = events.left_join(tracks, "track_id")
     found = found.select(
         "number", "place", "track_id", "skip", index=ibis.coalesce(tracks.index, vocab.UNK).cast("int32")
@@ -340,7 +340,7 @@ def read_plays(
         shortest, longest: as in `arrange`.
 
     Returns:
-        The sessions in order of their start, and the share of their plays whose track the dataset does not know
+        The sessions in order of their start, and the share of their plays whose tracks are new to the dataset
         (`vocab.UNK`).
 
     Raises:
@@ -357,10 +357,10 @@ def read_plays(
 
 
 def plays_as_split(path: Path, columns: PlaysColumns, dataset: Dataset, folder: Path) -> SessionArrays:
-    """Write the sessions of a table of plays as a split to `folder`, and print how many of their plays are unknown.
+    """Write the sessions of a table of plays as a split to `folder`, and print the share of plays of new tracks.
 
     Raises:
-        UserError: as `read_plays`.
+        UserError: see `read_plays`.
     """
     tracks = pq.read_table(dataset.folder / "tracks.parquet", columns=["track_id", "index"])
     chunk, unknown = read_plays(path, columns, tracks)

@@ -1,7 +1,7 @@
 """Which sessions are kept, and which of them train, validate and test.
 
-`docs/data.md` says what each protocol is for. No protocol depends on an engine's own hash, so a dataset is the same
-wherever it is made.
+`docs/preprocessing.md` says what each protocol is for. No protocol depends on an engine's own hash, so a dataset is the
+same wherever it is made.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class SplitRules(NamedTuple):
     """Shortest and longest session kept."""
     min_count: int
     known_tracks_only: bool
-    """Drop a session with a track outside the vocabulary, instead of making it `unk`."""
+    """Drop a session with a track outside the vocabulary, instead of coding the track as `vocab.UNK`."""
     count_all: bool
     """Count the plays of every row of the training files, not only of the training sessions."""
 
@@ -82,7 +82,7 @@ def split_days(days: Sequence[str], *, valid_days: int | None, test_days: int | 
 
 
 def all_sessions(assign: Callable[[LogFile, pa.Array], np.ndarray], min_count: int | None) -> SplitRules:
-    """Keep sessions of 10 to 20 plays; tracks below `min_count` (5) training plays become `unk`."""
+    """Keep sessions of 10 to 20 plays; tracks below `min_count` (5) training plays count as new."""
     return SplitRules(
         assign,
         lengths=(schema.MIN_LENGTH, schema.MAX_LENGTH),
@@ -126,8 +126,11 @@ def by_session(*, valid_fraction: float, test_fraction: float, min_count: int | 
 
 
 def original(*, valid_fraction: float, min_count: int | None = None) -> SplitRules:
-    """The original sample, from the logs of `original_logs`: split 9 tests, split 0 trains and (by a hash of the session
-    id) validates; sessions of 20 plays of tracks that all have `min_count` (150) plays in split 0."""
+    """The original's sample, from the logs of `original_logs`: split 9 tests, split 0 trains and validates.
+
+    A hash of the session id chooses what validates. Sessions have 20 plays, all of tracks with `min_count` (150) plays
+    or more in split 0.
+    """
 
     def assign(log: LogFile, session_ids: pa.Array) -> np.ndarray:
         if log.split == ORIGINAL_TEST_SPLIT:
@@ -163,7 +166,7 @@ def split_sessions(whole: Sequence[str], *, valid_fraction: float, test_fraction
     """Where valid and test begin in sessions that are in order of time.
 
     Args:
-        whole: for each session, the session that it was cut from: its pieces stay together.
+        whole: for each session, the session that it was cut from, whose pieces stay together.
 
     Raises:
         UserError: too few sessions for three splits.

@@ -23,11 +23,11 @@ class Config:
     vectors: Path
     """File of vectors, with vocabulary.txt beside it."""
     track: str
-    """Track id of the source."""
+    """Track id, as in the source."""
     k: int = 10
     """How many neighbours."""
     data: Path | None = None
-    """Dataset folder of the vectors, to show plays as well."""
+    """Dataset folder that the vectors belong to, to show plays as well."""
 
     def __post_init__(self) -> None:
         check_at_least(self, "neighbours", k=1)

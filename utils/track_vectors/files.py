@@ -43,7 +43,7 @@ def save_vectors(folder: Path, vectors: Tensor, dataset: Dataset) -> None:
         temporary.write_text("".join(f"{name}\n" for name in dataset.track_names), encoding="utf-8", newline="\n")
     metadata = {"vocabulary_hash": dataset.vocabulary_hash, "n_ids": str(dataset.n_ids)}
     with atomic_file(folder / VECTORS) as temporary:
-        # Bytes, as safetensors' own files may be read by their owner only.
+        # As bytes: only their owner can read files that safetensors writes itself.
         temporary.write_bytes(save({"vectors": vectors.detach().float().cpu().contiguous()}, metadata=metadata))
 
 
@@ -55,14 +55,15 @@ def load_vectors(path: Path, *, vocabulary_hash: str | None = None) -> TrackVect
         vocabulary_hash: of the dataset at hand, to be sure that rows mean the same tracks.
 
     Raises:
-        UserError: a file is missing or no such file, or belongs to another vocabulary.
+        UserError: a file is missing, is no file of vectors, or belongs to another vocabulary.
     """
     try:
         with safe_open(path, framework="pt") as file:
             metadata, vectors = file.metadata() or {}, file.get_tensor("vectors")
     except FileNotFoundError:
         raise UserError(
-            f"{path} does not exist; python -m utils.track_vectors.word2vec writes one, and so does train_bert_pretrain.py"
+            f"{path} does not exist; python -m utils.track_vectors.word2vec writes one, "
+            "and so does train_bert_pretrain.py"
         ) from None
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is no file of track vectors ({error})") from None

@@ -31,7 +31,7 @@ def find_track(names: list[str], track: str) -> int:
     try:
         return names.index(track, N_SPECIAL)
     except ValueError:
-        # To compare all names as `get_close_matches` does takes seconds.
+        # `get_close_matches` would take seconds for all names, so it gets the 100 most similar.
         alike = nlargest(100, names[N_SPECIAL:], key=lambda name: shared_ends(track, name))
         close = get_close_matches(track, alike, n=3)
         cure = f"did you mean {', '.join(close)}?" if close else f"see {VOCABULARY} beside the vectors"

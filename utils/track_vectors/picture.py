@@ -15,7 +15,7 @@ from utils.data.dataset import Dataset
 from utils.data.vocab import N_SPECIAL
 
 MOST_PLAYED = 5000
-"""Tracks of the picture."""
+"""How many tracks the picture shows."""
 COLOURED_BY = "acousticness"
 """Audio feature that colours the picture, if the dataset has it; else its first."""
 
@@ -23,8 +23,8 @@ COLOURED_BY = "acousticness"
 def plot_vectors(path: Path, vectors: Tensor, dataset: Dataset) -> None:
     """Draw the most played tracks by the first two principal components of their vectors (V, D).
 
-    Without audio features there is nothing to colour them by, and of one track or one dimension there are no two
-    components: a line says so, and there is no picture.
+    Without audio features there is nothing to colour them by, and one track or one dimension has no two components:
+    then a line says so, and there is no picture.
     """
     names = dataset.info.get("features", {}).get("names", [])
     if not names:
@@ -39,7 +39,7 @@ def plot_vectors(path: Path, vectors: Tensor, dataset: Dataset) -> None:
     x, y = pca.fit_transform(points).T
     column = names.index(COLOURED_BY) if COLOURED_BY in names else 0
     colour = dataset.features[shown, column]
-    low, high = colour.quantile(torch.tensor([0.02, 0.98])).tolist()  # a few outliers would leave no colours to others
+    low, high = colour.quantile(torch.tensor([0.02, 0.98])).tolist()  # outliers would leave the others no colours
     figure = Figure(figsize=(7, 6), layout="constrained")
     axes = figure.subplots()
     dots = axes.scatter(x, y, c=colour, s=6, cmap="viridis", vmin=low, vmax=high, linewidths=0)

@@ -5,9 +5,9 @@
     python -m utils.track_vectors --vectors runs/word2vec/demo/track_embeddings.safetensors --track t_123
     python train_lstm_skip.py --data.folder data/demo --table.vectors runs/word2vec/demo/track_embeddings.safetensors
 
-All tracks of each training session count, skipped or not. The defaults are the seed's, but for one worker instead of
-eight: one gives the same vectors again, several do not. Written in the format of `utils/track_vectors.py`; a track that
-was never played in training has a zero vector, and so have the special ids.
+All tracks of each training session count, skipped or not. The defaults are the original's, except for one worker
+instead of eight: one gives the same vectors again, several do not. `utils/track_vectors/files.py` has the format. A
+track that was never played in training has a zero vector, and so have the special ids.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from utils.data.dataset import SessionArrays
 
 LARGEST = 1e3
-"""Mean length of vectors that nothing sensible reaches (some 4 on simulated sessions, 0.5 on real ones)."""
+"""Mean length of vectors that only a failed training reaches (some 4 on simulated sessions, 0.5 on real ones)."""
 SESSIONS_AT_ONCE = 4096
-"""Sessions that are lists of Python at the same time."""
+"""How many sessions are Python lists at the same time."""
 
 
 @dataclass
@@ -57,9 +57,9 @@ class Config:
     d_model: int = 100
     """Dimensions."""
     window: int = 10
-    """Plays on each side that a track is told by, at most: in each place a number up to it is drawn."""
+    """Plays on each side that count as neighbours, at most: for each play a number up to it is drawn."""
     skip_gram: bool = False
-    """A track tells its neighbours (skip-gram); otherwise the neighbours tell the track (CBOW)."""
+    """Predict the neighbours from a track (skip-gram); otherwise the track from its neighbours (CBOW)."""
     negatives: int = 5
     """Random tracks that each prediction is compared with."""
     epochs: int = 5
@@ -69,7 +69,7 @@ class Config:
     workers: int = 1
     """Threads; with more than one the vectors differ a little each time."""
     seed: int = 1
-    """Of first vectors, windows and negatives."""
+    """Seed of first vectors, windows and negatives."""
 
     def __post_init__(self) -> None:
         check_at_least(self, "word2vec", d_model=1, window=1, negatives=1, epochs=1, workers=1, seed=0)
@@ -84,7 +84,7 @@ class Documents:
 
     Args:
         arrays: the split.
-        bar: is told of each session.
+        bar: a progress bar that counts sessions.
     """
 
     def __init__(self, arrays: SessionArrays, bar: tqdm | None = None) -> None:
@@ -106,8 +106,7 @@ class Documents:
 def train_vectors(arrays: SessionArrays, n_ids: int, config: Config) -> Tensor:
     """Train word2vec on all sessions of a split: float32 (V, D), zero for ids that are not in it.
 
-    Scaled so that the mean squared length is 1, as it is in a random table: what starts from either differs in meaning,
-    not in size.
+    They are scaled so that the mean squared length is 1, as in a random table: the two differ in meaning, not in size.
 
     Raises:
         UserError: no session has a track of the vocabulary, or the learning rate is too high.
@@ -117,7 +116,7 @@ def train_vectors(arrays: SessionArrays, n_ids: int, config: Config) -> Tensor:
 
     if not (arrays.tracks >= N_SPECIAL).any():
         raise UserError(f"{arrays.folder} has no track of the vocabulary; run the preprocessing on more data")
-    from gensim.models import Word2Vec  # takes a second
+    from gensim.models import Word2Vec  # importing it takes a second
 
     model = Word2Vec(
         vector_size=config.d_model,
