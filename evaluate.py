@@ -1,12 +1,12 @@
-"""Score a trained run again: on any split of its dataset, or on sessions from outside.
+"""Score a finished run again, on any split of its dataset or on other sessions.
 
     python evaluate.py --run RUN --plays plays.csv --plays_columns.session session_id --plays_columns.position position
     python evaluate.py --run RUN --predictions predictions.csv --split valid
     python evaluate.py --run runs/transformer_seq/STAMP --decoding.method beam --decoding.beam_width 20
     python evaluate.py --run runs/bert_finetune_seq/STAMP --filling.order confident --filling.passes 5
 
-Prints every metric with its 95 % interval over sessions. Tracks that the run's dataset does not know become `unk`;
-their share is printed. Nothing in the run folder is changed.
+The command prints every metric with its 95 % interval over sessions. With --plays, it also prints the share of plays of
+new tracks, which the run's dataset does not know. The run folder stays as it is.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class Config:
     """Score these sessions instead: a table of plays, CSV or Parquet."""
     plays_columns: PlaysColumns = field(default_factory=PlaysColumns)
     data: str | None = None
-    """Dataset folder, if it is not where it was when the run was trained."""
+    """Dataset folder, if it has moved since the run was trained."""
     decoding: DecodingConfig | None = None
-    """Continue sessions in this way instead of the run's."""
+    """How to continue sessions track by track, instead of the run's way."""
     filling: FillingConfig | None = None
-    """The same for a BERT, which fills in masks."""
+    """How a BERT fills in masks to continue sessions, instead of the run's way."""
     predictions: str | None = None
     """Write the prediction of every target to this file (.csv or .parquet)."""
     device: str = "auto"
@@ -87,10 +87,10 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def decoding_of(trained: Any, config: Config) -> DecodingConfig | FillingConfig | None:
-    """How a run with the options `trained` continues sessions: as `config` asks, or as it did; nothing if it does not.
+    """How to continue sessions: as `config` asks, or as the run with the options `trained` did; None if it does not.
 
     Raises:
-        UserError: its model cannot do what is asked.
+        UserError: the run's model cannot do what `config` asks.
     """
     own = next((name for name in ("decoding", "filling") if hasattr(trained, name)), None)
     for name in ("decoding", "filling"):

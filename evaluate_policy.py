@@ -1,12 +1,13 @@
-"""What would a trained run's own choice of the next track be worth? Off-policy estimates beside the simulator's truth.
+"""What would a finished run's own choice of the next track be worth? Off-policy estimates beside the simulator's truth.
 
     python evaluate_policy.py --run runs/ddpg_skip/STAMP --raw data/raw/demo
     python evaluate_policy.py --run runs/ddpg_seq/STAMP --raw data/raw/demo --candidates 10 --split test
     python evaluate_policy.py --run runs/transformer_skip/STAMP --raw data/raw/demo --out policy.json
 
-In simulated sessions whose first track of the second half was chosen by a uniform shuffle, the run chooses one of a few
-tracks that the shuffle might have played; its value is the probability that this one is listened to. Any run that
-scores tracks can be asked: a skip model chooses what is least probably skipped, a seq model what is most probably next.
+The command takes simulated sessions in which a uniform shuffle chose the first track of the second half. The run
+chooses among a few tracks that the shuffle might have played; the value of its choices is the probability that the
+chosen track is listened to. A skip model chooses the track that is least likely to be skipped, a seq model the one that
+is most likely to come next.
 """
 
 from __future__ import annotations
@@ -23,22 +24,22 @@ from utils.core.errors import UserError
 
 @dataclass
 class Config:
-    """Whose choices."""
+    """Whose choices, and among what."""
 
     run: str
     """Folder of a finished run of a skip or seq model."""
     raw: str
-    """Folder of python -m utils.simulator that the run's dataset was made of."""
+    """Folder that python -m utils.simulator wrote, from which the run's dataset was made."""
     split: Literal["valid", "test"] = "valid"
     """Split of the run's dataset."""
     candidates: int = 5
-    """Tracks among which each choice is made."""
+    """Tracks to choose among: the one that was played, and others."""
     seed: int = 0
-    """Of the draw of candidates."""
+    """Seed of the draw of candidates."""
     data: str | None = None
-    """Dataset folder, if it is not where it was when the run was trained."""
+    """Dataset folder, if it has moved since the run was trained."""
     out: str | None = None
-    """Write the result to this file as JSON, too."""
+    """Also write the result to this file, as JSON."""
     device: str = "auto"
     """auto, cpu, cuda, mps."""
 
@@ -47,7 +48,7 @@ class Config:
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Print the values of the run's policy, of the shuffle and of the best policy, and return them."""
+    """Print the values of four policies (the shuffle's, the reward model's, the run's, the best), and return them."""
     import numpy as np
 
     from utils.agents import off_policy

@@ -1,4 +1,4 @@
-"""Compare all runs: leaderboards in the terminal; leaderboard.json, report.html and accuracy_by_position.png beside them.
+"""Compare all runs: print leaderboards, and write leaderboard.json, report.html and accuracy_by_position.png.
 
 python report.py
 python report.py --runs runs
@@ -21,13 +21,13 @@ class Config:
     runs: Path = Path("runs")
     """Folder of the runs, with `<experiment>/<stamp>/result.json` inside."""
     compare: list[tuple[str, str]] = field(default_factory=list)
-    """Pairs of rows, by their labels, to compare session by session."""
+    """Pairs of rows to compare session by session, by their labels."""
     html: bool = True
-    """Whether to write the page and the picture; without them the command takes a second."""
+    """Write report.html and the picture; without them the command takes a second."""
 
 
 def main(config: Config) -> None:
-    """Read, print, write."""
+    """Read the runs, print the leaderboards, write the files."""
     from utils.core.files import write_json
     from utils.reporting.leaderboard import add_comparisons, build_tables, run_records
     from utils.reporting.page import write_report

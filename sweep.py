@@ -1,14 +1,22 @@
-"""Run a table of experiments, one process each, and compare them. What is finished is not run again.
+"""Run a table of experiments, one process each, and compare them. Finished runs are not made again.
 
     python sweep.py --sweep sweeps/losses_simulated.yml
     python sweep.py --sweep sweeps/losses_simulated.yml --only gBCE --dry_run true
     python sweep.py --sweep '[sweeps/bert_simulated_seq.yml, sweeps/bert_simulated_skip.yml]' --jobs 2
 
-A sweep is a YAML file: `runs` maps a label to what differs, in dotted options of the script, `common` is what these
-runs share; `script` (transformer_seq for train_transformer_seq.py), `config` and `seeds` stand at the top or in a run.
-`first` holds runs that the others need, such as pre-training; `common` and `seeds` are not for them. Runs go to
-`folder`, or to runs/<name of the sweep>; in options, {folder} is this folder, {seed} the run's seed. `compare` lists
-pairs of rows for the report. An interrupted sweep goes on where it stopped, in the middle of a run too.
+A sweep is a YAML file with these keys:
+
+    runs      label of each run -> the options that differ, dotted as on the command line
+    common    options that all of `runs` share
+    script    transformer_seq for train_transformer_seq.py; at the top or in a run, as are `config` and `seeds`
+    config    file of options
+    seeds     number of seeds
+    first     runs that the others need, such as pre-training; `common` and the `seeds` at the top do not apply to them
+    folder    folder of the runs; runs/<name of the sweep> if not given
+    compare   pairs of rows for the report
+
+In options, {folder} stands for the folder of the runs and {seed} for the run's seed. An interrupted sweep goes on where
+it stopped, even in the middle of a run.
 """
 
 from __future__ import annotations
@@ -38,36 +46,36 @@ class Config:
     """Which experiments."""
 
     sweep: Path | list[Path]
-    """YAML file that lists them, or several, one after the other."""
+    """YAML file of the sweep, or a list of files to run one after the other."""
     folder: Path | None = None
-    """Folder of the runs, instead of the one that the sweep names."""
+    """Folder of the runs, instead of the sweep's."""
     only: str | None = None
-    """Run only those whose label contains this."""
+    """Run only experiments whose label contains this."""
     jobs: int = 1
-    """Runs at a time; they share the processor's cores, and write to log files in the folder if there are several."""
+    """Runs at a time. Several share the processor's cores, and each writes to its own log file in the folder."""
     dry_run: bool = False
-    """Only say what would be run."""
+    """Only print what would be run."""
 
     def __post_init__(self) -> None:
         check_at_least(self, "sweep", jobs=1)
 
 
 def main(config: Config) -> None:
-    """Run what is missing, then report."""
+    """Run what is missing, then make the report."""
     from report import Config as ReportConfig
     from report import main as report
     from utils.training.sweeps import read_sweep
 
     paths = config.sweep if isinstance(config.sweep, list) else [config.sweep]
     sweeps = [read_sweep(path, folder=config.folder, only=config.only, scripts=ROOT) for path in paths]
-    for planned in chain(*(wave for each in sweeps for wave in each.waves)):  # mistakes are found before any run
+    for planned in chain(*(wave for each in sweeps for wave in each.waves)):  # finds mistakes before any run starts
         options_of(planned)
     failed: list[str] = []
     for each in sweeps:
         for wave in each.waves:
             if failures := run_wave(wave, each.folder, config):
                 failed += failures
-                break  # the others may need what failed
+                break  # the next wave may need what failed
     for folder, of_folder in groupby(sorted(sweeps, key=attrgetter("folder")), attrgetter("folder")):
         if not config.dry_run and any(folder.glob("*/*/result.json")):
             report(ReportConfig(runs=folder, compare=[pair for each in of_folder for pair in each.compare]))
@@ -77,7 +85,7 @@ def main(config: Config) -> None:
 
 @cache
 def options_of(planned: PlannedRun) -> dict[str, Any]:
-    """All options of a run, flat."""
+    """All options of a planned run, flat."""
     from utils.training.run import flat
 
     return flat(asdict(parse_config(config_of(planned.script), planned.args)))
@@ -89,7 +97,7 @@ def config_of(script: str) -> Any:
 
 
 def run_wave(wave: list[PlannedRun], folder: Path, config: Config) -> list[str]:
-    """Run what is missing of runs that do not need each other; returns the commands that failed."""
+    """Run those of a wave that are missing; the runs of a wave do not need each other. Returns the failed commands."""
     from utils.training.sweeps import run, saved_runs, state_of
 
     saved = {script: saved_runs(folder / script, config_of(script)()) for script in {each.script for each in wave}}

@@ -1,11 +1,11 @@
-"""The honest baselines of both tasks: what has to be beaten. Each gets a run folder of its own, like any model.
+"""The baselines of both tasks, which a model has to beat. Each gets a run folder of its own, like any model.
 
     python train_baselines.py --config configs/baselines/demo_skip.yml
     python train_baselines.py --config configs/baselines/nowplaying.yml --data.folder data/nowplaying
     python train_baselines.py --data.folder data/mssd --task both --max_sessions 1000000
 
-They are fitted on the training split only. What must be chosen is chosen by MRR@20 on validation, and every setting
-that was tried stands in `result.json` under `trials`. A dataset without skips gets the seq baselines only.
+They are fitted on the training split only. Settings are chosen by MRR@20 on validation; `trials` in `result.json` lists
+every setting that was tried. A dataset without skips gets the seq baselines only.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ class Config:
     task: Literal["skip", "seq", "both"] = "both"
     """Which baselines."""
     max_sessions: PositiveInt = 1_000_000
-    """Training sessions in use at most, to bound the memory: evenly spaced for skip, the last ones for seq."""
+    """Most training sessions to use, to bound the memory: evenly spaced for skip, the last ones for seq."""
     order: PositiveInt = 4
-    """Tracks of the n-gram's longest context."""
+    """Longest context of the n-gram, in tracks."""
 
 
 class Baseline(NamedTuple):
-    """One row of the table, not fitted yet."""
+    """A row of the leaderboard that is not fitted yet."""
 
     id: str
     """`experiment` in result.json, and the folder of its runs."""
     label: str
     fit: Callable[[], tuple[Any, dict[str, float]]]
-    """Gives the model and its trials, see `next_track.choose`."""
+    """Returns the model and its trials, see `next_track.choose`."""
 
 
 def skip_baselines(config: Config, dataset: Dataset) -> list[Baseline]:
-    """The skip baselines. Nothing is chosen on validation: the prior of their rates is fixed."""
+    """The skip baselines. They choose nothing on validation: the prior of their rates is fixed."""
     from model import baselines_skip as skip
     from utils.data.dataloaders import SessionLoader
     from utils.training.run import REPEAT_LAST
@@ -72,7 +72,7 @@ def skip_baselines(config: Config, dataset: Dataset) -> list[Baseline]:
 
 
 def seq_baselines(config: Config, dataset: Dataset) -> list[Baseline]:
-    """The seq baselines, their settings chosen on validation."""
+    """The seq baselines, with settings that validation chooses."""
     from model import baselines_seq as seq
     from model import next_track
     from utils.evaluation.scoring import scoring_loader
@@ -84,7 +84,7 @@ def seq_baselines(config: Config, dataset: Dataset) -> list[Baseline]:
     valid = scoring_loader(dataset, config.data, "valid", prefixes=config.data.every_prefix)
     choose = partial(next_track.choose, valid)
 
-    @cache  # it has a row of its own and stands behind the n-gram
+    @cache  # asked for twice: it is a row of its own, and the n-gram's fallback
     def item_knn() -> tuple[Any, dict[str, float]]:
         return choose(seq.ItemKNN.fit(*plays, n_ids=dataset.n_ids))
 
@@ -112,7 +112,7 @@ def main(config: Config) -> list[dict[str, Any]]:
 
     dataset = Dataset.open(config.data.folder, needs_skips=config.task == "skip")
     loaders = list(scoring_loaders(dataset, config.data))
-    skip_inputs, examples = cache(skip.SkipInputs.of), cache(next_track.examples)  # of each loader, read once
+    skip_inputs, examples = cache(skip.SkipInputs.of), cache(next_track.examples)  # read each loader only once
 
     def predict_skips(model: Any, loader: SessionLoader) -> Predictions:
         return SkipPredictions(*model.predict(skip_inputs(loader)))

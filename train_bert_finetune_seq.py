@@ -1,13 +1,13 @@
-"""Continuation with a pre-trained BERT: masks stand behind the history, and it fills them in.
+"""Continuation with a pre-trained BERT, which fills in masks behind the history.
 
     python train_bert_finetune_seq.py --config configs/bert_finetune_seq/demo.yml --pretrained runs/bert_pretrain/STAMP
     python train_bert_finetune_seq.py --data.folder data/mssd --pretrained RUN --masks random --filling.order confident
     python train_bert_finetune_seq.py --data.folder data/mssd --pretrained random
     python train_bert_finetune_seq.py --config RUN/config.yml --run.resume RUN
 
-The defaults are the seed's, and so is filling in all masks at once; but its loss is --loss.name full, its output table
-is one of its own (--tie_weights false), and its BERT is half as wide (--bert.d_model 128). Make a pre-training run with
-train_bert_pretrain.py; "random" is the control without one.
+The defaults are the original's, such as filling in all masks at once. Exceptions: the original has --loss.name full, an
+output table of its own (--tie_weights false), and a BERT half as wide (--bert.d_model 128). Make a pre-training run
+with train_bert_pretrain.py; "random" is the control without one.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ class Config:
     """Experiment."""
 
     pretrained: str = ""
-    """Folder of a run of train_bert_pretrain.py, or "random" for a BERT that has not been trained."""
+    """Folder of a run of train_bert_pretrain.py, or "random" for an untrained BERT."""
     data: DataConfig = field(default_factory=DataConfig)
     bert: BertConfig = field(default_factory=BertConfig)
     tie_weights: bool = True
-    """Use BERT's track table as output weights; as in pre-training."""
+    """Use BERT's track table as output weights; must be as in the pre-training run."""
     masks: Literal["all", "random"] = "all"
-    """What is hidden in training: all targets (the seed), or a random number of them (Ghazvininejad et al. 2019), for
-    filling in the masks in more than one pass."""
+    """What training hides: all targets (the original), or a random number of them (Ghazvininejad et al. 2019), for a
+    model that fills in masks in more than one pass."""
     train: TrainConfig = field(default_factory=lambda: TrainConfig(batch_size=128, clip=1.0))
     run: RunConfig = field(default_factory=lambda: RunConfig(label="BERT, fine-tuned"))
     loss: LossConfig = field(default_factory=LossConfig)
     filling: FillingConfig = field(default_factory=FillingConfig)
     monitor: str = "maa"
-    """Validation metric that chooses the best weights; with data.every_prefix, of the next track (such as mrr@20)."""
+    """Validation metric that chooses the best weights. With data.every_prefix, only next tracks count: try mrr@20."""
 
 
 def build(config: Config, dataset: Dataset) -> BertForContinuation:

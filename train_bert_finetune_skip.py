@@ -1,12 +1,13 @@
-"""Skip prediction with a pre-trained BERT: it reads all tracks, and of the history what was skipped.
+"""Skip prediction with a pre-trained BERT, which reads all tracks of a session and the skips of its history.
 
     python train_bert_finetune_skip.py --config configs/bert_finetune_skip/demo.yml --pretrained runs/bert_pretrain/RUN
     python train_bert_finetune_skip.py --data.folder data/mssd --pretrained runs/bert_pretrain/STAMP --weighting maa
     python train_bert_finetune_skip.py --data.folder data/mssd --pretrained random --use_log false
     python train_bert_finetune_skip.py --config RUN/config.yml --run.resume RUN
 
-The defaults are the seed's, but that its BERT is half as wide (--bert.d_model 128), is told no skips and is trained on
-those of the history as well. Make a pre-training run with train_bert_pretrain.py; "random" is the control without one.
+The defaults are the original's. Exceptions: the original's BERT is half as wide (--bert.d_model 128), sees no skips,
+and is trained on the history's skips as well. Make a pre-training run with train_bert_pretrain.py; "random" is the
+control without one.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Config:
     """Experiment."""
 
     pretrained: str = ""
-    """Folder of a run of train_bert_pretrain.py, or "random" for a BERT that has not been trained."""
+    """Folder of a run of train_bert_pretrain.py, or "random" for an untrained BERT."""
     data: DataConfig = field(default_factory=DataConfig)
     bert: BertConfig = field(default_factory=BertConfig)
     use_log: bool = True

@@ -1,12 +1,13 @@
-"""Pre-training of BERT: which tracks of a session are behind the masks?
+"""Pre-training of BERT: which tracks of a session do the masks hide?
 
     python train_bert_pretrain.py --config configs/bert_pretrain/demo.yml
     python train_bert_pretrain.py --data.folder data/mssd --loss.name full --masking.last_item 0.1
     python train_bert_pretrain.py --config RUN/config.yml --run.resume RUN
     python -m utils.track_vectors --vectors RUN/track_embeddings.safetensors --track TRACK_ID
 
-The sizes are the seed's; its loss is --loss.name full, with an output table of its own (--tie_weights false). The run
-also leaves the track vectors as BERT sees them, and a picture of them. The fine-tuning scripts take it as --pretrained.
+The sizes are the original's, but the original has --loss.name full and an output table of its own (--tie_weights
+false). The run folder also gets the track vectors as BERT sees them, and a picture of them. Other scripts start from
+the run with --pretrained.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Config:
     run: RunConfig = field(default_factory=lambda: RunConfig(label="BERT, pre-training"))
     loss: LossConfig = field(default_factory=LossConfig)
     monitor: str = "mrr@20"
-    """Validation metric, of the hidden tracks, that chooses the best weights."""
+    """Validation metric of the hidden tracks that chooses the best weights."""
 
 
 def build(config: Config, dataset: Dataset) -> BertForMaskedTracks:
@@ -96,7 +97,7 @@ def main(config: Config) -> dict[str, Any]:
     once(partial(save_vectors, run.folder, vectors, dataset))
     scores = score(predict, dataset, scoring_loaders(dataset, config.data))
     result = run.finish(task="pretrain", scores=scores, **training_details(model, progress))
-    once(partial(plot_vectors, run.folder / PICTURE, vectors, dataset))  # last: a run is finished without it
+    once(partial(plot_vectors, run.folder / PICTURE, vectors, dataset))  # last, because a run is finished without it
     return result
 
 

@@ -1,13 +1,12 @@
-"""A trained model and the n-gram continuation answer together: their probabilities, mixed. A row of its own.
+"""Mix a finished run's probabilities with the n-gram's. A blend trains nothing, and is a row of its own.
 
     python train_blend_seq.py --config configs/blend_seq/chosen.yml --neural runs/gru_seq/STAMP
     python train_blend_seq.py --neural runs/transformer_seq/STAMP --weights '[0.1, 0.3, 0.5, 0.7, 0.9]'
     python train_blend_seq.py --neural RUN --scored '[valid]' --max_sessions 100000 --device cuda
 
-The model is any finished run that continues sessions track by track; nothing of it is trained further, and its seed
-is the blend's. The n-gram (with
-item-kNN behind it, as train_baselines.py makes it) is fitted on the run's dataset. Sessions are cut as in the run, and
-continued greedily, over all tracks, however the run does it.
+The run must continue sessions track by track; its seed is the blend's. The n-gram, with item-kNN as its fallback as in
+train_baselines.py, is fitted on the run's dataset. The blend cuts sessions as the run does, but always continues them
+greedily, over all tracks.
 """
 
 from __future__ import annotations
@@ -32,15 +31,15 @@ class Config:
     """Experiment."""
 
     neural: str = ""
-    """Folder of a finished run of train_gru_seq.py, train_transformer_seq.py or another that has --decoding."""
+    """Folder of a finished run of train_gru_seq.py, train_transformer_seq.py or another script with --decoding."""
     weights: list[float] = field(default_factory=lambda: [0.5])
-    """Share of the model, from 0 (the n-gram alone) to 1; of several the one with the best MRR@20 on validation."""
+    """The model's share, from 0 (the n-gram alone) to 1. Of several, the one with the best MRR@20 on validation."""
     scored: list[str] = field(default_factory=lambda: list(SPLITS))
-    """Splits that are scored."""
+    """Splits to score."""
     max_sessions: PositiveInt = 1_000_000
-    """Training sessions that the n-gram is fitted on, at most (the last ones)."""
+    """Most training sessions to fit the n-gram on (the last ones)."""
     order: PositiveInt = 4
-    """Tracks of the n-gram's longest context."""
+    """Longest context of the n-gram, in tracks."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where the model and the mixture are computed."""
     run: RunConfig = field(default_factory=RunConfig)
@@ -62,7 +61,7 @@ def main(config: Config) -> dict[str, Any]:
     from utils.training.run import NGRAM, Run
 
     if config.run.seeds > 1:
-        raise UserError("run.seeds: a blend is of one run, and has its seed; name the runs of other seeds one by one")
+        raise UserError("run.seeds: a blend is of one run and has its seed; blend the runs of other seeds one by one")
     folder = Path(config.neural)
     if not config.neural or not (folder / "result.json").exists():
         raise UserError(f"neural is {config.neural!r}, which is no folder of a finished run; train a model first")
@@ -73,7 +72,7 @@ def main(config: Config) -> dict[str, Any]:
     trained, dataset, model = rebuild(script, folder, device=device)
     data = replace(trained.data, scored=config.scored)
 
-    # The run's options stand in the place of its folder, so that blends of its seeds are seeds of one row.
+    # The run's options replace its folder, so that blends of runs that differ in their seed share a row.
     options = asdict(config) | {"neural": {name: v for name, v in asdict(trained).items() if name != "run"}}
     run = Run("blend_seq", config, dataset)
     baselines = train_baselines.Config(data=data, max_sessions=config.max_sessions, order=config.order)

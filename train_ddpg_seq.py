@@ -1,12 +1,12 @@
-"""Continuation with an agent that chooses what to play next (DDPG): rewarded for the tracks of the session.
+"""Continuation with an agent (DDPG) that chooses what to play next, and is rewarded for the session's own tracks.
 
     python train_ddpg_seq.py --config configs/ddpg_seq/demo.yml
     python train_ddpg_seq.py --data.folder data/mssd --environment.negatives 9 --noise.schedule constant
     python train_ddpg_seq.py --config RUN/config.yml --run.resume RUN
 
-The agent learns from logged sessions which candidates are the session's own next tracks and which are random ones; what
-it would play next is then ranked over the whole catalogue. `result.json` also has the seed's ranking among 99 random
-tracks, `one_of_hundred`: it flatters every model and is not to be compared with anything else.
+The agent learns from logged sessions which candidates are the session's own next tracks and which are random. To score
+it, the whole catalogue is ranked by what it would play next. `result.json` also has the original's ranking among 99
+random tracks, `one_of_hundred`. It flatters every model, so compare it with nothing.
 """
 
 from __future__ import annotations

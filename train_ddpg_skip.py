@@ -1,12 +1,12 @@
-"""Skip prediction with an agent that chooses what to play (DDPG): rewarded for what is listened to.
+"""Skip prediction with an agent (DDPG) that chooses what to play, and is rewarded for what is listened to.
 
     python train_ddpg_skip.py --config configs/ddpg_skip/demo.yml
     python train_ddpg_skip.py --data.folder data/mssd --noise.schedule constant --agent.state recent
     python train_ddpg_skip.py --config RUN/config.yml --run.resume RUN
 
 The agent learns from logged sessions which tracks bring +1 (listened), -1 (skipped) or nothing (not of the session).
-How much it likes the known tracks of the second half then tells which of them will be skipped. That is a classification
-in disguise: an agent learns what helps it to choose, so a classifier that learns nothing else should do better.
+How much it likes each target track then tells whether the track will be skipped. This is classification in disguise:
+an agent learns what helps it to choose, so a model that learns only to classify should do better.
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ class Config:
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     train: DDPGConfig = field(default_factory=DDPGConfig)
     score: Literal["actor", "critic"] = "actor"
-    """What tells how much a track is liked: its dot product with the action (the seed), or the value of playing it."""
+    """How much a track is liked. actor: its dot product with the action (the original). critic: the value of playing
+    it."""
     advance: bool = False
-    """Walk along the second half and take the agent's own decisions for the skips; false stays at the history's end."""
+    """Walk along the second half, with the agent's own decisions as its skips; false stays at the history's end."""
     run: RunConfig = field(default_factory=lambda: RunConfig(label="DDPG"))
 
 

@@ -1,11 +1,12 @@
-"""Next tracks with a GRU over the session, trained at every play: GRU4Rec, and the quickest of the models here.
+"""Continuation with a GRU that is trained at every play of a session: GRU4Rec, the quickest of the models here.
 
     python train_gru_seq.py --config configs/gru_seq/demo.yml
     python train_gru_seq.py --data.folder data/mssd --model.d_hidden 256 --model.d_model 256
     python train_gru_seq.py --config RUN/config.yml --run.resume RUN
 
-Each play predicts the next one, so a session of n plays gives n - 1 targets wherever it is cut; longer ones are cut to
-history_size and target_size plays around their half. `train_blend_seq.py` mixes a run of this script with an n-gram.
+Each play predicts the next one, so a session of n plays gives n - 1 targets, wherever it is cut. Of a long session, at
+most history_size plays before its cut and target_size plays after it are read. `train_blend_seq.py` mixes a run of this
+script with an n-gram.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
     monitor: str = "maa"
-    """Validation metric that chooses the best weights; with data.every_prefix, of the next track (such as mrr@20)."""
+    """Validation metric that chooses the best weights. With data.every_prefix, only next tracks count: try mrr@20."""
 
 
 def build(config: Config, dataset: Dataset) -> NextTrackGRU:

@@ -5,8 +5,8 @@
     python train_lstm_seq.py --data.folder data/mssd --table.vectors VECTORS/track_embeddings.safetensors
     python train_lstm_seq.py --config RUN/config.yml --run.resume RUN
 
-The defaults are the seed's values, except for the decoder's input, which its code got wrong; its loss is
---loss.name full. `python -m utils.track_vectors.word2vec` makes track vectors.
+The defaults are the original's, except for the decoder's input, which the original's code got wrong, and for the loss:
+the original has --loss.name full. `python -m utils.track_vectors.word2vec` makes track vectors.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
     monitor: str = "maa"
-    """Validation metric that chooses the best weights; with data.every_prefix, of the next track (such as mrr@20)."""
+    """Validation metric that chooses the best weights. With data.every_prefix, only next tracks count: try mrr@20."""
 
 
 def build(config: Config, dataset: Dataset) -> LSTMForContinuation:

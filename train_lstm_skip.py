@@ -5,8 +5,8 @@
     python train_lstm_skip.py --data.folder data/mssd --table.vectors VECTORS/track_embeddings.safetensors
     python train_lstm_skip.py --config RUN/config.yml --run.resume RUN
 
-The defaults are the seed's values, except for the skips of the history and the decoder's input, which its code got
-wrong; `python -m utils.track_vectors.word2vec` makes track vectors.
+The defaults are the original's, except for the skips of the history and the decoder's input, which the original's code
+got wrong. `python -m utils.track_vectors.word2vec` makes track vectors.
 """
 
 from __future__ import annotations

@@ -5,8 +5,9 @@
     python train_seq_bert_augmented.py --data.folder data/mssd --pretrained random --drop_net 0.8
     python train_seq_bert_augmented.py --config RUN/config.yml --run.resume RUN
 
-The defaults are the seed's, but for the loss (--loss.name full). Make a pre-training run with train_bert_pretrain.py;
-"random" is the control without one. A warm start copies a run of train_transformer_seq.py of the same sizes.
+The defaults are the original's, except that the original has --loss.name full. Make a pre-training run with
+train_bert_pretrain.py; "random" is the control without one. A warm start copies the weights of a run of
+train_transformer_seq.py with the same sizes.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ class Config:
     """Experiment."""
 
     pretrained: str = ""
-    """Folder of a run of train_bert_pretrain.py, or "random" for a BERT that has not been trained."""
+    """Folder of a run of train_bert_pretrain.py, or "random" for an untrained BERT."""
     warm_start: str = ""
-    """Folder of a run of train_transformer_seq.py whose weights the Transformer starts with; empty for none."""
+    """Folder of a run of train_transformer_seq.py whose weights the Transformer starts from; empty for none."""
     finetune_bert: bool = False
-    """Train BERT, too; else it stays as it is."""
+    """Train BERT, too; false freezes it."""
     drop_net: float = 0.0
-    """DropNet: probability that in a training step a layer looks only at its own states, or only at BERT's."""
+    """DropNet: probability that, in a training step, a layer looks at its own states only or at BERT's only."""
     data: DataConfig = field(default_factory=DataConfig)
     model: SeqTransformerConfig = field(default_factory=SeqTransformerConfig)
     bert: BertConfig = field(default_factory=BertConfig)
@@ -48,7 +49,7 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
     monitor: str = "maa"
-    """Validation metric that chooses the best weights; with data.every_prefix, of the next track (such as mrr@20)."""
+    """Validation metric that chooses the best weights. With data.every_prefix, only next tracks count: try mrr@20."""
 
 
 def build(config: Config, dataset: Dataset) -> BertAugmentedSeqTransformer:

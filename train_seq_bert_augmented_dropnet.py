@@ -5,7 +5,7 @@
     python train_seq_bert_augmented_dropnet.py --data.folder data/mssd --pretrained RUN --drop_net 1.0
     python train_seq_bert_augmented_dropnet.py --config RUN/config.yml --run.resume RUN
 
-The defaults are the seed's, but for the learning rate (--train.lr 1e-5) and the loss (--loss.name full).
+The defaults are the original's, except that the original has --train.lr 1e-5 and --loss.name full.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Config(train_seq_bert_augmented.Config):
     """Experiment."""
 
     drop_net: float = 0.8
-    """DropNet: probability that in a training step a layer looks only at its own states, or only at BERT's."""
+    """DropNet: probability that, in a training step, a layer looks at its own states only or at BERT's only."""
     train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=10))
     run: RunConfig = field(default_factory=lambda: RunConfig(label="BERT-augmented Transformer, DropNet"))
 

@@ -5,9 +5,9 @@
     python train_skip_bert_augmented.py --data.folder data/mssd --pretrained random --drop_net 0.8
     python train_skip_bert_augmented.py --config RUN/config.yml --run.resume RUN
 
-The sizes are the seed's; its learning rate is --train.lr 1e-5, its Transformer is told no skips, and its BERT no target
-tracks. Make a pre-training run with train_bert_pretrain.py; "random" is the control without one. A warm start copies a
-run of train_transformer_skip.py of the same sizes.
+The sizes are the original's, but the original has --train.lr 1e-5, its Transformer sees no skips, and its BERT sees no
+target tracks. Make a pre-training run with train_bert_pretrain.py; "random" is the control without one. A warm start
+copies the weights of a run of train_transformer_skip.py with the same sizes.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class Config:
     """Experiment."""
 
     pretrained: str = ""
-    """Folder of a run of train_bert_pretrain.py, or "random" for a BERT that has not been trained."""
+    """Folder of a run of train_bert_pretrain.py, or "random" for an untrained BERT."""
     warm_start: str = ""
-    """Folder of a run of train_transformer_skip.py whose weights the Transformer starts with; empty for none."""
+    """Folder of a run of train_transformer_skip.py whose weights the Transformer starts from; empty for none."""
     finetune_bert: bool = False
-    """Train BERT, too; else it stays as it is."""
+    """Train BERT, too; false freezes it."""
     drop_net: float = 0.0
-    """DropNet: probability that in a training step a layer looks only at its own states, or only at BERT's."""
+    """DropNet: probability that, in a training step, a layer looks at its own states only or at BERT's only."""
     data: DataConfig = field(default_factory=DataConfig)
     model: SkipTransformerConfig = field(
         default_factory=lambda: SkipTransformerConfig(d_model=256, n_heads=2, n_layers=2, dropout=0.2)

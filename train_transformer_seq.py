@@ -4,7 +4,7 @@
     python train_transformer_seq.py --data.folder data/mssd --loss.name full --model.tie_weights false
     python train_transformer_seq.py --config RUN/config.yml --run.resume RUN
 
-The sizes are the seed's, and so are greedy decoding and a model that sees no skips; its loss is --loss.name full.
+The sizes, greedy decoding, and a model that sees no skips are the original's; but the original has --loss.name full.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
     monitor: str = "maa"
-    """Validation metric that chooses the best weights; with data.every_prefix, of the next track (such as mrr@20)."""
+    """Validation metric that chooses the best weights. With data.every_prefix, only next tracks count: try mrr@20."""
 
 
 def build(config: Config, dataset: Dataset) -> SeqTransformer:

@@ -5,7 +5,8 @@
     python train_transformer_skip.py --data.folder data/catalogue --table.min_plays 5
     python train_transformer_skip.py --config RUN/config.yml --run.resume RUN
 
-The defaults are the seed's values, except for the learning rate and the skip encoding, which its code got wrong.
+The defaults are the original's, except for the learning rate, and for the skip encoding, which the original's code got
+wrong.
 """
 
 from __future__ import annotations

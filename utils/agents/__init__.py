@@ -1,4 +1,4 @@
 """What the DDPG scripts share: environment, replay, learner, calibration; and off-policy evaluation.
 
-The loops themselves stand in the scripts. Nothing here serves a supervised model.
+The scripts hold the loops themselves. Nothing here trains a supervised model.
 """

@@ -20,21 +20,21 @@ from utils.evaluation.predict import judge
 from utils.evaluation.scoring import scoring_loader
 
 N_CALIBRATION = 5000
-"""Training sessions, evenly spaced, on which scores are turned into probabilities."""
+"""Most training sessions, evenly spaced, to calibrate on."""
 SCALES = tuple(2 ** (i / 2) for i in range(-40, 19))
-"""Factors of dot products that are compared: a millionth, for vectors of any length, to 512."""
+"""Factors of dot products to compare, from a millionth to 512, for vectors of any length."""
 N_SAMPLED = 99
-"""Negatives of the sampled ranking that the seed reported."""
+"""Negatives of the sampled ranking that the original reported."""
 
 
 def calibration_loader(dataset: Dataset, data: DataConfig, *, labels: bool = False) -> SessionLoader:
-    """Training sessions on which scores are turned into probabilities, cut at half as where they are scored.
+    """Training sessions to calibrate on, cut at half like those that are scored.
 
     Args:
         labels: whether they have to tell skips.
 
     Raises:
-        UserError: of tracks that are skipped, or of tracks that are not, they have none.
+        UserError: they have no skipped tracks, or no others.
     """
     loader = SessionLoader(
         dataset.train,
@@ -51,20 +51,20 @@ def calibration_loader(dataset: Dataset, data: DataConfig, *, labels: bool = Fal
 
 @torch.no_grad()
 def calibrate_skips(model: DDPGForSkips, loader: SessionLoader) -> None:
-    """Estimate how a score tells a skip, by logistic regression on a loader's sessions: one slope, an intercept for
-    each position."""
+    """Fit the probability of a skip to the score, by logistic regression on a loader's sessions: one slope, and an
+    intercept for each position."""
     device = model.slope.device
     labels = loader.targets().skips
     known = labels >= 0
     position = np.eye(labels.shape[1])[known.nonzero()[1]]
     walks = model.advance
-    for model.advance in [False, True] if walks else [False]:  # decisions along the way need a first estimate
+    for model.advance in [False, True] if walks else [False]:  # decisions along the way need a first fit
         scores = np.zeros(labels.shape)
         for batch in loader:
             history, tracks = batch.inputs(device)
             scores[batch.rows.numpy()] = model.target_scores(history, tracks).cpu().numpy()
         flat = scores[known]
-        spread = max(float(flat.std()), 1e-6)  # the regression's penalty knows no units
+        spread = max(float(flat.std()), 1e-6)  # the regression's penalty depends on the scale of the scores
         columns = np.column_stack([-flat / spread, position])
         fit = LogisticRegression(C=100.0, fit_intercept=False, max_iter=300).fit(columns, labels[known])
         model.slope.fill_(fit.coef_[0, 0] / spread)
@@ -75,7 +75,7 @@ def calibrate_skips(model: DDPGForSkips, loader: SessionLoader) -> None:
 def calibrate_ranks(model: DDPGForContinuation, loader: SessionLoader) -> None:
     """Choose the factor of the dot products under which the first targets of a loader are most probable.
 
-    The log-probability is concave in the factor, so the better of two neighbours tells on which side the best one is.
+    The log-probability is concave in the factor, so the better of two neighbours is on the side of the best one.
     """
     device = model.scale.device
     model.eval()
@@ -102,7 +102,7 @@ def calibrate_ranks(model: DDPGForContinuation, loader: SessionLoader) -> None:
 def sampled_ranking(
     model: DDPGForContinuation, dataset: Dataset, data: DataConfig, split: str, *, seed: int = 0
 ) -> dict[str, Any]:
-    """The first target of each session among 99 uniformly drawn other tracks, as the seed reported it.
+    """Rank the first target of each session among 99 other tracks, drawn uniformly, as the original did.
 
     Warning: such numbers are not those of the full catalogue and need not even order models alike (Krichene and Rendle
     2020, "On sampled metrics for item recommendation"). Most random tracks are easy to tell from any session's own.

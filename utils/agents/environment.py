@@ -1,18 +1,18 @@
 """Logged sessions as an environment in which an agent chooses tracks, thousands of sessions at once.
 
-An episode is the second half of a session. At each step the agent sees the session so far and a set of candidates: the
-session's own next tracks and, for each of them, some random tracks of the catalogue (negatives), in no order that would
-tell them apart. It executes one of them, which then is no candidate any more (position_matched: the track that was
-played at this step is none any more, whatever is executed); so many usable targets a session has, so many steps.
+An episode is one batch of sessions, whose second halves are played at once. At each step of a session, the agent sees
+the session so far and a set of candidates: the session's own next tracks and, for each of them, some random tracks of
+the catalogue (negatives), in random order. The candidate that it executes is removed (position_matched: the track that
+was played at this step is, whatever the agent executes). A session has one step per usable target.
 
     task      reward of an own track                        what the session so far gains
     skip      +1 listened, -1 skipped (skip_2)              the executed own track, and whether it was skipped
     seq       1                                             the executed own track
     seq, position_matched   1 if it is the track played at this very step, else 0      the track played at this step
 
-Negatives bring no reward and leave the session as it was. Of the second half's log and skips nothing is looked at but
-the label that makes the reward, and the state tells it only after the track was executed. Shapes: see the legend in
-`utils/batch.py`; C candidates.
+Negatives bring no reward and leave the session as it was. Of the second half's log and skips, the environment looks
+only at the label that makes the reward, and the state tells it only after the agent has executed the track. Shapes: see
+the legend in `utils/data/batch.py`; C candidates.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class LoggedSessions:
 
     Args:
         n_ids: V, negatives are drawn uniformly from its tracks.
-        task: which reward.
+        task: decides the reward.
         config: see `EnvironmentConfig`.
 
     Raises:
@@ -54,7 +54,7 @@ class LoggedSessions:
         self.walks = task == "seq" and config.position_matched
 
     def reset(self, batch: SessionBatch) -> None:
-        """Begin an episode in the middle of each session of `batch`; negatives come from torch's generator."""
+        """Begin an episode, each session of `batch` at its cut; torch's generator draws the negatives."""
         own, labels = batch.target_tracks, batch.target_skips
         usable = own >= N_SPECIAL
         gain, skips = torch.ones(own.shape, device=own.device), torch.full_like(own, STATE_UNKNOWN)
@@ -63,11 +63,11 @@ class LoggedSessions:
             gain[labels == 1] = self.config.skip_reward
             skips = torch.where(labels == 1, STATE_SKIPPED, STATE_LISTENED)
         n_own, ratio = own.shape[1], self.config.negatives
-        # The usable targets first: a session has as many steps.
+        # The usable targets come first: a session has one step for each.
         order = (~usable).byte().argsort(dim=1, stable=True)
         own, gain, skips, usable = (values.gather(1, order) for values in (own, gain, skips, usable))
         negatives = torch.randint(N_SPECIAL, self.n_ids, (len(own), n_own * ratio), device=own.device)
-        strange = ~(negatives[:, :, None] == own[:, None, :]).any(2)  # (B, T * ratio): not of the session after all
+        strange = ~(negatives[:, :, None] == own[:, None, :]).any(2)  # (B, T * ratio): not one of the session's own
         tracks = torch.cat([own, negatives], dim=1)
         allowed = torch.cat([usable, strange & usable.repeat(1, ratio)], dim=1)
         gain = torch.cat([gain, torch.zeros_like(negatives, dtype=gain.dtype)], dim=1)
@@ -84,7 +84,7 @@ class LoggedSessions:
 
     @property
     def active(self) -> Tensor:
-        """bool (B,): which episodes are not over."""
+        """bool (B,): which sessions are not over."""
         return self.left > 0
 
     @torch.no_grad()
@@ -95,7 +95,7 @@ class LoggedSessions:
             reward float (B,), 0 where the session was over; done bool (B,), true where it is over now.
 
         Raises:
-            ValueError: there is no candidate at such a place.
+            ValueError: a session that is not over has no candidate at its place.
         """
         active, place = self.active, choice[:, None]
         item = self.candidates.gather(1, place)[:, 0]
@@ -105,7 +105,7 @@ class LoggedSessions:
         heard = active & (step_of >= 0)
         if self.walks:  # the log goes on, whatever is chosen
             place = (self._step_of == self._step).byte().argmax(1, keepdim=True)
-            gain = (item == self.candidates.gather(1, place)[:, 0]).to(gain.dtype)  # a track may be there twice
+            gain = (item == self.candidates.gather(1, place)[:, 0]).to(gain.dtype)  # a track may be a candidate twice
             heard = active
         tracks, skips = (values.gather(1, place)[:, 0] for values in (self.candidates, self._skips))
         self.history = played(self.history, tracks, skips, heard)

@@ -33,7 +33,7 @@ def build_agent(config: AgentConfig, dataset: Dataset, data: DataConfig) -> Acto
 
 
 def noise_rate(config: NoiseConfig, episode: int) -> float:
-    """The probability that a dimension does not count in an episode, from 0."""
+    """The probability that a dimension does not count in episode `episode`, counted from 0."""
     factor = {"none": 0.0, "constant": 1.0, "decay": config.decay**episode}[config.schedule]
     return config.rate * factor
 
@@ -63,11 +63,11 @@ class Learner:
 
     @property
     def beta(self) -> float:
-        """Of the next update: rises linearly to 1."""
+        """The exponent of the next update's importance weights; it rises linearly to 1."""
         return self.config.beta + (1 - self.config.beta) * min(1.0, self.updates / self.config.beta_updates)
 
     def update(self, transition: Transition, weights: Tensor) -> tuple[Tensor, float]:
-        """One step of critic and actor, and the target networks after them.
+        """Make one step with critic and actor; the target networks follow.
 
         Returns:
             The temporal-difference errors (B,), and the critic's loss.
@@ -93,7 +93,7 @@ class Learner:
         return errors, float(loss.detach())
 
     def _descend(self, loss: Tensor, part: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
-        # The actor's loss leaves gradients in the critic, too: they go before anybody steps on them.
+        # The actor's loss leaves gradients in the critic, too: they must go before the critic's next step.
         self.agent.zero_grad(set_to_none=True)
         loss.backward()
         if self.config.clip:
@@ -110,7 +110,7 @@ class Learner:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on as another learner of the same sizes would."""
+        """Go on where another learner of the same sizes stood."""
         self.target.load_state_dict(state["target"])
         optimizers = self.critic_optimizers + self.actor_optimizers
         for optimizer, values in zip(optimizers, state["optimizers"], strict=True):

@@ -1,8 +1,8 @@
 """What would another way of choosing tracks be worth? Estimated from logs of random choices, and checked by simulation.
 
-A uniform shuffle chooses the next track at random, with a known probability (propensity): so logged sessions tell what
-any policy is worth that chooses among the same candidates, without ever playing it. Two estimators of a policy's value,
-the probability that the track it chooses is listened to (not skipped), from N logged choices (x, a, r, p):
+A uniform shuffle chooses the next track at random, with a known probability (propensity). So logged sessions tell what
+any policy that chooses among the same candidates is worth, without ever playing it. A policy's value is the probability
+that the track it chooses is listened to (not skipped). Two estimators of it, from N logged choices (x, a, r, p):
 
     SNIPS   sum_i w_i r_i / sum_i w_i,   w_i = pi(a_i | x_i) / p_i        (Swaminathan and Joachims 2015)
     DR      mean_i  sum_a pi(a | x_i) q(x_i, a) + w_i (r_i - q(x_i, a_i))     (Dudik, Langford, Li 2011)
@@ -13,7 +13,7 @@ known too: the simulator's probability of listening, given the hidden listener, 
 The choice is the first track of the second half: the context is a history as all models see it. Of the tracks that the
 shuffle had not shown yet, k are the candidates: the logged one and k - 1 others drawn uniformly, so that given the
 candidates each of them was equally probable, p = 1 / k. Only this one step is evaluated: over ten steps the weights
-multiply to k^10, and no log is long enough. Letters: N choices, k candidates; otherwise the legend in `utils/batch.py`.
+multiply to k^10, and no log is long enough. Letters: N choices, k candidates; otherwise see `utils/data/batch.py`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from utils.simulator.sessions import JUMP, START, SWITCH, SimulatedSessions
 from utils.simulator.world import World, build_world
 
 N_REWARD_SESSIONS = 20_000
-"""Training sessions, evenly spaced, on which the model of the reward is fitted."""
+"""Most training sessions, evenly spaced, to fit the model of the reward on."""
 
 
 class Estimate(NamedTuple):
@@ -137,7 +137,7 @@ def simulated_choices(raw: Path, dataset: Dataset, loader: SessionLoader, *, k: 
     the loader's days are simulated once more, and compared with the dataset's.
 
     Args:
-        raw: folder of `python -m utils.simulator` that the dataset was made of.
+        raw: folder that `python -m utils.simulator` wrote, from which the dataset was made.
         dataset, loader: whose sessions; the loader is ordered and cuts at half.
         k: candidates of a choice; where the shuffle had fewer left, the session is left out.
         seed: of the draw of candidates.
@@ -222,7 +222,7 @@ def draw_candidates(
         sessions: S simulated ones.
         lists: of their day.
         known: bool (tracks of the world,), which tracks may be candidates.
-        k: how many, in no order.
+        k: how many candidates; their order tells nothing.
         rng: draws them.
     """
     cut = sessions.length // 2
@@ -280,8 +280,9 @@ def policy_scores(
 ) -> NDArray[np.float64]:
     """How much a model wants each candidate to be the next track: (N, k).
 
-    A skip model wants the one that it thinks is least probably skipped, a seq model the one most probably next. It sees
-    the history and, if it is a skip model, one candidate at a time: no other track of the second half.
+    A skip model most wants the candidate that it thinks least likely to be skipped, a seq model the one most likely to
+    come next. A model sees the history and, if it is a skip model, one candidate at a time; it sees no other track of
+    the second half.
     """
     model.eval()
     scores = np.zeros(choices.candidates.shape)
@@ -321,6 +322,6 @@ def reward_model(dataset: Dataset, data: DataConfig, loader: SessionLoader, choi
     expected = np.empty(choices.candidates.shape)
     for i, tracks in enumerate(choices.candidates.T):
         targets = inputs.target_tracks.copy()
-        targets[:, 0] = tracks  # the first target's prediction depends on no other, but for how many there are
+        targets[:, 0] = tracks  # of the other targets, the first one's prediction depends on their number only
         expected[:, i] = 1 - model.predict(inputs._replace(target_tracks=targets))[0][:, 0]
     return expected

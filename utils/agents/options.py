@@ -15,23 +15,23 @@ class AgentConfig:
     """Sizes and inputs of the agent."""
 
     d_model: int = 32
-    """Width of the items' vectors and of the actions (the seed: 8)."""
+    """Width of the items' vectors and of the actions (the original: 8)."""
     d_hidden: int = 64
-    """Width of the GRU and of the hidden layers (the seed: 16)."""
+    """Width of the GRU and of the hidden layers (the original: 16)."""
     state: Literal["gru", "recent"] = "gru"
-    """gru: reads the session so far. recent: the seed's wide and deep state, of the last items that were liked."""
+    """gru: reads the session so far. recent: the original's wide and deep state, of the last items that were liked."""
     memory: int = 5
-    """recent: how many items."""
+    """recent: number of liked items."""
     skip_encoding: SkipEncoding = "embedding"
     """gru: how the skips so far enter: none, token, embedding."""
     use_log: bool = True
-    """gru: give it the log columns of the history."""
+    """gru: give it the history's log columns."""
     use_features: bool = True
-    """Add a linear map of the audio features to the items' vectors (the seed's items have none)."""
+    """Add a linear map of the audio features to the items' vectors (the original's items have none)."""
     normalise: bool = True
     """Keep items and actions on the unit sphere."""
     vectors: str = ""
-    """File of track vectors (utils/track_vectors.py), d_model wide, from which the items start; empty for random."""
+    """File of track vectors (docs/track_vectors.md), d_model wide, that the items start from; empty for random ones."""
 
     def __post_init__(self) -> None:
         check_at_least(self, "agent", d_model=1, d_hidden=1, memory=1)
@@ -45,7 +45,7 @@ class NoiseConfig:
     schedule: Literal["none", "constant", "decay"] = "decay"
     """Whether and how the rate falls from episode to episode; an episode is one batch of sessions."""
     rate: float = 0.5
-    """Probability that a dimension does not count, at first."""
+    """Probability, at first, that a dimension does not count."""
     decay: float = 0.99
     """decay: factor of the rate after each episode."""
 
@@ -67,9 +67,9 @@ class DDPGConfig:
     batch_size: int = 512
     """Transitions of an update."""
     updates: int = 1
-    """Updates after each step of an episode's sessions."""
+    """Updates after each step of an episode."""
     lr: float = 1e-3
-    """Learning rate of Adam, for critic, encoder and items (the seed: 1e-4)."""
+    """Learning rate of Adam, for critic, encoder and items (the original: 1e-4)."""
     actor_lr: float = 1e-3
     """Learning rate of Adam, for the actor."""
     clip: float = 0.0
@@ -77,11 +77,11 @@ class DDPGConfig:
     gamma: float = 0.9
     """Discount of later rewards."""
     tau: float = 0.005
-    """Share of the networks in their target networks' next values."""
+    """Share of the networks' weights in the next weights of their target networks."""
     critic_on: Literal["item", "proto"] = "item"
-    """Which action the critic judges: the executed item, or the actor's own vector (the seed)."""
+    """Which action the critic judges. item: the executed item. proto: the actor's own vector (the original)."""
     capacity: int = 100_000
-    """Transitions in the replay buffer (the seed: 10,000)."""
+    """Transitions in the replay buffer (the original: 10,000)."""
     alpha: float = 0.6
     """How much priorities matter; 0 draws uniformly."""
     beta: float = 0.4

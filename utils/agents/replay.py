@@ -2,10 +2,10 @@
 
 Transition i is drawn with probability P(i) = p_i / sum_k p_k, where p_i = (|delta_i| + epsilon)^alpha and delta_i is
 its last temporal-difference error (the proportional variant). New transitions get the highest priority so far. What is
-drawn too often is weighed less: w_i = (n P(i))^-beta, divided by the largest weight of the draw, where n is how many
-transitions there are. Priorities stand in a sum tree, so that a draw or an update of B of them takes O(B log n).
+drawn too often gets less weight: w_i = (n P(i))^-beta, divided by the largest weight of the draw, where n is the number
+of transitions. Priorities stand in a sum tree, so that a draw or an update of B of them takes O(B log n).
 
-Letters: N places in the buffer, B transitions of a draw; otherwise the legend in `utils/batch.py`.
+Letters: N places in the buffer, B transitions of a draw; otherwise see the legend in `utils/data/batch.py`.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from utils.data.batch import History
 
 
 class Transition(NamedTuple):
-    """What an agent lived through, B times: (s, a, r, s', done)."""
+    """B steps that an agent made: (s, a, r, s', done)."""
 
     history: History
     """s: the session so far, (B, S)."""
     item: Tensor
     """int64 (B,): the track that was executed."""
     proto: Tensor
-    """float (B, D): the actor's own action, of which the track was the nearest one, without noise."""
+    """float (B, D): the actor's own action; without noise, the executed track is the candidate nearest to it."""
     reward: Tensor
     """float (B,)"""
     next_history: History
@@ -72,12 +72,12 @@ class SumTree:
         return self.nodes[self.size + leaves]
 
     def set(self, leaves: Tensor, values: Tensor) -> None:
-        """Write values float64 (B,) to leaves int64 (B,), and the sums above them. Leaves may not stand there twice
-        with different values."""
+        """Write values float64 (B,) to leaves int64 (B,), and the sums above them. No leaf may be there twice with
+        different values."""
         node = self.size + leaves
         self.nodes[node] = values
         for _ in range(self.depth):
-            # A parent that stands here twice gets the same sum twice.
+            # A parent that is here twice gets the same sum twice.
             node = node // 2
             self.nodes[node] = self.nodes[2 * node] + self.nodes[2 * node + 1]
 
@@ -134,7 +134,7 @@ class PrioritisedReplay:
         self.n_added += n
 
     def sample(self, batch_size: int, *, beta: float) -> Draw:
-        """Draw B transitions by priority, one from each of B equal shares of the sum of priorities (torch's generator).
+        """Draw B transitions by priority, with torch's generator: one from each of B equal shares of their sum.
 
         Args:
             batch_size: B.

@@ -1,4 +1,4 @@
-"""What stands around an agent's loop: episodes, validation, the best weights, resume."""
+"""What surrounds an agent's loop: episodes, validation, the best weights, resuming."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ from utils.training.run import Run
 
 
 class Training:
-    """What stands around an agent's loop: episodes, validation, the best weights, resume.
+    """What surrounds an agent's loop: episodes, validation, the best weights, resuming.
 
-    Interrupted and resumed equals uninterrupted, bit for bit on the CPU: `last.pt` holds the replay buffer as well.
+    A run that is interrupted and resumed equals an uninterrupted one, bit for bit on the CPU: `last.pt` holds the
+    replay buffer as well.
 
     Args:
         model: what is validated and saved; holds the learner's agent.
         learner, replay: saved and resumed.
-        loader: shuffled training sessions, an episode a batch.
+        loader: shuffled training sessions; each batch is an episode.
         run: where to log and to save; if it is resumed, training goes on from its `last.pt`.
         evaluate_fn: {metric: value} on the validation split.
         monitor: the metric that chooses the best weights; `direction` says which way is better.
@@ -51,7 +52,7 @@ class Training:
         self.monitor = monitor
         self.direction: Literal["max", "min"] = direction
         self.progress = Progress()
-        """Steps are those of single sessions; the loss is the critic's."""
+        """`step` counts the steps of single sessions; the loss is the critic's."""
         self.reward = 0.0
         """Sum since the last validation."""
         self.n_rewards = 0
@@ -60,11 +61,11 @@ class Training:
 
     @property
     def episode(self) -> int:
-        """Episodes that are behind us."""
+        """Number of the current episode, from 0."""
         return self.loader.epoch * len(self.loader) + max(self.loader.next_batch - 1, 0)
 
     def episodes(self) -> Iterator[SessionBatch]:
-        """Training sessions, an episode at a time; validates between them, and ends with the best weights.
+        """Training sessions, an episode at a time; validates between episodes, and ends with the best weights.
 
         Raises:
             UserError: the critic's loss is not finite any more, or there was no update.
@@ -99,19 +100,19 @@ class Training:
         load_weights(self.model, self.run.folder / "best.pt", vocabulary_hash=self.run.dataset.vocabulary_hash)
 
     def count(self, reward: Tensor, active: Tensor) -> None:
-        """Take note of the rewards (B,) of a step in the sessions that are `active` (B,)."""
+        """Record the rewards (B,) of a step in the sessions that are `active` (B,)."""
         n = int(active.sum())
         self.progress.step += n
         self.n_rewards += n
         self.reward += float(reward.sum())
 
     def learn(self, draw_loss: float) -> None:
-        """Take note of a critic's loss."""
+        """Record the critic's loss in an update."""
         self.progress.loss_sum += draw_loss
         self.progress.loss_count += 1
 
     def details(self) -> dict[str, Any]:
-        """What `result.json` says of a trained agent beside its scores."""
+        """What `result.json` says of a trained agent besides its scores."""
         return training_details(self.learner.agent, self.progress) | {
             "environment_steps": self.progress.step,
             "updates": self.learner.updates,

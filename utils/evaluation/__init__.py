@@ -1,4 +1,4 @@
 """From a model to its scores: decoding, predictions, metrics, intervals, tables of predictions.
 
-One judge for everything that predicts. Nothing here trains, writes a run folder or compares runs.
+One judge for everything that predicts. Nothing here trains or compares runs.
 """

@@ -1,8 +1,8 @@
-"""The probabilities of a model and of an n-gram, mixed: P = w P_model + (1 - w) P_ngram, over all tracks.
+"""Mix the probabilities of a model and of an n-gram: P = w P_model + (1 - w) P_ngram, over all tracks.
 
 A network generalises, an n-gram remembers: each knows what the other does not (linear interpolation, Jelinek and Mercer
-1980). Everything is exact: of some examples at a time both distributions are held over the whole catalogue, in float64,
-as the n-gram's own ranks are. Shapes: see the legend in `utils/batch.py`; N examples.
+1980). Everything is exact: for a few examples at a time, both distributions are computed over the whole catalogue, in
+float64, as the n-gram's own ranks are. Shapes: see the legend in `utils/data/batch.py`; N examples.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from utils.evaluation.predict import progress
 from utils.evaluation.predictions import SeqPredictions
 
 _ROWS = 128
-"""Examples whose distributions are held at once, at most: 105 MB each at 103,000 tracks."""
+"""Most examples whose distributions are held at once; each of the two takes 105 MB at 103,000 tracks."""
 
 
 @dataclass(frozen=True)
 class Blend:
-    """A model and an n-gram that answer together."""
+    """A model and an n-gram whose probabilities are mixed."""
 
     model: SeqModel
     ngram: NextTrack
     """Or any other baseline of `model/baselines_seq.py`."""
     weight: float = 0.5
-    """w, of the model; from 0 to 1."""
+    """w, the model's share, from 0 to 1."""
 
     def probability(self, states: Tensor, history: Tensor) -> Tensor:
         """States (N, D) and the plays behind them (N, S), on the CPU -> float64 (N, V), 0 for special ids."""
@@ -65,17 +65,17 @@ def rank_of(p: Tensor, targets: Tensor) -> Tensor:
 def choose_weight(
     blend: Blend, weights: Sequence[float], device: torch.device, loader: SessionLoader
 ) -> tuple[Blend, dict[str, float]]:
-    """Compare weights by the MRR@20 of the next track after the examples of a loader; there is no choice of one.
+    """Compare weights by the MRR@20 of the next track in a loader's examples; a single weight is used as given.
 
     Returns:
-        the blend with the best weight (the first of equals), and the MRR@20 of each of several weights.
+        The blend with the best weight (the first of equals), and the MRR@20 of each of several weights.
     """
     if len(weights) == 1:
         return replace(blend, weight=weights[0]), {}
     blend.model.eval()
     total = np.zeros(len(weights))
     for batch in _parts(blend, loader):
-        known = batch.target_tracks[:, 0] >= N_SPECIAL  # an unknown track has no rank, whatever the weight
+        known = batch.target_tracks[:, 0] >= N_SPECIAL  # a new track has no rank, whatever the weight
         history, targets = batch.inputs(device)
         states = blend.model(history, blend.model.start(history))[:, 0]  # (N, D)
         p_model, p_ngram = blend.of_model(states)[known], blend.of_ngram(batch.history.tracks)[known].to(device)
@@ -93,8 +93,8 @@ def predict_blend(blend: Blend, device: torch.device, loader: SessionLoader) -> 
 
     Args:
         blend: its model is on `device`.
-        device: knows float64 (MPS does not).
-        loader: of ordered examples.
+        device: one with float64 (MPS has none).
+        loader: ordered.
     """
     model = blend.model
     model.eval()
@@ -106,7 +106,7 @@ def predict_blend(blend: Blend, device: torch.device, loader: SessionLoader) -> 
         rows, plays = batch.rows.numpy(), batch.history.tracks
         history, targets = batch.inputs(device)
         states, state = model.step(model.begin(history), model.start(history)[:, 0])
-        p = blend.probability(states, plays)  # the first one is wanted for all three
+        p = blend.probability(states, plays)  # of the first step, which all three results need
         ranks, best = rank_of(p, targets[:, 0]), p.argmax(1)
         rank[rows] = ranks.where(targets[:, 0] >= N_SPECIAL, torch.inf).cpu()
         log_probability[rows, 0] = _log_of(p, targets[:, 0])
@@ -116,7 +116,7 @@ def predict_blend(blend: Blend, device: torch.device, loader: SessionLoader) -> 
 
 
 def _log_of(p: Tensor, targets: Tensor) -> Tensor:
-    """Logarithm of P (N, V) at targets (N,), 0 where that is no track; on the CPU."""
+    """Logarithm of P (N, V) at targets (N,), 0 where the target is no track; on the CPU."""
     return p.gather(1, targets[:, None])[:, 0].where(targets >= N_SPECIAL, 1.0).log().cpu()
 
 
@@ -132,7 +132,7 @@ def _judge_later(blend: Blend, batch: SessionBatch, history: History, targets: T
 
 
 def _continue(blend: Blend, state: State, tracks: Tensor, plays: Tensor, length: int) -> Tensor:
-    """The most probable track, again and again, of equal ones the smaller id: int64 (B, length), from `tracks` (B,) on.
+    """Continue sessions greedily, ties going to the smaller id: int64 (B, length), beginning with `tracks` (B,).
 
     Args:
         state: of the model, before it reads `tracks`.
@@ -148,7 +148,7 @@ def _continue(blend: Blend, state: State, tracks: Tensor, plays: Tensor, length:
 
 
 def _parts(blend: Blend, loader: SessionLoader) -> Iterator[SessionBatch]:
-    """The batches of a loader in parts of so many examples as are held at once."""
+    """The batches of a loader, in parts small enough for the distributions of all their examples to be held at once."""
     size = rows_at_once(len(blend.ngram.popularity), _ROWS)
     for batch in progress(loader):
         history = zip(*(tensor.split(size) for tensor in batch.history), strict=True)

@@ -23,15 +23,15 @@ from utils.data.vocab import N_SPECIAL
 from utils.evaluation.options import DecodingConfig, FillingConfig
 
 Continue = Callable[[History, int], Tensor]
-"""Continues sessions by so many tracks: int64 (B, length)."""
+"""Continues sessions by a number of tracks: int64 (B, length)."""
 
 
 Decoding = Callable[[Any, Catalogue], Continue]
-"""How a model continues sessions with the tracks of a catalogue. Each call starts the random numbers anew."""
+"""From a model and a catalogue of tracks to a `Continue`. Each call starts the random numbers anew."""
 
 
 def step_by_step(config: DecodingConfig) -> Decoding:
-    """Track after track, as `model/decoding.py` has it: for models with `begin` and `step`."""
+    """Continue track by track, with `model/decoding.py`; for models that have `begin` and `step`."""
 
     def decoding(model: SeqModel, catalogue: Catalogue) -> Continue:
         common: dict[str, Any] = {"catalogue": catalogue, "no_repeat": config.no_repeat}
@@ -51,7 +51,7 @@ def step_by_step(config: DecodingConfig) -> Decoding:
 
 
 def mask_filling(config: FillingConfig) -> Decoding:
-    """All masks behind the history, as `model/filling.py` has it: for a BERT."""
+    """Fill in masks behind the history, with `model/filling.py`; for a BERT."""
 
     def decoding(model: SlotModel, catalogue: Catalogue) -> Continue:
         return partial(fill, model, order=config.order, passes=config.passes, catalogue=catalogue)
@@ -63,7 +63,7 @@ def allowed_tracks(config: DecodingConfig | FillingConfig, dataset: Dataset, dat
     """The ids (A,) of the only tracks that may be predicted in sessions cut by `data`; None if all may be.
 
     Raises:
-        UserError: see `read_allow_list`; or the rule against repeats may leave no track for the last target.
+        UserError: see `read_allow_list`; or `no_repeat` may leave no track for the last target.
     """
     if isinstance(config, FillingConfig):
         return read_allow_list(config.allow_list, dataset, option="filling.allow_list")
@@ -77,12 +77,12 @@ def allowed_tracks(config: DecodingConfig | FillingConfig, dataset: Dataset, dat
 
 
 def read_allow_list(file: str | None, dataset: Dataset, *, option: str) -> Tensor | None:
-    """The ids (A,) of the tracks in a text file, one track id of the source a line; empty lines are passed over.
+    """The ids (A,) of the tracks in a text file, which has one track id of the source a line; empty lines do not count.
 
     Args:
-        file: where the list is; nothing if there is none.
+        file: path of the list; None gives None.
         dataset: knows the track ids.
-        option: which option named the file.
+        option: the option that named the file.
 
     Raises:
         UserError: there is no such file, no track in it, or one that the dataset does not know.

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from utils.core.errors import UserError
 
 BOOTSTRAP_GROUPS = 100_000
-"""More sessions than this are resampled in so many random groups."""
+"""More sessions than this are resampled in this many random groups."""
 SORTED_AT_ONCE = 2**20
-"""Positives that are looked up among the negatives together."""
+"""Positives that `auc` looks up among the negatives at once."""
 ROWS_AT_ONCE = 2**16
-"""Examples whose metrics are computed together where that takes temporary arrays of several numbers a target."""
+"""Examples whose metrics are computed at once, where that takes temporary arrays of several numbers a target."""
 Task = Literal["skip", "seq", "pretrain"]
 
 
@@ -55,13 +55,13 @@ def first_known(values: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 
 def accuracy_by_position(correct: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Share right at each target position: float64 (T,), NaN where no example has that position."""
+    """Share of right predictions at each target position: float64 (T,), NaN where no example has that position."""
     n = known.sum(0)
     return np.divide((correct & known).sum(0), n, out=np.full(known.shape[1], np.nan), where=n > 0)
 
 
 def number_correct_histogram(correct: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Share of examples with 0, 1, ..., T right targets, among those with a target at all: float64 (T + 1,)."""
+    """Share of examples with 0, 1, ..., T right predictions, among those with any target: float64 (T + 1,)."""
     n_correct = (correct & known).sum(1)[known.any(1)]
     return np.bincount(n_correct, minlength=known.shape[1] + 1) / max(len(n_correct), 1)
 
@@ -75,7 +75,7 @@ def binary_log_loss(probability: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def auc(probability: np.ndarray, labels: np.ndarray) -> float:
     """Area under the ROC curve: how often a positive is more probable than a negative, ties half. NaN without both.
 
-    Counted in sorted arrays of float32, which take a tenth of the memory of a curve with all of its thresholds.
+    It counts in sorted arrays of float32, which take a tenth of the memory of a curve with all of its thresholds.
 
     Args:
         probability: float32 (N,).
@@ -85,7 +85,7 @@ def auc(probability: np.ndarray, labels: np.ndarray) -> float:
     0.875
     """
     positive, negative = np.sort(probability[labels]), np.sort(probability[~labels])
-    wins = 0  # and half of the ties, twice
+    wins = 0  # each win counts 2, each tie 1
     for first in range(0, len(positive), SORTED_AT_ONCE):
         some = positive[first : first + SORTED_AT_ONCE]
         wins += sum(int(np.searchsorted(negative, some, side=side).sum()) for side in ("left", "right"))
@@ -109,10 +109,10 @@ def reciprocal_rank(rank: np.ndarray, k: int) -> np.ndarray:
 
 
 def set_overlap(predicted: np.ndarray, tracks: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Share of an example's targets that a prediction holds anywhere (as multisets): float64 (N,), NaN without targets.
+    """Share of an example's targets that its prediction holds anywhere (as multisets): float64 (N,), NaN without any.
 
     Args:
-        predicted: int (N, T) predicted tracks; only the first n of an example with n targets count.
+        predicted: int (N, T) predicted tracks; in an example with n targets, only the first n count.
         tracks: int (N, T) true tracks.
         known: bool (N, T), true at the first n positions of each example.
     """
@@ -147,15 +147,15 @@ def bootstrap_intervals(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Ratios of sums over sessions, with percentile bootstrap intervals (Efron 1979) that resample sessions.
 
-    Of more than `BOOTSTRAP_GROUPS` sessions, random groups of equal size are resampled: their sums vary as the sessions
-    do, and the cost of a resample no longer grows with the number of sessions.
+    More than `BOOTSTRAP_GROUPS` sessions are resampled in random groups of equal size: the groups' sums vary as the
+    sessions do, and the cost of a resample no longer grows with the number of sessions.
 
     Args:
         numerators: float (N, M), the contribution of each session to each of M metrics.
         denominators: float (N, M), its weight.
 
     Returns:
-        mean, low, high: float64 (M,) each. Where a metric has no weight at all, NaN.
+        mean, low, high: float64 (M,) each; NaN where a metric has no weight at all.
     """
     both = np.concatenate([numerators, denominators], axis=1, dtype=np.float64)
     rng = np.random.default_rng(seed)
@@ -227,8 +227,8 @@ class Ratio(NamedTuple):
 class Metric(NamedTuple):
     """One metric: how readers know it, which way it gets better, and how each task measures it.
 
-    A function of a task's case returns a `Ratio`; a number, if the metric is one of a whole split, without interval; or
-    None, where a model does not predict what it needs.
+    A task's function takes the task's case. It returns a `Ratio`; or a number, for a metric of a whole split, which has
+    no interval; or None, where the model does not predict what the metric needs.
     """
 
     title: str
@@ -295,7 +295,7 @@ def _ranked(title: str, of: Callable[[np.ndarray, int], np.ndarray], k: int, *, 
 
 
 def _in_parts(metric: Callable[..., np.ndarray], *arrays: np.ndarray) -> np.ndarray:
-    """A metric of each row of arrays (N, T), so many rows at a time that its temporary arrays stay small: (N,)."""
+    """A metric of each row of arrays (N, T), computed in parts to keep temporary arrays small: (N,)."""
     starts = range(0, max(len(arrays[0]), 1), ROWS_AT_ONCE)
     return np.concatenate([metric(*(array[i : i + ROWS_AT_ONCE] for array in arrays)) for i in starts])
 
@@ -341,7 +341,7 @@ def direction(metric: str, task: Task) -> Literal["max", "min"]:
     """Which way a metric gets better.
 
     Raises:
-        UserError: the task has no such metric, which is better found before training than at the first validation.
+        UserError: the task has no such metric. Training should not have to reach its first validation to find out.
     """
     known = [name for name, each in METRICS.items() if getattr(each, task)]
     if metric not in known:

@@ -15,21 +15,21 @@ class DecodingConfig:
     """How a seq model continues sessions track by track, on all splits alike."""
 
     method: Literal["greedy", "beam", "sample"] = "greedy"
-    """greedy: the most probable track, again and again. beam: the most probable continuation that a beam search finds.
+    """greedy: the most probable track at each step. beam: the most probable continuation that a beam search finds.
     sample: tracks drawn at random from the most probable ones."""
     beam_width: int = 10
-    """beam: beginnings that are kept at each step."""
+    """beam: partial continuations kept at each step."""
     top_p: float = 0.9
     """sample: draw among the most probable tracks that together have this probability (nucleus sampling)."""
     temperature: float = 1.0
     """sample: divides the scores; below 1 for more probable tracks, above 1 for more surprising ones."""
     no_repeat: int = 0
-    """None of the last so many tracks of the session, history and continuation, comes next; 0 for no such rule."""
+    """How many of the session's last tracks (history and continuation) may not come next; 0 for no such rule."""
     allow_list: str | None = None
     """Text file of the only tracks that may be predicted: one track id of the source a line. Ranks and perplexity are
-    over all tracks all the same."""
+    still over all tracks."""
     seed: int = 0
-    """sample: of the random numbers."""
+    """sample: seed of the random numbers."""
 
     def __post_init__(self) -> None:
         check_at_least(self, "decoding", beam_width=1, no_repeat=0, temperature=0.001)
@@ -46,13 +46,13 @@ class FillingConfig:
     """How BERT continues sessions: it fills in masks behind the history, on all splits alike."""
 
     order: Order = "parallel"
-    """parallel: all in one pass (the seed). confident: in each pass those that the model is most sure of.
+    """parallel: all masks in one pass (the original). confident: in each pass those that the model is most sure of.
     left_to_right: in each pass the next ones."""
     passes: int = 10
-    """confident, left_to_right: equal shares in which the masks are filled. Time grows with it."""
+    """confident, left_to_right: number of passes, each of which fills an equal share of masks. Time grows with it."""
     allow_list: str | None = None
     """Text file of the only tracks that may be predicted: one track id of the source a line. Ranks and perplexity are
-    over all tracks all the same."""
+    still over all tracks."""
 
     def __post_init__(self) -> None:
         check_at_least(self, "filling", passes=1)

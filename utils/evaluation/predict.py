@@ -24,9 +24,9 @@ from utils.evaluation.options import DecodingConfig
 from utils.evaluation.predictions import Predict, SeqPredictions, SkipPredictions
 
 LOGIT_ROWS = 256
-"""Rows of the (rows, V) score matrix that are held at once, at most: 105 MB at 103,000 tracks."""
+"""Most rows of the (rows, V) score matrix that are held at once: 105 MB at 103,000 tracks."""
 _ROWS_IN_CACHE = 16
-"""Rows of it that are looked at together, once they are computed."""
+"""Rows of the score matrix that are read at once, so that they stay in the processor's cache."""
 
 
 def skip_predictor(model: nn.Module, device: torch.device) -> Predict:
@@ -66,13 +66,13 @@ def predict_seq(
 ) -> SeqPredictions:
     """Continuations, log-probabilities of the true tracks and full-catalogue ranks, in order.
 
-    A step-by-step model judges each true track in the light of the true ones before it (teacher-forced). BERT is given
-    the history only and judges all in one pass, whatever order its masks are filled in: its perplexity is that of
+    A step-by-step model scores each true track given the true ones before it (teacher-forced). A BERT is given only the
+    history and scores all targets in one pass, in whatever order its masks are filled: its perplexity is that of
     independent guesses, not of a sequence.
 
     Args:
         model, device, loader: what predicts what, where.
-        decoding: how sessions are continued, in a way that the model can; greedily if not given.
+        decoding: how to continue sessions, in a way that the model can; greedily if not given.
         allowed: int64 (A,), the tracks that may continue a session; all of them if not given.
     """
     model.eval()
@@ -96,17 +96,17 @@ def predict_seq(
 
 
 def progress(loader: SessionLoader) -> tqdm:
-    """The batches of a loader, with a bar from two seconds on."""
+    """The batches of a loader, with a progress bar after two seconds."""
     return tqdm(loader, desc=f"predict {loader.arrays.folder.name}", leave=False, delay=2, unit="batch")
 
 
 def shares(loader: SessionLoader) -> Iterator[SessionBatch]:
-    """The same, but only the rows that this process predicts."""
+    """The same as `progress`, but only the rows that this process predicts."""
     return (batch for batch in (each.take(distributed.mine()) for each in progress(loader)) if len(batch.rows))
 
 
 def judge(model: HasHead, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """What states think of the true tracks.
+    """How probable the true tracks are, given the states of a model.
 
     Args:
         states: (B, T, D).
@@ -114,7 +114,7 @@ def judge(model: HasHead, states: Tensor, targets: Tensor) -> tuple[Tensor, Tens
 
     Returns:
         log-probability (B, T), 0 where the target is padding or outside the vocabulary;
-        rank (B, T) from 0 among all tracks: ties count half, infinity where there is no probability.
+        rank (B, T) from 0 among all tracks, infinity for such targets; ties count half.
     """
     inside = targets >= N_SPECIAL
     flat, labels = states[inside].float(), targets[inside] - N_SPECIAL
@@ -122,7 +122,7 @@ def judge(model: HasHead, states: Tensor, targets: Tensor) -> tuple[Tensor, Tens
     n = len(bias)
     log_p, ranks = torch.empty(2, len(labels), device=states.device)
     n_rows = rows_at_once(n, LOGIT_ROWS)
-    scores = torch.empty(min(n_rows, len(labels)), n, device=states.device)  # one for all, and so is `lower`
+    scores = torch.empty(min(n_rows, len(labels)), n, device=states.device)  # one for all parts, and so is `lower`
     lower = torch.empty(min(_ROWS_IN_CACHE, len(scores)), n, device=states.device)
     for rows in torch.arange(len(labels), device=states.device).split(n_rows):
         torch.addmm(bias, flat[rows], weight.T, out=scores[: len(rows)])

@@ -16,7 +16,7 @@ class SkipPredictions(NamedTuple):
     probability: np.ndarray
     """float32 (N, T): probability that the target is skipped."""
     decision: np.ndarray
-    """bool (N, T): the hard answer that the challenge's metric wants."""
+    """bool (N, T): the yes-or-no answer that the challenge's metric needs."""
 
     @classmethod
     def of(cls, probability: np.ndarray) -> SkipPredictions:
@@ -28,16 +28,16 @@ class SeqPredictions(NamedTuple):
     """Predictions of the seq task, in loader order."""
 
     tracks: np.ndarray
-    """int32 (N, T): the continuation, decoded without any look at the targets."""
+    """int32 (N, T): the continuation, decoded without a look at the targets."""
     log_probability: np.ndarray | None
-    """float32 (N, T): of each true target given the true ones before it (teacher-forced), or given the history only by
-    a model that fills in masks; None if not modelled."""
+    """float32 (N, T): of each true target, given the true ones before it (teacher-forced); a model that fills in masks
+    is given the history only. None if the model has none."""
     rank: np.ndarray | None
-    """float32 (N,): of the first true target over the full catalogue, from 0; ties count half, unknown tracks inf."""
+    """float32 (N,): of the first true target over the full catalogue, from 0; ties count half, new tracks are inf."""
 
 
 class MaskedPredictions(NamedTuple):
-    """What a model thinks of the tracks that were hidden from it, in loader order; M plays of a session."""
+    """Predictions of the tracks that are hidden from a model, in loader order; M plays of a session."""
 
     tracks: np.ndarray
     """int32 (N, M): the hidden tracks, PAD elsewhere."""
@@ -49,4 +49,4 @@ class MaskedPredictions(NamedTuple):
 
 Predictions = SkipPredictions | SeqPredictions | MaskedPredictions
 Predict = Callable[[SessionLoader], Predictions]
-"""Predicts all examples of a loader, in order; the kind of what it returns says which task it is."""
+"""Predicts all examples of a loader, in order; the type of the predictions tells the task."""

@@ -1,7 +1,7 @@
 """One judge for everything that predicts: models, baselines and the oracle are scored by the same functions.
 
-Predictions are arrays in the order of a loader's examples; scores are ratios of sums over sessions, so that every
-interval is a bootstrap over sessions, also where a session gives several examples.
+Predictions are arrays in the order of a loader's examples. Scores are ratios of sums over sessions, so that every
+interval is a bootstrap over sessions, even where a session gives several examples.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ class Scores:
 
     n_sessions: int
     average_accuracy: np.ndarray
-    """float64 (n_sessions,): AA of each session, for slices and paired tests."""
+    """float64 (n_sessions,): AA of each session, for slices."""
     numerators: dict[str, np.ndarray]
     """Metric -> float64 (n_sessions,)"""
     denominators: dict[str, np.ndarray]
     plain: dict[str, float]
-    """Metrics of the whole split that are no ratios of sums: no interval."""
+    """Metrics of the whole split: they are not ratios of sums and have no interval."""
     by_position: np.ndarray
     """float64 (T,): accuracy at each target position."""
     histogram: np.ndarray
-    """float64 (T + 1,): share of examples with 0..T right targets."""
+    """float64 (T + 1,): share of examples with 0..T right predictions."""
     slices: dict[str, Labels] = field(default_factory=dict)
     """Name -> label of each session."""
     by_plays: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
-    """Group of `targets_by_plays` -> right answers and answers in each session, float64 (n_sessions,)."""
+    """Group of `targets_by_plays` -> right predictions and all predictions of each session, float64 (n_sessions,)."""
 
     def means(self) -> dict[str, float | None]:
-        """Every metric without interval: quick enough for each validation."""
+        """Every metric without its interval: quick enough for each validation."""
         means = {name: float(_mean(self.numerators[name], self.denominators[name])) for name in self.numerators}
         return {name: _finish(name, value) for name, value in (means | self.plain).items()}
 
     def summary(self) -> dict[str, Any]:
-        """The contract's entry of a split in `result.json`: intervals, accuracy by position, histogram, slices."""
+        """The split's entry in `result.json` (docs/training.md): intervals, accuracy by position, histogram, slices."""
         of_metrics = {name: (self.numerators[name], self.denominators[name]) for name in self.numerators}
         found = _with_intervals(of_metrics | self.by_plays)
         plain = {name: {"mean": _finish(name, value), "low": None, "high": None} for name, value in self.plain.items()}
@@ -86,7 +86,7 @@ def _mean(numerator: np.ndarray, denominator: np.ndarray) -> float:
 
 
 def _finish(name: str, value: float) -> float | None:
-    """The reported value of a metric or share; JSON knows no NaN."""
+    """The reported value of a metric or share; None where it is no number, for JSON knows no NaN."""
     value = METRICS[name].final(value) if name in METRICS else value
     return float(value) if np.isfinite(value) else None
 
@@ -124,7 +124,7 @@ def evaluate_seq(
     slices: dict[str, Labels] | None = None,
     train_plays: np.ndarray | None = None,
 ) -> Scores:
-    """Score continuations against the true tracks of a loader. A target outside the vocabulary can only be missed.
+    """Score continuations against the true tracks of a loader. A target outside the vocabulary is always missed.
 
     Args:
         predictions: of all N examples.
@@ -135,7 +135,7 @@ def evaluate_seq(
     """
     known = targets.tracks != PAD
     _check_shape(predictions.tracks, known)
-    # A special id is no prediction, not even of an unknown track.
+    # A special id is never right, not even for a new track.
     predicted = np.where(predictions.tracks >= N_SPECIAL, predictions.tracks, PAD)
     in_vocabulary = targets.tracks >= N_SPECIAL
     if predictions.log_probability is not None:
@@ -156,13 +156,13 @@ def evaluate_seq(
 
 
 def evaluate_masked(predictions: MaskedPredictions, targets: Targets) -> Scores:
-    """Score guesses of hidden tracks, each hidden track alike; intervals are over sessions.
+    """Score predictions of hidden tracks, each of which counts the same; intervals are over sessions.
 
-    There are no slices, no accuracy by position and no histogram: which tracks are hidden is left to chance.
+    There are no slices, no accuracy by position and no histogram: chance decides which tracks are hidden.
 
     Args:
         predictions: of all N examples.
-        targets: `loader.targets()` of the same loader; only tells which session an example is of.
+        targets: `loader.targets()` of the same loader; only tells which session each example is of.
     """
     hidden = predictions.tracks != PAD
     _check_shape(predictions.log_probability, hidden)
@@ -229,7 +229,7 @@ def save_predictions(
     """Write predictions, and each session's part in each metric, as one .npz that needs no pickle.
 
     `session` (N,) names the session of each example. `sums_<metric>` (n_sessions, 2) holds numerator and denominator of
-    each session, in ascending order of `session`: what paired comparisons are made of.
+    each session, in ascending order of `session`; paired comparisons need them.
     """
     arrays = {name: value for name, value in predictions._asdict().items() if value is not None}
     for name, numerator in scores.numerators.items():

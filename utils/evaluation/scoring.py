@@ -1,4 +1,4 @@
-"""From predictions to the scores of a run: the same loaders, the same functions on train, valid and test."""
+"""From predictions to the scores of a run, with the same loaders and functions on train, valid and test."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def scoring_loader(
 ) -> SessionLoader:
     """The ordered loader on which a split is scored: halves of sessions, or every prefix with its next track.
 
-    Of the training sessions an evenly spaced sample is taken, as many as the test split has.
+    Of the training sessions, it has an evenly spaced sample, as many as the test split has.
     """
     if split == "train":
         max_sessions = dataset.test.n_sessions
@@ -38,12 +38,12 @@ def scoring_loader(
 
 
 def validation_loader(dataset: Dataset, data: DataConfig) -> SessionLoader:
-    """The loader that training validates on, again and again."""
+    """The loader of every validation in training."""
     return scoring_loader(dataset, data, "valid", prefixes=data.every_prefix, max_sessions=data.valid_sessions or None)
 
 
 def scoring_loaders(dataset: Dataset, data: DataConfig) -> Iterator[tuple[str, SessionLoader]]:
-    """The name and loader of each split of `data.scored`; with `data.every_prefix` of `<split>_prefixes`, too."""
+    """The name and loader of each split of `data.scored`; with `data.every_prefix`, also of `<split>_prefixes`."""
     for prefixes in (False, True) if data.every_prefix else (False,):
         for split in data.scored:
             yield split + PREFIXES * prefixes, scoring_loader(dataset, data, split, prefixes=prefixes)
@@ -61,7 +61,7 @@ def score(
     Args:
         predict, dataset: what predicts, and on what.
         loaders: `scoring_loaders`, or a list of them that several models share.
-        folder: the run's; it gets `predictions_test.npz` and `predictions_test_prefixes.npz`.
+        folder: the run's, where `predictions_test.npz` and `predictions_test_prefixes.npz` are written.
     """
     result = {}
     for name, loader in loaders:
@@ -75,7 +75,7 @@ def score(
 def score_loader(
     predict: Predict, dataset: Dataset, loader: SessionLoader, *, sliced: bool = True
 ) -> tuple[Predictions, Scores]:
-    """Predict and score all examples of a loader; slices are for loaders of halves."""
+    """Predict and score all examples of a loader; only a loader that cuts at half can be `sliced`."""
     reuse_memory()
     predictions = predict(loader)
     slices = session_slices(loader, dataset.train) if sliced else None
@@ -92,7 +92,7 @@ def scores_of(
 ) -> Scores:
     """Scores of the predictions of a loader's examples; those of hidden tracks have no slices.
 
-    With slices there is the accuracy by training plays, too.
+    With slices, they also have the accuracy by training plays.
     """
     if isinstance(predictions, MaskedPredictions):
         return evaluate_masked(predictions, loader.targets())

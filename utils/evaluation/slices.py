@@ -1,4 +1,4 @@
-"""Parts of a split whose scores are told apart: labels of sessions, and groups of targets by training plays."""
+"""Parts of a split that are scored separately: sessions by label, and targets by training plays."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from utils.data.dataset import SessionArrays, pair_keys
 from utils.data.vocab import N_SPECIAL
 
 PLAYS = (0, 1, 5, 50, 500)
-"""The groups of `by_plays`: the training plays at which each begins."""
+"""The training plays at which each group of `by_plays` begins."""
 Labels: TypeAlias = "pd.Categorical[str]"
-"""A label of each example or session; a byte each."""
+"""A label of each example or session, one byte each."""
 
 
 def session_slices(loader: SessionLoader, train: SessionArrays | None = None) -> dict[str, Labels]:
-    """Labels of each example for sliced scores: length, context, shuffle, premium, skipper type, familiarity.
+    """Labels of each example for sliced scores: length, context, shuffle, premium, skipper type, first transition.
 
     Args:
         loader: an ordered loader of halves.
-        train: training split; if given, examples are told apart by whether the pair (last track of the history,
-            first target) stands anywhere in training ("seen") or not.
+        train: training split; if given, the slice `continuation` says whether the pair (last track of the history,
+            first target) occurs anywhere in training.
 
     Returns:
-        name -> label of each example (N,). What the source does not know is left out.
+        name -> label of each example (N,). Slices that the source does not know are left out.
     """
     arrays = loader.arrays
     lengths = arrays.lengths[loader.session]

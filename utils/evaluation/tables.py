@@ -17,7 +17,7 @@ from utils.evaluation.predictions import MaskedPredictions, Predictions, SkipPre
 
 
 def predictions_table(predictions: Predictions, loader: SessionLoader, dataset: Dataset) -> pd.DataFrame:
-    """Predictions for people, one row a target: session, position in it, track, and what was predicted of it.
+    """Predictions for people, one row a target: session, position, track, and what was predicted of the target.
 
     Skip: `skip_probability`, `skip_predicted` and `skipped` (the truth, empty if unknown). Seq: `predicted_track_id`.
     Hidden tracks: `probability` and `rank` (1 for the most probable track).
@@ -65,7 +65,7 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
     """Write a table as .csv or .parquet, atomically.
 
     Raises:
-        UserError: another ending.
+        UserError: the path ends otherwise.
     """
     if path.suffix not in (".csv", ".parquet"):
         raise UserError(f"{path} must end in .csv or .parquet")

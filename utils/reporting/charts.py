@@ -1,7 +1,6 @@
-"""Charts of the report page, drawn by matplotlib as SVG that stands inline.
+"""Charts of the report page, which matplotlib draws as inline SVG.
 
-They are drawn in placeholder colours that become the page's CSS variables, so that the same chart fits light and dark
-mode.
+It draws them in placeholder colours that become the page's CSS variables, so that one chart fits light and dark mode.
 """
 
 from __future__ import annotations
@@ -84,7 +83,7 @@ class Style(NamedTuple):
 
 
 def anchor(table: Table) -> str:
-    """The section's name in addresses."""
+    """The name of the table's section in the page's address."""
     words = f"{table.name} {table.task} {table.split} {table.dataset['hash'][:6]}".lower()
     return re.sub(r"[^a-z0-9]+", "-", words).strip("-")
 
@@ -92,7 +91,7 @@ def anchor(table: Table) -> str:
 def row_styles(table: Table) -> list[Style]:
     """Styles of a table's rows: models in colours, baselines in grey, repeat-last and the oracle dashed in ink.
 
-    Markers differ as well, so that nothing hangs on colour alone.
+    Markers differ as well, so that nothing depends on colour alone.
     """
     markers = list(MARKERS)
     count = {"model": 0, "baseline": 0, "oracle": 0}
@@ -176,7 +175,7 @@ def chart(draw: Callable[[Axes], None], table: Table, label: str, *, size: tuple
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style .*?</style>", "", svg, flags=re.DOTALL)
-    # Ids that nothing refers to are the same in every chart.
+    # Ids that nothing refers to go: they are the same in every chart.
     used = set(re.findall(r'(?:href="#|url\(#)([\w.-]+)', svg))
     svg = re.sub(r' id="([^"]+)"', lambda match: match[0] if match[1] in used else "", svg)
     head = rf'<svg \1 role="img" aria-label="{escape(label)}">'
@@ -187,7 +186,7 @@ def chart(draw: Callable[[Axes], None], table: Table, label: str, *, size: tuple
 
 
 def answer_charts(table: Table, styles: Sequence[Style]) -> dict[str, Markup]:
-    """Right answers by position and by their number in a session; none where there is one answer a session."""
+    """Charts of right answers by position and by their number in a session; none if a session has only one answer."""
     if max(len(row.runs[0].scores.get("histogram") or []) for row in table.rows) <= 2:
         return {}
     return {

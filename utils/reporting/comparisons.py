@@ -27,7 +27,7 @@ class Comparison(NamedTuple):
     """Of the row with more of them."""
     n_sessions: int
     curves: tuple[float | None, float | None] = (None, None)
-    """Means over all validations of training, and over the seeds: of the better, of the worse."""
+    """Means over all validations in training and over the seeds: of the better row, of the worse row."""
 
     @property
     def is_clear(self) -> bool:
@@ -51,10 +51,10 @@ def compare_best(rows: Sequence[Row], metric: str) -> list[Comparison]:
 
 
 def compare(row: Row, other: Row, metric: str) -> Comparison | None:
-    """Paired bootstrap over the sessions that all runs of both rows predicted; None where any kept no predictions.
+    """Paired bootstrap over the sessions that all runs of both rows predicted; None if a run kept no predictions.
 
-    The difference is taken session by session, which removes what makes a session hard for everybody. What another seed
-    would change is added to the interval, see `seed_error`: other sessions and other seeds are chance both.
+    The difference is taken session by session, which removes what makes a session hard for every model. What another
+    seed would change is added to the interval, see `seed_error`: sessions and seeds are both chance.
     """
     sums = [session_sums(run, metric) for run in (*row.runs, *other.runs)]
     known = [each for each in sums if each is not None]
@@ -92,8 +92,8 @@ def seed_error(of_first: dict[int, float], of_second: dict[int, float]) -> float
     """Half the width of the 95 % interval (Student's t) of a difference of means over seeds; 0 if each has one seed.
 
     Args:
-        of_first, of_second: seed -> score, of either row. With the same seeds they are taken in pairs, for one may have
-            started from the other, or both from the same pre-training.
+        of_first, of_second: seed -> score, of each row. Rows with the same seeds are compared in pairs, for one run may
+            have started from the other, or both from the same pre-training.
     """
     if of_first.keys() == of_second.keys():
         groups = [[of_first[seed] - of_second[seed] for seed in of_first]]
@@ -107,13 +107,13 @@ def seed_error(of_first: dict[int, float], of_second: dict[int, float]) -> float
 
 
 def session_sums(run: FinishedRun, metric: str) -> pd.DataFrame | None:
-    """Numerator and denominator of a metric for each session of the reported split, indexed by session; None where
-    they were not kept."""
+    """Numerator and denominator of a metric for each session of the reported split, indexed by session; None if the run
+    did not keep them."""
     path = run.folder / f"predictions_{run.split}.npz"
     if not path.exists():
         return None
     with np.load(path) as arrays:
-        if f"sums_{metric}" not in arrays:  # a metric that is no mean over sessions, or a run of an earlier version
+        if f"sums_{metric}" not in arrays:  # the metric is no mean over sessions, or the run is of an earlier version
             return None
         return pd.DataFrame(
             arrays[f"sums_{metric}"], index=np.unique(arrays["session"]), columns=["numerator", "denominator"]

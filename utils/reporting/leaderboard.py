@@ -1,8 +1,9 @@
-"""From run folders to leaderboards: read every result, put seeds together, order the rows, compare runs in pairs.
+"""From finished runs to leaderboards: put seeds together, order the rows, compare them in pairs.
 
 A *run* is one folder `runs/<experiment>/<stamp>/` with a `result.json`. A *row* is what the reader compares: the latest
 run of one experiment, label and configuration on one dataset, together with its runs under other seeds. A *table* holds
-the rows of one dataset and task, from the bottom up: baselines, models, the oracle, each by rising score.
+the rows of one dataset, task and split: baselines, then models, then the oracle, each from the lowest to the highest
+score.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from utils.reporting.runs import TASKS, FinishedRun
 
 
 class Table(NamedTuple):
-    """The leaderboard of one dataset and task."""
+    """The leaderboard of one dataset, task and split."""
 
     dataset: dict[str, Any]
     task: str
@@ -65,14 +66,14 @@ class Table(NamedTuple):
 
     @property
     def rows_by_label(self) -> dict[str, list[Row]]:
-        """The rows that a reader knows by each label."""
+        """The rows of each label."""
         rows: dict[str, list[Row]] = defaultdict(list)
         for row in self.rows:
             rows[row.label].append(row)
         return rows
 
     def find(self, kind: str) -> Row | None:
-        """The highest row of a kind."""
+        """The row of a kind with the highest score."""
         return next((row for row in reversed(self.rows) if row.kind == kind), None)
 
     @property
@@ -131,7 +132,7 @@ def build_table(runs: Sequence[FinishedRun]) -> Table:
 
 
 def title(metric: str) -> str:
-    """How readers know a metric, or another recorded value."""
+    """The name that readers see of a metric, or of another recorded value."""
     return METRICS[metric].title if metric in METRICS else metric
 
 
@@ -143,7 +144,7 @@ def headlines(task: str, split: str) -> tuple[str, ...]:
 def run_records(runs: Iterable[FinishedRun], tables: Iterable[Table]) -> list[dict[str, Any]]:
     """One flat record a run and reported split, for `leaderboard.json`: what it is, how it scored, what it cost.
 
-    `shown` says whether the run is in the leaderboard, or was superseded by a later one."""
+    `shown` says whether the run is in the leaderboard; if not, a later one superseded it."""
     shown = {(run.folder, run.split) for table in tables for row in table.rows for run in row.runs}
     return [
         {

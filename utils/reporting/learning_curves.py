@@ -15,7 +15,7 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     """Read a run's `metrics.jsonl`; empty where the run has none.
 
     Raises:
-        UserError: a line is not JSON; names it.
+        UserError: names a line that is not JSON.
     """
     if not path.exists():
         return []
@@ -52,7 +52,7 @@ def mean_of_curve(path: Path, name: str) -> float | None:
         name: of the value.
 
     Returns:
-        None if it was not validated twice.
+        None if there are fewer than two validations.
     """
     points = series(read_history(path), "valid", name)
     return sum(value for _, value in points) / len(points) if len(points) > 1 else None

@@ -1,4 +1,4 @@
-"""What the original's paper reported, beside what we measure: MAA on its test set, and why the two cannot be compared.
+"""What the original's paper reported: MAA on its test set, and why it cannot be compared with ours.
 
 "The original" is "Sequential Sessions Based Music Recommendations Using Deep Learning", tables 1 and 2. Its figures are
 shown for orientation only; none of them can be reproduced, for the reason given with each.

@@ -87,7 +87,7 @@ def section(table: Table) -> dict[str, Any]:
 
 
 def slice_tables(table: Table) -> list[dict[str, Any]]:
-    """MAA in parts of the test set, and accuracy by training plays of the target's track."""
+    """MAA in parts of the split, and accuracy by training plays of the target's track."""
     slices = [row.runs[0].scores.get("slices") or {} for row in table.rows]
     names = dict.fromkeys(name for row in slices for name in row)
     tables = [slice_table(table, name, [row.get(name, {}) for row in slices], "maa") for name in names]

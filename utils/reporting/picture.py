@@ -1,4 +1,4 @@
-"""One picture of the skip task: how often each position is right, from the floor to the ceiling."""
+"""One picture of the skip task: how often predictions are right at each position, from the floor to the ceiling."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COLOURS = {"floor": "#8a8a8a", "model": "#c2410c", "ceiling": "#1f2937"}
 
 
 def plot_accuracy_by_position(path: Path, table: Table) -> bool:
-    """Draw repeat-last, the best model and the optimum of a skip table; whether it has any of them to draw."""
+    """Draw repeat-last, the best model and the oracle of a skip table; returns whether it has any of them."""
     rows = {"floor": table.repeat_last, "model": table.find("model"), "ceiling": table.find("oracle")}
     curves = {part: row for part, row in rows.items() if row is not None and len(_accuracy(row)) > 1}
     if not curves:

@@ -50,8 +50,8 @@ class Row(NamedTuple):
 
 
 def group_seeds(runs: Iterable[FinishedRun]) -> list[list[FinishedRun]]:
-    """Group runs (latest first) by experiment and label: the latest, and the latest of each other seed that was run
-    with the very same configuration. Older runs and other configurations are superseded."""
+    """Group runs (latest first) by experiment and label: the latest, and the latest of each other seed that has the
+    very same configuration. Older runs and other configurations are superseded."""
     groups: dict[tuple[str, str], list[FinishedRun]] = {}
     for run in runs:
         group = groups.setdefault((run.result["experiment"], run.result["label"]), [run])
@@ -86,7 +86,7 @@ def mean_or_none(values: Sequence[float | None]) -> float | None:
 
 
 def add_gap_closed(rows: Sequence[Row]) -> list[Row]:
-    """Fill in (row - repeat-last) / (oracle - repeat-last) in MAA for the models, if both rows are there."""
+    """Fill in (row - repeat-last) / (oracle - repeat-last) in MAA for all rows, if both of these rows are there."""
     low = next((row for row in rows if row.is_repeat_last), None)
     high = next((row for row in rows if row.kind == "oracle"), None)
     if low is None or high is None or high.metrics["maa"].mean <= low.metrics["maa"].mean:

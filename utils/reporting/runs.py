@@ -1,4 +1,4 @@
-"""Finished runs: read every `result.json`, and see each run through the splits that it scored."""
+"""Read every `result.json` into finished runs, one for each split to report."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Measured(NamedTuple):
 
 
 class FinishedRun(NamedTuple):
-    """One finished run, seen through one of the splits that it scored."""
+    """One finished run, with one of the splits that it scored."""
 
     folder: Path
     result: dict[str, Any]
@@ -62,9 +62,10 @@ class FinishedRun(NamedTuple):
 
     @property
     def configuration(self) -> str:
-        """The run's configuration but for its seed and folders, as text that equal configurations share.
+        """The run's configuration without its seed and folders, as text that equal configurations share.
 
-        So does the run that it started from: pre-training long-2 is to seed 2 what long-1 is to seed 1.
+        The name of the run that it started from loses the seed, too: pre-training long-2 is to seed 2 what long-1 is to
+        seed 1.
         """
         config = {name: value for name, value in self.result.get("config", {}).items() if name not in INCIDENTAL}
         for name in STARTS & config.keys():
@@ -77,7 +78,7 @@ def load_runs(root: Path) -> tuple[list[FinishedRun], list[str]]:
 
     Returns:
         The finished runs, latest stamp first, one for each reported split: test (valid where test was not scored), and
-        the same with every prefix where that was scored. And a note on each folder that was left out, with the reason.
+        the same after every prefix where that was scored. And a note on each folder that was left out, with the reason.
 
     Raises:
         UserError: `root` does not exist, or holds no finished run.
@@ -117,7 +118,7 @@ def check_result(result: Any) -> None:
     """Check the parts of a result that leaderboards are made of.
 
     Raises:
-        UserError: a key is missing or has an unknown value; names it.
+        UserError: names a key that is missing or has an unknown value.
     """
     if not isinstance(result, dict):
         raise UserError("is not a JSON object")

@@ -24,12 +24,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Config:
+    """What to simulate."""
+
     out: str = "data/raw/demo"
     """Folder to write; must not exist."""
     sessions: int = 120_000
     """Training sessions in all, spread evenly over days and splits."""
     test_sessions: int = 6_000
-    """Sessions of the challenge's test set in all: their second halves go to hidden_truth/ only."""
+    """Sessions of the challenge's test set in all; the answers of their second halves go to hidden_truth/ only."""
     tracks: int = 5_000
     """Tracks of the catalogue, 1,000 to 3,700,000."""
     days: int = 10
@@ -41,7 +43,7 @@ class Config:
     processes: int = 0
     """Processes that write files; 0 is one for each core."""
     gzip: bool = False
-    """Write .csv.gz."""
+    """Write .csv.gz instead of .csv."""
     overwrite: bool = False
     """Replace the folder if it exists."""
 
@@ -58,7 +60,7 @@ class Config:
 
 
 def main(config: Config) -> None:
-    """Simulate and write everything below `config.out`, which appears when it is whole."""
+    """Simulate and write everything to `config.out`, which appears when it is whole."""
     from tqdm import tqdm
 
     from utils.core.files import atomic_folder, write_json

@@ -1,4 +1,4 @@
-"""How listeners skip: calibrated constants, and the part of the skip logit that anybody can see."""
+"""How listeners skip: calibrated constants, and the part of the skip logit that does not depend on the listener."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from utils.simulator.figures import PREMIUM_SHARE
 from utils.simulator.world import World
 
 PROFILE_TURN, PROFILE_SLOPE = 0.3, 6.0
-"""Where in the session listen-then-skip and skip-then-listen turn, and how fast."""
+"""Where in the session listen-then-skip and skip-then-listen turn (as a share of it), and how fast."""
 TASTE_ROWS = 5
-"""The first plays, which tell the prior of taste. Every history has them."""
+"""Number of first plays that decide the prior of taste. Every history has as many."""
 
 
 @dataclass(frozen=True)
 class Behaviour:
-    """How listeners skip. The defaults are calibrated: `utils/calibration.py` says how."""
+    """How listeners skip. The defaults are calibrated: `utils/simulator/calibration.py` says how."""
 
     base: tuple[float, ...] = (
         -0.281, 0.830, 0.926, 1.037, 1.059, 0.809, 0.768, 0.719, 0.631, 0.502,
         0.541, 0.610, 0.623, 0.685, 0.712, 0.755, 0.759, 0.735, 0.755, 0.742,
     )  # fmt: skip
-    """By position 1..20."""
+    """Base logit by position 1..20."""
     type_shares: tuple[float, float, float, float] = (0.29, 0.21, 0.21, 0.29)
     """listener, listen-then-skip, skip-then-listen, skipper."""
     type_effect: float = 1.1
@@ -90,14 +90,14 @@ def taste_prior(world: World, behaviour: Behaviour, tracks: NDArray) -> NDArray[
 
 
 def observed_logit(world: World, behaviour: Behaviour, tracks: NDArray, situation: Situation) -> NDArray[np.float64]:
-    """(S, L) the part of the logit that tracks (S, L), positions and situation tell: base, own effect, coherence with
-    the first five tracks, match with the situation, repeats, premium."""
+    """(S, L) the part of the logit that follows from tracks (S, L), positions and situation: base, own effect,
+    coherence with the first five tracks, match with the situation, repeats, premium."""
     taste = world.taste[tracks]  # (S, 20, N_TASTE)
-    # What the track has beyond its cluster, times the same of the first five: zero on average for every track.
+    # What a track's taste has beyond its cluster's, times the same of the first five: 0 on average for every track.
     inner = taste - world.cluster_taste[world.cluster[tracks]]
     begun = inner[:, :TASTE_ROWS].sum(axis=1)
     resemblance = np.einsum("std,sd->st", inner, begun)
-    resemblance[:, :TASTE_ROWS] -= (inner[:, :TASTE_ROWS] ** 2).sum(axis=2)  # not with itself
+    resemblance[:, :TASTE_ROWS] -= (inner[:, :TASTE_ROWS] ** 2).sum(axis=2)  # a track does not resemble itself
     repeat = np.zeros(tracks.shape)
     for position in range(1, tracks.shape[1]):
         repeat[:, position] = (tracks[:, :position] == tracks[:, position, None]).any(axis=1)

@@ -1,12 +1,13 @@
-"""The simulator beside the real data: every figure that it was calibrated on.
+"""Compare the simulator with the real data, in every figure that it was calibrated on.
 
     python -m utils.simulator.calibration                  the table of docs/simulator.md
-    python -m utils.simulator.calibration --solve true     re-derive `Behaviour.base` first, for other spreads than the defaults
+    python -m utils.simulator.calibration --solve true     derives `Behaviour.base` anew first, if its spreads changed
 
-How the constants of `Behaviour` were found: the spreads (type, propensity, own, match, situation, coherence) by hand,
-so that persistence, the spread of per-track skip rates, "repeat last" and the oracle come out as hard as the real
-task; then `solve_base`, which corrects the base of each position by the difference of the logits of the real and the
-simulated skip rate, on the same random numbers, until it is the real one; the mean over the worlds of seeds 0 to 3.
+How the constants of `Behaviour` were found. The spreads (type, propensity, own, match, situation, coherence) were set
+by hand, so that persistence, the spread of per-track skip rates, "repeat last" and the oracle come out as in the real
+task. Then `solve_base` corrected the base of each position by the difference between the logits of the real and the
+simulated skip rate, with the same random numbers each time, until the rate was the real one. The base is the mean over
+the worlds of seeds 0 to 3.
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ from utils.core.cli import cli
 
 @dataclass(frozen=True)
 class Config:
-    """Table of real and simulated figures."""
+    """What to simulate for the table."""
 
     tracks: int = 5_000
     """Size of the world."""
     seed: int = 0
     """Seed of the world."""
     sessions: int = 200_000
-    """Simulated sessions."""
+    """Sessions to simulate."""
     oracle_sessions: int = 20_000
     """Sessions on which the oracle is scored."""
     solve: bool = False
-    """Re-derive the base by position (the mean over four worlds), print it and use it."""
+    """Derive the base by position anew (the mean over four worlds), print it and use it."""
 
 
 def main(config: Config) -> None:

@@ -1,4 +1,4 @@
-"""Published figures of MSSD that the simulated world is made of."""
+"""Published figures of MSSD, from which the simulated world is made."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Marginal:
     def _powers(self) -> tuple[float, float, float]:
         """Powers (lower tail, upper tail, between median and q75) that give the mean and the standard deviation.
 
-        Each piece is at + rise * x^p for x uniform in 0..1: its moments are made of 1 / (p + 1) and 1 / (2 p + 1).
+        Each piece is at + rise * x^p for x uniform in 0..1, so that its moments consist of 1 / (p + 1), 1 / (2 p + 1).
         """
 
         def error(log_powers: NDArray[np.float64]) -> list[float]:
@@ -135,7 +135,7 @@ KEY_SHARES = (0.113, 0.099, 0.104, 0.037, 0.076, 0.083, 0.069, 0.113, 0.074, 0.0
 """Shares of the pitch classes: mean 5.27 and standard deviation 3.56 as measured; the shape is invented."""
 TIME_SIGNATURE_SHARES = {0: 0.003, 1: 0.012, 3: 0.088, 4: 0.8815, 5: 0.0155}
 """Mean 3.87 and standard deviation 0.48 as measured; the shape is invented."""
-# Which taste dimension (and sign) a feature sounds like, and how strongly: the rest of the score is noise.
+# The taste dimension that a feature depends on, and how strongly (with sign); the rest of the score is noise.
 LOADINGS: dict[str, tuple[int, float]] = {
     "energy": (0, 0.93),
     "loudness": (0, 0.85),

@@ -70,7 +70,7 @@ def _playlists(
     rng: np.random.Generator, wanted: NDArray, cluster_start: NDArray, *, n: int, mix: NDArray, power: float
 ) -> tuple[NDArray, NDArray, NDArray]:
     """`n` playlists: (sizes, flat tracks, weights). Tracks are drawn by popularity, each from a cluster that is drawn
-    from row `main` of `mix`; the weight of the r-th most popular playlist is r^-power."""
+    from the row of `mix` of the playlist's main cluster; the r-th most popular playlist has weight r^-power."""
     cumulative = np.concatenate([[0.0], np.cumsum(wanted)])
     edges = cumulative[cluster_start]
     # The first twenty have one main cluster each, so that no cluster is without a playlist.
@@ -86,7 +86,7 @@ def _playlists(
             from_cluster += u > column[:, None]
         low, high = edges[from_cluster], edges[from_cluster + 1]
         drawn = np.searchsorted(cumulative, low + rng.random(u.shape) * (high - low), side="right") - 1
-        # Consecutive tracks of the main cluster stand behind, so that no list runs short of distinct tracks.
+        # Consecutive tracks of the main cluster follow, so that no list runs short of distinct tracks.
         first, width = cluster_start[home], np.diff(cluster_start)[home]
         offset = rng.integers(0, width)
         spare = first[:, None] + (offset[:, None] + np.arange(largest)) % width[:, None]

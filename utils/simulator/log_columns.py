@@ -1,4 +1,4 @@
-"""What the log says of simulated plays beside tracks and skips: reasons, pauses, seeks, the clock; and MSSD's rows."""
+"""What the log says of simulated plays besides tracks and skips: reasons, pauses, seeks, the clock; and MSSD's rows."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ GARBAGE_DATES = (-17728, 5064)
 
 
 class LogColumns(NamedTuple):
-    """What the log says beside ids, tracks and levels; (S, 20) each."""
+    """What the log says besides ids, tracks and levels; (S, 20) each."""
 
     reason_start: NDArray  # index in REASONS_START
     reason_end: NDArray  # index in REASONS_END
@@ -92,7 +92,7 @@ def _draw_reason_end(rng: np.random.Generator, sessions: SimulatedSessions) -> N
 
 def _draw_reason_start(rng: np.random.Generator, transition: NDArray, reason_end: NDArray) -> NDArray[np.int8]:
     index = REASONS_START.index
-    # What a plain next play starts with, by the end of the play before.
+    # The start reason of a plain next play, by the end reason of the play before.
     follows = np.full(len(REASONS_END), index("fwdbtn"), dtype=np.int8)
     follows[REASONS_END.index("trackdone")] = index("trackdone")
     follows[REASONS_END.index("logout")] = index("appload")

@@ -68,7 +68,7 @@ def run_jobs(write: Callable[[Job], int], jobs: list[Job], *, processes: int) ->
 
 
 _write: Callable[[Job], int]
-"""In a worker process: what it does with a job. Set once, so that the world is not sent with every job."""
+"""What a worker process does with a job. Set once in each, so that the world is not sent with every job."""
 
 
 def _set_write(write: Callable[[Job], int]) -> None:

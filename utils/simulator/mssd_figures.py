@@ -106,7 +106,7 @@ def real_figures(n_tracks: int) -> dict[str, Figure]:
 
 
 BEST_KNOWN = {"oracle (real: best known), MAA": 0.651, "oracle (real: best known), FPA": 0.812}
-"""Shown as the real figure: what the oracle is compared with is a target, not a real figure."""
+"""Shown as the real figure: what `real_figures` has for the oracle is a target, not a real figure."""
 
 
 def _top_share(plays_descending: NDArray, percent: float) -> float:

@@ -1,4 +1,4 @@
-"""The best that can be done on a simulated dataset: exact Bayes predictions by someone who knows the generator.
+"""The best possible predictions on a simulated dataset: exact Bayes, by an oracle that knows the generator.
 
     python -m utils.simulator.oracle --raw data/raw/demo --data.folder data/demo
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from utils.simulator.world import World
 
 CHUNK = 512
-"""Sessions that are filtered at once: 512 x 720 states x 30 arrays are some 90 MB."""
+"""Sessions that the oracle filters at once: 512 x 720 states x 30 arrays are some 90 MB."""
 
 
 def predict_skips(world: World, behaviour: Behaviour, logs: Logs) -> SkipPredictions:
@@ -69,7 +69,7 @@ def predict_tracks(world: World, logs: Logs, ids: NDArray[np.int64]) -> SeqPredi
     """The most probable track of every step, (N, 10), and the rank of the first true one.
 
     Args:
-        ids: (N tracks of the world,) their ids in the dataset; tracks that are UNK there are not predicted.
+        ids: (N tracks of the world,) their ids in the dataset; the oracle predicts no track that is UNK there.
     """
     import numpy as np
     from tqdm import tqdm
@@ -95,7 +95,7 @@ def predict_tracks(world: World, logs: Logs, ids: NDArray[np.int64]) -> SeqPredi
 
 LABELS = {
     "skip": "Oracle (the simulator's optimum)",
-    # Not strictly the optimum of mean average accuracy, which rewards runs: up to 0.0012 more of it is possible.
+    # Not quite the optimum of MAA, which rewards right answers in a row: up to 0.0012 more of it is possible.
     "seq": "Oracle (best track at each position)",
 }
 
@@ -105,7 +105,7 @@ class Config:
     """Experiment."""
 
     raw: str = "data/raw/demo"
-    """Folder of `python -m utils.simulator` that the dataset was made of."""
+    """Folder that `python -m utils.simulator` wrote, from which the dataset was made."""
     data: DataConfig = field(default_factory=lambda: DataConfig(scored=["valid", "test"]))
     run: RunConfig = field(default_factory=RunConfig)
     task: Literal["skip", "seq", "both"] = "both"

@@ -1,4 +1,4 @@
-"""What the optima may see of simulated sessions, read from the raw logs in the order of a loader."""
+"""What the oracles may see of simulated sessions, read from the raw logs in the order of a loader."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ LOG_QUERY = """
         CASE WHEN half THEN hour_of_day END AS hour
     FROM (SELECT *, session_position <= session_length // 2 AS half FROM read_csv({files}, header = true))
     JOIN wanted USING (session_id)
-""".format  # the second half leaves the query without its log
+""".format  # the query drops the log of the second half
 
 
 def read_logs(raw: Path, world: World, sessions: pd.DataFrame) -> Logs:
     """Read the rows of the given sessions (columns session_id and day) from the raw files of their days.
 
     Raises:
-        UserError: a day has no file, or sessions are not in the files.
+        UserError: no day has a file, sessions are not in the files, or a track is not of this world.
     """
     days = sorted(sessions["day"].unique())
     files = [str(path) for day in days for path in sorted(raw.glob(f"training_set_*/log_*_{day}_*.csv*"))]
@@ -115,7 +115,7 @@ def first_half(logs: Logs, row: int) -> FirstHalf:
 
 
 def dataset_ids(world: World, dataset: Dataset) -> NDArray[np.int64]:
-    """(N,) id in the dataset of each track of the world, UNK where it has none."""
+    """(N,) id in the dataset of each track of the world, UNK where the track has none."""
     table = pd.read_parquet(dataset.folder / "tracks.parquet", columns=["index", "track_id"])
     known = pd.Series(table["index"].to_numpy(), index=table["track_id"].astype(str))
     known = known[known.index.str.startswith("t_")]

@@ -1,31 +1,29 @@
-"""Simulate listening sessions in exactly the files of the Music Streaming Sessions Dataset (MSSD), with known truth.
+"""Draw listening sessions: what is played, who listens, and what is skipped.
 
-    python -m utils.simulator --out data/raw/demo --sessions 120000 --tracks 5000 --days 10
-    python -m utils.simulator --out data/raw/large --sessions 1000000 --tracks 103000 --days 20 --processes 2
-
-The generative process of a session (`utils/world.py` has the static world; docs/simulator.md all tables):
+The process, step by step (`world.py` has the static world, `log_columns.py` the log, docs/simulator.md all numbers):
 
 1. Length L from the real distribution; premium, start hour, shuffle style from fixed probabilities.
 2. Transitions between plays, drawn from fixed probabilities whatever is skipped: *next* 0.8435, *back* 0.04125,
    *restart* 0.04125, *jump* 0.0465 (a click in the same list), *switch* 0.0275 (a click in another context).
 3. Contexts. A start or a switch draws a context type, a list of that type by popularity, and the state of the shuffle
-   button (it stays as it was, or flips). A list is played in a circle by a cursor: next +1, back -1, restart 0, jump
+   button (it stays as it was, or flips). A cursor plays the list in a circle: next +1, back -1, restart 0, jump
    anywhere. In order, the cursor starts at an album start or anywhere. Shuffled, the list is permuted first, either
    uniformly or *spread* (alternating between the two halves of the list); a jump permutes anew. The radio draws each
    track by popularity from a cluster that walks among near clusters; back and restart repeat the track.
 4. The listener: type k of 4 (listener, listen-then-skip, skip-then-listen, skipper), propensity q on a grid of 9
    values, and taste g with P(g) proportional to exp(lambda * u_g . mean of v over the first five tracks).
-5. Skips, y_t = skip_2 of play t:  logit P(y_t) = base(t) + profile_k(t / L) + q + own(track_t) + match(g, track_t)
-   + coherence(track_t) + repeat(t) + premium + 0.9 * (+1 if y_{t-1} else -1; 0 for t = 1)
-   where match = kappa * u_g . v, coherence = the part of v that resembles the first five tracks, and repeat = a
-   (negative) constant if the track was heard before in the session.
+5. Skips, y_t = skip_2 of play t:  logit P(y_t) = base(t) + profile_k(t / L) + q + own(track_t) - match(g, track_t)
+   - situation(track_t) - coherence(track_t) + repeat(t) + premium + 0.9 * (+1 if y_{t-1} else -1; 0 for t = 1)
+   where match = kappa * u_g . v, situation = the same with what suits hour, premium and first context, coherence = the
+   part of v that resembles the first five tracks, and repeat = a (negative) constant if the track was heard before in
+   the session.
 6. Skip level (skip_1, skip_2, skip_3 only, played, no flag) given y_t, k and the transition that follows.
-7. Log columns follow: the end reason from level and transition (back: backbtn; click: endplay; else trackdone if
-   played, fwdbtn if skipped), the next start reason from it; pauses, seeks and the clock from level and reasons.
+7. The log columns: the end reason from level and transition (back: backbtn; click: endplay; else trackdone if played,
+   fwdbtn if skipped), the next start reason from it; pauses, seeks and the clock from level and reasons.
 
 Everything hidden is discrete and, given tracks, levels and transitions, the log columns hold nothing more about the
-listener. Hence the exact filter of `utils/oracle.py`: what it sees of z = (k, q, g) is the tracks (through P(g)), y and
-the levels; what it sees of the list and the cursor is tracks, transitions, context type and shuffle state.
+listener. That makes the oracles exact. `skip_oracle.py` sees z = (k, q, g) through the tracks (by P(g)), y and the
+levels; `track_oracle.py` sees the list and the cursor through tracks, transitions, context type and shuffle state.
 """
 
 from __future__ import annotations
@@ -52,13 +50,14 @@ MOVES = np.array([0, 1, -1, 0, 0, 0])
 """Steps of the cursor by transition."""
 SHUFFLE_ON_TO_OFF, SHUFFLE_OFF_TO_ON = 0.48, 0.23
 SHUFFLE_SHARE = SHUFFLE_OFF_TO_ON / (SHUFFLE_OFF_TO_ON + SHUFFLE_ON_TO_OFF)
-"""The stationary share of the shuffle button; sessions start with it, so it is the share at any play."""
+"""Stationary share of shuffle being on; sessions start with it, so it is the share at any play."""
 UNIFORM_SHUFFLE_SHARE = 0.3
-"""Sessions whose shuffle is uniformly random."""
+"""Share of the sessions whose shuffle is uniformly random."""
 ALBUM_START_SHARE = 0.6
-"""Ordered starts at an album start (of a playlist: at its top); the others start anywhere."""
+"""Share of the lists played in order that start at an album start (a playlist: at its top); the others start
+anywhere."""
 CLOSED_SHARE = 0.5
-"""Sessions of fewer than 20 plays that end by closing the player."""
+"""Share of the sessions of fewer than 20 plays that end by closing the player."""
 
 
 class SimulatedSessions(NamedTuple):
@@ -146,8 +145,8 @@ def draw_sessions(
 
 
 def _transitions_after(rng: np.random.Generator, transition: NDArray, length: NDArray) -> NDArray:
-    """(S, 20) the transition that follows each play. What follows the last play is not logged: a session that was cut
-    at 20 goes on as usual, half of the others end by closing the player (which looks like a switch)."""
+    """(S, 20) the transition that follows each play. The log does not have what follows the last play: a session that
+    was cut at 20 goes on as usual, half of the others end by closing the player (which looks like a switch)."""
     after = np.empty_like(transition)
     after[:, :-1] = transition[:, 1:]
     last = choose(rng, tuple(TRANSITIONS.values()), len(length)) + NEXT

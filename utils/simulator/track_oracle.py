@@ -2,13 +2,13 @@
 
 What is hidden is where the plays come from: which list, whether shuffle is uniform or spread, and what follows. The
 log of the first half tells all its transitions (context_switch, start reasons), the context type and the shuffle
-button, and the end reason of its last play tells the kind of the first transition to come. So, for the track at target
-step k, by the generator of `utils/synthetic.py`:
+button, and the end reason of its last play tells the kind of the first transition to come. So the process of
+`utils/simulator/sessions.py` gives, for the track at target step k:
 
 - no switch up to k, list context: posterior over the lists that hold all tracks since the last switch, times
   P(cursor displacement d at k) for the known order, plus P(a jump happened) spread evenly over the list (a list is a
-  circle, so a uniform cursor stays uniform). Shuffled lists: cursors already heard are known, the others hold the
-  unheard tracks with equal chances (spread shuffle: those of the right half of the list).
+  circle, so a uniform cursor stays uniform). Shuffled lists: the tracks at cursors already heard are known, the others
+  hold the unheard tracks with equal chances (spread shuffle: those of the right half of the list).
 - no switch up to k, radio: the current track while only backs and restarts happen, else the cluster walk.
 - a switch at step i <= k: the marginal of a fresh context k - i steps after its start, which is one vector over all
   tracks for each shuffle state, computed once a day.
@@ -99,7 +99,7 @@ def cursor_moves(steps: Iterable[dict[int, float]]) -> Moves:
 
 
 class Fallback(NamedTuple):
-    """The part of the distribution that any session with the same (first kind, shuffle, radio cluster) shares."""
+    """The part of the distribution that all sessions with the same (first kind, shuffle, radio cluster) share."""
 
     moves: Moves  # of the list that plays now
     repeat: NDArray[np.float64]  # (K,) radio: only backs and restarts so far
@@ -125,7 +125,7 @@ class ContinuationOracle:
     """
 
     def __init__(self, world: World, lists: Lists, eligible: NDArray[np.bool_] | None = None) -> None:
-        # Nine steps of a first half and ten more lead no further: a shuffled list of 20 never repeats by wrapping.
+        # A first half has nine steps and ten more follow, too few to come round in a shuffled list of 20.
         if lists.sizes.min() < MIN_LIST:
             raise ValueError(f"a list has {lists.sizes.min()} tracks; all must have {MIN_LIST} or more")
         self.world, self.lists = world, lists
@@ -222,8 +222,8 @@ class ContinuationOracle:
     def predict(self, first: FirstHalf, true_next: int) -> Continuation:
         """Most probable track at each step and the rank of `true_next` at the first step.
 
-        Choosing the most probable track of every step is what maximises accuracy at every position. It is not exactly
-        what maximises mean average accuracy, which rewards runs, but nothing sees further than the marginals here.
+        The most probable track of every step maximises accuracy at every position. It does not quite maximise mean
+        average accuracy, which rewards right answers in a row; that would take more than the marginals computed here.
         """
         tracks, probability, fallback = self.distribution(first)
         best, value = fallback.best.copy(), fallback.best_value.copy()
@@ -249,7 +249,7 @@ class ContinuationOracle:
         """(tracks (U,), probability (K, U)) of the list that plays now, while there is no switch."""
         begins = np.flatnonzero((first.steps == START) | (first.steps == SWITCH)).tolist()
         style = np.array([UNIFORM_SHUFFLE_SHARE, 1 - UNIFORM_SHUFFLE_SHARE])
-        for begin, end in pairwise(begins):  # contexts before tell the style of shuffle
+        for begin, end in pairwise(begins):  # earlier contexts tell the style of shuffle
             if first.shuffle[begin] and first.context[begin] != RADIO:
                 _, _, likelihood = self._candidates(first, begin, end)
                 style = style * likelihood.sum(axis=0)

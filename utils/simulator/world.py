@@ -1,4 +1,4 @@
-"""The simulator's static world: tracks with taste and sound, the lists they are played from, and calibrated constants.
+"""The simulator's static world: tracks with taste and sound, and the lists that they are played from.
 
 A world is a function of (seed, n_tracks) alone, so the oracle rebuilds it from two numbers.
 
@@ -6,9 +6,10 @@ Tracks. N tracks fall into 20 clusters (genres). Track i of cluster c has a tast
 
     v_i = (between x_c + within x_i) standardised over plays,   x ~ Normal(0, I),
 
-an own skip effect o_i (a linear function of v_i, popularity and a little noise that no feature tells), and 28 audio
-features: each is a Gaussian copula score (loading on one taste dimension, the rest noise) whose ranks are mapped
-through the real marginal distribution of that feature. So the sound of a track tells its taste vector.
+an own skip effect o_i (a linear function of v_i, popularity and a little noise that no feature tells), and audio
+features. Each is a Gaussian copula score (loading on one taste dimension, the rest noise) whose ranks are mapped
+through the real marginal distribution of that feature; the eight acoustic vectors are mixtures of the taste dimensions
+with noise. So the sound of a track tells its taste vector.
 
 Popularity. A world of N tracks is the head of the real catalogue: rank r is wanted as often as the real rank r
 (`PLAYS_BY_RANK`, log-log interpolated).
@@ -53,7 +54,7 @@ class World:
     taste: NDArray[np.float32]
     """(N, N_TASTE) taste vectors; mean 0 and variance 1 over plays."""
     own: NDArray[np.float32]
-    """(N,) effect of the track on skips whoever listens; mean 0 and variance 1 over plays."""
+    """(N,) effect of the track on skips, whoever listens; mean 0 and variance 1 over plays."""
     cluster_taste: NDArray[np.float32]
     """(N_CLUSTERS, N_TASTE) mean taste vector of each cluster over plays."""
     listener_taste: NDArray[np.float32]
@@ -148,7 +149,7 @@ def build_world(*, seed: int, n_tracks: int) -> World:
     """Build the world of `n_tracks` tracks.
 
     Raises:
-        UserError: fewer than 1,000 tracks (every cluster must fill a list).
+        UserError: fewer than 1,000 tracks, for every cluster must fill a list.
     """
     if n_tracks < MIN_TRACKS:
         raise UserError(f"--tracks {n_tracks} is too small for {N_CLUSTERS} taste clusters; use {MIN_TRACKS} or more")
@@ -204,8 +205,8 @@ def _hour_taste(rng: np.random.Generator) -> NDArray[np.float32]:
 
 
 def _centred(vectors: NDArray, shares: Sequence[float]) -> NDArray[np.float32]:
-    """Shift and scale `vectors` (n, N_TASTE) to mean 0 and mean squared length 1 over `shares`: what suits a situation
-    is then no effect of a track on the average over situations."""
+    """Shift and scale `vectors` (n, N_TASTE) to mean 0 and mean squared length 1 over `shares`, so that a track's match
+    with the situation is 0 on average over situations."""
     weights = np.asarray(shares, dtype=float) / np.sum(shares)
     vectors = vectors - weights @ vectors
     return (vectors / np.sqrt(weights @ (vectors**2).sum(axis=1))).astype(np.float32)

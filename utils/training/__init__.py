@@ -1,4 +1,4 @@
 """From options to a trained run: losses, optimizers, the loop, checkpoints, run folders, sweeps.
 
-The loop knows no task. Nothing here scores predictions by itself or compares runs.
+The loop knows no task. Nothing here compares runs.
 """

@@ -23,7 +23,7 @@ def load_checkpoint(path: Path, *, vocabulary_hash: str | None = None) -> dict[s
 
     Args:
         path: written by `save_checkpoint`.
-        vocabulary_hash: of the dataset at hand, to be sure that embedding rows mean the same tracks.
+        vocabulary_hash: of the dataset in use, to be sure that embedding rows mean the same tracks.
 
     Raises:
         UserError: no such file, not a checkpoint, or made with another vocabulary.
@@ -32,7 +32,7 @@ def load_checkpoint(path: Path, *, vocabulary_hash: str | None = None) -> dict[s
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; train the model first") from None
-    except Exception as error:  # the unpickler raises nearly anything when a file is no checkpoint
+    except Exception as error:  # the unpickler raises nearly anything when a file is not a checkpoint
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} is no readable checkpoint ({first_line})") from None
     if not isinstance(state, dict) or "vocabulary_hash" not in state:
@@ -70,7 +70,7 @@ def rng_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_rng_state(states: dict[str, Tensor], device: torch.device) -> None:
-    """Put torch's generators in the states of a checkpoint; that of `device` only if it is of the same type."""
+    """Put torch's generators in the states of a checkpoint; that of `device` only if the checkpoint has its type."""
     torch.set_rng_state(states["cpu"])
     if device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"], device)

@@ -1,4 +1,4 @@
-"""Gradients of one model in several processes are means over all of them; in one process nothing here does anything."""
+"""Average the gradients of one model over several processes. In one process nothing here does anything."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from utils.training.optimizers import sparse_tables
 
 
 class LossOfBatch(nn.Module):
-    """A loss as a module, whose call is all of a forward pass: what DistributedDataParallel wants to see."""
+    """A loss as a module whose call is the whole forward pass, as DistributedDataParallel needs it."""
 
     def __init__(self, model: nn.Module, loss_fn: LossFn) -> None:
         super().__init__()
@@ -29,9 +29,9 @@ class LossOfBatch(nn.Module):
 
 
 def averaging(model: nn.Module, loss_fn: LossFn) -> LossFn:
-    """The loss of this process's share of a batch; gradients after a backward pass are means over the processes.
+    """The loss of this process's share of a batch; its backward pass averages gradients over the processes.
 
-    All but the row-sparse ones, which are `average_sparse`'s: NCCL has no sums of sparse tensors.
+    It leaves row-sparse gradients to `average_sparse`, because NCCL cannot sum sparse tensors.
     """
     if n_processes() == 1:
         return loss_fn
@@ -52,7 +52,7 @@ def averaging(model: nn.Module, loss_fn: LossFn) -> LossFn:
 
 
 def _nothing_known(batch: SessionBatch) -> SessionBatch:
-    """One session that costs nothing, for a process without rows: the others wait for its gradients."""
+    """One session without any loss, for a process without rows: the others wait for its gradients."""
     row = batch.take(slice(1))
     history, targets = (tracks.where(tracks == PAD, UNK) for tracks in (row.history.tracks, row.target_tracks))
     unknown = torch.full_like(row.target_skips, -1)

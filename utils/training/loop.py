@@ -1,12 +1,12 @@
-"""The shared loop. Nothing in it knows the task, the model or the data: two functions are the seam.
+"""The training loop that scripts share. It knows no task, model or data; a script gives it two functions:
 
     loss_fn(model, batch)     -> (sum of losses, number of them); the batch is on the CPU
     evaluate_fn()             -> {metric: value} on the validation split
 
-Interrupted and resumed equals uninterrupted, bit for bit on the CPU.
+A run that is interrupted and resumed equals an uninterrupted one, bit for bit on the CPU.
 
-A GPU is never waited for in a step: what depends on the data's shape is found out on the CPU, and losses are read
-every `READ_EVERY` steps.
+A step never waits for the GPU: the CPU finds out what depends on the data's shape, and losses are read every
+`READ_EVERY` steps.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from utils.training.options import Precision, TrainConfig
 from utils.training.run import Run
 
 READ_EVERY = 10
-"""Steps after which their losses are read from the device."""
+"""Steps between readings of their losses from the device."""
 EvaluateFn = Callable[[], dict[str, float | None]]
 
 
@@ -57,7 +57,7 @@ class Progress:
     loss_count: int = 0
 
     def take_in(self, losses: list[Tensor]) -> None:
-        """Add the sums of the losses of some steps, and forget them.
+        """Add the sums of the losses of some steps, and empty the list.
 
         Raises:
             UserError: one of them is not finite.
@@ -65,7 +65,7 @@ class Progress:
         values = torch.stack(losses).tolist() if losses else []
         losses.clear()
         wrong = [value for value in values if not math.isfinite(value)]
-        if distributed.total(len(wrong)):  # all stop together
+        if distributed.total(len(wrong)):  # all processes stop together
             value = wrong[0] if wrong else math.nan
             raise UserError(f"the loss became {value}; lower --train.lr, or clip the gradient with --train.clip 1.0")
         for value in values:
@@ -115,7 +115,7 @@ def fit(
     ]
     progress = Progress()
     losses: list[Tensor] = []
-    if not distributed.is_first():  # each has its own rows of a batch, and drops out others of their units
+    if not distributed.is_first():  # each process has its own rows, and its own dropout for them
         torch.manual_seed(torch.initial_seed() + 1_000_003 * distributed.rank())
     if run.resumed:
         progress = _restore(run, model, optimizers, schedules, loader, vocabulary_hash)
@@ -167,7 +167,7 @@ def fit(
 
 
 def clock(name: Literal["wall", "processor"]) -> Callable[[], float]:
-    """What training time is counted by, in seconds."""
+    """The clock that counts training time, in seconds."""
     return time.monotonic if name == "wall" else time.process_time
 
 
@@ -188,7 +188,7 @@ def monitored(values: dict[str, float | None], monitor: str) -> float:
 def keep_best(
     model: nn.Module, value: float, progress: Progress, *, run: Run, direction: Literal["max", "min"]
 ) -> bool:
-    """Take note of a validation's value, and write `best.pt` if it is the best so far; whether it is."""
+    """Record a validation's value, and write `best.pt` if it is the best so far; returns whether it is."""
     sign = 1 if direction == "max" else -1
     progress.validations_since_best += 1
     if progress.best_value is not None and not sign * value > sign * progress.best_value:
@@ -201,7 +201,7 @@ def keep_best(
 
 
 def training_details(model: nn.Module, progress: Progress) -> dict[str, Any]:
-    """What `result.json` says of a trained model beside its scores; of its parameters, how many are not frozen."""
+    """What `result.json` says of a trained model besides its scores; trained parameters are those not frozen."""
     return {
         "device": str(device_of(model)),
         "n_parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -221,12 +221,12 @@ def update(
     clip: float,
     precision: Precision,
 ) -> tuple[Tensor, int]:
-    """One update; returns the sum (on the model's device) and the number of the losses of a batch, or of this process's
-    share of it."""
+    """Make one update; returns the sum (on the model's device) and the number of the losses of the batch, or of this
+    process's share of it."""
     model.zero_grad(set_to_none=True)
     with autocast(device_of(model), precision):
         loss_sum, count = loss_fn(model, batch)
-    # The mean over the whole batch: gradients are averaged over processes, each of which has losses of its own.
+    # The mean over the whole batch: each process has losses of its own, and gradients are averaged over processes.
     (loss_sum * distributed.n_processes() / max(distributed.total(count), 1)).backward()
     average_sparse(model)
     if clip:
@@ -280,6 +280,6 @@ def _restore(
     for schedule, values in zip(schedules, state["schedules"], strict=True):
         schedule.load_state_dict(values)
     loader.load_state_dict(state["loader"])
-    if distributed.rank() < len(state["rng"]):  # a process that was not there before goes on with its own
+    if distributed.rank() < len(state["rng"]):  # a process that was not there before keeps its own states
         set_rng_state(state["rng"][distributed.rank()], device_of(model))
     return Progress(**state["progress"])

@@ -1,10 +1,6 @@
-"""What a model is given, and what it is judged by.
+"""Losses of both tasks, and losses over the whole catalogue for models that predict tracks.
 
-Shape legend, for the whole project:
-    B sessions (or examples) in a batch     V ids in the vocabulary
-    S positions of the history              D model width
-    T positions of the targets              F audio features
-    L log columns                           H attention heads
+Shapes: see the legend in `utils/data/batch.py`.
 """
 
 from __future__ import annotations
@@ -30,16 +26,16 @@ from utils.data.vocab import MASK, N_SPECIAL, PAD
 from utils.training.options import LossConfig, Weighting
 
 LossFn = Callable[[Any, SessionBatch], tuple[Tensor, int]]
-"""Model and batch, which is on the CPU, to the sum of the losses and their number."""
+"""Model and batch (on the CPU) -> the sum of the losses and their number."""
 CHUNK = 512
-"""Targets whose scores over all tracks the full softmax holds at once, at most. With 103,000 tracks on 2 cores, 64
-takes 1.3 times as long; 256 needs half the memory and takes 4 % longer."""
+"""Most targets whose scores over all tracks the full softmax holds at once. With 103,000 tracks on 2 cores, 64 takes
+1.3 times as long; 256 needs half the memory and takes 4 % longer."""
 PIECE = 2048
-"""Targets whose losses and gradients the full softmax adds up in bfloat16, before the sums are added in float32: beyond
-some hundred ones a sum of bfloat16 numbers stands still."""
+"""Targets whose losses and gradients the full softmax adds up in bfloat16, before it adds these sums in float32: a sum
+of ones in bfloat16 stands still after a few hundred."""
 ROWS = 256
-"""The targets of a batch are filled up to a multiple of this. Each new size of a matrix product in bfloat16 is compiled
-and kept: with any number of targets, memory grew by 10 MB a step on the CPU."""
+"""The targets of a batch are padded to a multiple of this. On the CPU each new size of a matrix product in bfloat16 is
+compiled and kept; without padding, memory grew by 10 MB a step."""
 _ROWS_IN_CACHE = 128
 """Targets whose scores of negatives are held at once on a CPU; a divisor of ROWS."""
 _ROWS_ELSEWHERE = 16384
@@ -48,7 +44,7 @@ IGNORED = -100
 
 
 def maa_weights(known: Tensor) -> Tensor:
-    """What a mistake at each step costs in average accuracy when all else is right, with mean 1 for each T.
+    """What a mistake at each step costs in average accuracy when all else is right, scaled to mean 1 in each session.
 
     w_i is proportional to (1 + sum_{n>i} 1/n) / T (Adapa 2019, arXiv 1904.10273).
 
@@ -71,7 +67,7 @@ def skip_loss(model: nn.Module, batch: SessionBatch, *, weighting: Weighting = "
 
 
 def loss_of_skips(logits: Tensor, labels: Tensor, *, weighting: Weighting = "uniform") -> tuple[Tensor, int]:
-    """The same, given logits and labels (B, T): 1 skipped, 0 not, -1 unknown."""
+    """The same as `skip_loss`, given logits and labels (B, T): 1 skipped, 0 not, -1 unknown."""
     count = int((labels >= 0).sum())
     labels = to_device(labels, logits.device)
     known = labels >= 0
@@ -104,9 +100,9 @@ def track_loss(config: LossConfig, train_plays: Tensor) -> TrackLoss:
 def full_softmax(states: Tensor, head: TrackHead, targets: Tensor) -> Tensor:
     """Cross-entropy over all tracks, without ever holding the scores of all targets at once.
 
-    Under autocast scores are bfloat16, and so are sums over up to `PIECE` targets: the loss is right to 0.5 %, and
-    gradients to 0.5 % (norm of the error), if no track is the target of more than 256 of a piece, 12 % (in the datasets
-    here the most played track has 0.3 %): the gradient of its bias stands still there.
+    Under autocast scores are bfloat16, and so are sums over up to `PIECE` targets. The loss is right to 0.5 % then, and
+    gradients to 0.5 % (norm of the error), as long as no track is the target of more than 256 of a piece (12 %), where
+    the gradient of its bias stands still. In the datasets here, the most played track has 0.3 %.
     """
     targets = to_device(targets, states.device)
     pieces = zip(states.split(PIECE), targets.split(PIECE), strict=True)
@@ -115,9 +111,9 @@ def full_softmax(states: Tensor, head: TrackHead, targets: Tensor) -> Tensor:
 
 def _full_softmax(states: Tensor, targets: Tensor, head: TrackHead) -> Tensor:
     dtype, accumulate = states.dtype, None
-    if torch.is_autocast_enabled(states.device.type):  # which leaves the fused function out
+    if torch.is_autocast_enabled(states.device.type):  # autocast leaves the fused function out
         dtype = torch.get_autocast_dtype(states.device.type)
-        # torch's choice for the CPU is float32, which is twice as slow where the processor multiplies bfloat16.
+        # On the CPU torch would choose float32, which is twice as slow where the processor multiplies bfloat16.
         accumulate = dtype if states.device.type == "cpu" else None
     weight = head.weight[N_SPECIAL:]
     chunk = rows_at_once(len(weight), CHUNK)
@@ -139,8 +135,8 @@ class Negatives:
 
     Args:
         train_plays: int64 (V,), plays of each id in training.
-        n: k, negatives of a draw.
-        power: negatives are drawn with probability q in proportion to plays to this power; 0 for uniformly.
+        n: k, negatives in a draw.
+        power: a negative's probability q is proportional to its plays to this power; 0 draws uniformly.
     """
 
     def __init__(self, train_plays: Tensor, *, n: int, power: float) -> None:
@@ -167,22 +163,22 @@ def sampled_softmax(
     """Cross-entropy whose partition function is estimated from shared negatives.
 
     With s the scores and y the target, the loss is log(exp(s_y) + sum_j exp(s_j) / m_j) - s_y over the negatives j
-    other than y; m_j is how often j is expected among them. So the partition function is estimated without bias
-    (importance sampling, Bengio and Senecal 2008, eq. 8; "log-Q correction"). Its logarithm, the loss, is estimated
-    too low, and gradients are unbiased only if q is the softmax itself (Blanc and Rendle 2018, theorem 2.1): more
-    negatives make both better.
+    other than y; m_j is how often j is expected among them. This estimates the partition function without bias
+    (importance sampling, Bengio and Senecal 2008, eq. 8; "log-Q correction"). Its logarithm, the loss, comes out too
+    low, and gradients are unbiased only if q is the softmax itself (Blanc and Rendle 2018, theorem 2.1); more negatives
+    make both better.
 
     Args:
         states: (N, D).
         head: scores tracks.
         targets: int64 (N,).
-        negatives: where they are drawn.
-        in_batch: the other N - 1 targets are negatives as well (Yi et al. 2019), taken as draws from popularity p. They
-            are not quite: targets of one session go together. m_j is then k q_j + (N - 1) p_j.
+        negatives: draws them.
+        in_batch: the other N - 1 targets are negatives as well (Yi et al. 2019), and count as draws from popularity p,
+            which they are not quite: targets of one session go together. m_j is then k q_j + (N - 1) p_j.
     """
     others, n_more = negatives.draw(), 0  # (k,)
     if in_batch:
-        of_batch = distributed.gathered(targets)  # (N,), or more than these of one process
+        of_batch = distributed.gathered(targets)  # (N,), or those of all processes
         others = torch.cat([of_batch, others])  # (N + k,)
         n_more = int((of_batch >= N_SPECIAL).sum()) - 1
     expected = negatives.expected[others] + n_more * negatives.popularity[others]
@@ -192,7 +188,7 @@ def sampled_softmax(
     nothing = torch.finfo(torch.float32).min
     offset = (bias - log_expected).masked_fill(others < N_SPECIAL, nothing)
     own = _scores_of_targets(states, head, targets).float()  # (N,)
-    if torch.is_autocast_enabled(states.device.type):  # which leaves the function's products out
+    if torch.is_autocast_enabled(states.device.type):  # autocast leaves the function's products out
         states = states.to(torch.get_autocast_dtype(states.device.type))
     return _SoftmaxAgainst.apply(states, vectors, offset, own, others, targets)
 
@@ -200,8 +196,9 @@ def sampled_softmax(
 class _SoftmaxAgainst(torch.autograd.Function):
     """Sum of log(exp(own) + sum_j exp(states vectors_j + offset_j)) - own, over the j that are not the target.
 
-    Gradients are computed with it. Scores are made and used up for a few rows at a time, in the processor's cache, and
-    only probabilities (N, k) are kept for two products: through memory, scores took most of a step's time.
+    The forward pass computes the gradients, too. It makes and uses up the scores of a few rows at a time, in the
+    processor's cache, and keeps only probabilities (N, k), for two products: through memory, scores took most of a
+    step's time.
     """
 
     @staticmethod
@@ -239,7 +236,7 @@ class _SoftmaxAgainst(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Of the sum -> of each tensor that `forward` was given."""
+        """Gradient of the sum -> gradient of each tensor that `forward` was given."""
         return *(gradient * saved for saved in ctx.saved_tensors), None, None
 
 
@@ -247,7 +244,7 @@ def gbce(states: Tensor, head: TrackHead, targets: Tensor, *, negatives: Negativ
     """Generalised binary cross-entropy of gSASRec (Petrov and Macdonald 2023), with shared negatives.
 
     -(beta log sigmoid(z_y) + sum_j log(1 - sigmoid(z_j))) / (k + 1), with beta = a (t (1 - 1/a) + 1/a), a = k / (number
-    of tracks - 1) and t the calibration. The paper draws from the other tracks uniformly; here each negative counts by
+    of tracks - 1) and t the calibration. The paper draws from the other tracks uniformly; here each negative has weight
     a / (k q_j), so that any q has the same expectation. With t = 1 sigmoid(z) becomes the probability of a track.
 
     z = s - log(number of tracks - 1), so that scores of zero mean the odds of a random track (the paper: even odds).
@@ -286,15 +283,14 @@ def next_track_loss(model: NextTrackGRU, batch: SessionBatch, loss: TrackLoss) -
     """
     tracks = whole_sessions(batch)  # (B, S + T)
     states, _ = model.read(to_device(tracks[:, :-1], device_of(model.head)))  # (B, S + T - 1, D)
-    targets = tracks[:, 1:].masked_fill(tracks[:, :-1] == PAD, PAD)  # nothing tells the first play
+    targets = tracks[:, 1:].masked_fill(tracks[:, :-1] == PAD, PAD)  # nothing precedes the first play
     return loss_inside(states, targets, model.head, loss)
 
 
 def hide_targets(targets: Tensor) -> Tensor:
-    """Targets (B, T) as slots (B, T): one to all of a session's tracks become MASK, and what is no track always is.
+    """Targets (B, T) -> slots (B, T), where MASK replaces one to all of a session's tracks, and all that is no track.
 
-    How many is drawn uniformly (Ghazvininejad et al. 2019, section 3.2), and then which ones; by torch's global
-    generator.
+    torch's global generator draws how many, uniformly (Ghazvininejad et al. 2019, section 3.2), and then which ones.
     """
     known = targets >= N_SPECIAL
     n_shown = torch.rand(len(targets), 1) * known.sum(1, keepdim=True)  # (B, 1), below all of them
@@ -303,7 +299,7 @@ def hide_targets(targets: Tensor) -> Tensor:
 
 
 def hidden_targets_loss(model: SlotModel, batch: SessionBatch, loss: TrackLoss) -> tuple[Tensor, int]:
-    """Loss in nats of the targets that are hidden, newly drawn for each batch: (sum, number of them)."""
+    """Loss in nats of the targets that are hidden, drawn anew for each batch: (sum, number of them)."""
     device, targets = device_of(model.head), batch.target_tracks
     slots = hide_targets(targets)
     states = model(batch.history.to(device), to_device(slots, device))  # (B, T, D)
@@ -311,13 +307,13 @@ def hidden_targets_loss(model: SlotModel, batch: SessionBatch, loss: TrackLoss) 
 
 
 def loss_inside(states: Tensor, targets: Tensor, head: TrackHead, loss: TrackLoss) -> tuple[Tensor, int]:
-    """Loss in nats of those of the targets that are in the vocabulary: (sum, number of them).
+    """Loss in nats of the targets inside the vocabulary: (sum, number of them).
 
     Args:
         states: (B, T, D).
         targets: int64 (B, T), on the CPU.
         head: scores tracks.
-        loss: of those targets.
+        loss: of the targets inside the vocabulary.
     """
     places = (targets.flatten() >= N_SPECIAL).nonzero()[:, 0]  # (count,)
     targets = targets.flatten()[places]

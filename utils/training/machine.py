@@ -1,4 +1,4 @@
-"""The machine that a run is made on: its device, its memory, the code that it runs."""
+"""The machine that makes a run: its device, its memory, the code that it runs."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def peak_memory_mib() -> int:
 def seed_everything(seed: int) -> None:
     """Seed torch's generators, for weights, dropout and negatives; numpy generators are seeded where they are made.
 
-    Those of several processes go apart when training starts, for dropout.
+    The generators of several processes diverge when training starts, for dropout.
     """
     torch.manual_seed(seed)
 
 
 def pick_device(name: str) -> torch.device:
-    """ "auto" is CUDA, else MPS, else the CPU; anything else is taken at its word.
+    """The device of this name; "auto" is CUDA where there is one, else MPS, else the CPU.
 
     Raises:
         UserError: the device does not exist here, or torchrun started more processes than there are GPUs.

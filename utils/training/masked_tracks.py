@@ -1,7 +1,7 @@
-"""Hidden tracks: what BERT is pre-trained on (Devlin et al. 2019, section 3.1; Sun et al. 2019, "BERT4Rec").
+"""Hide tracks to pre-train BERT, and score it on them (Devlin et al. 2019, section 3.1; Sun et al. 2019, "BERT4Rec").
 
-A session is read whole: history and targets of a loader that cuts at half, side by side, with padding on both sides.
-Shapes: see the legend in `utils/batch.py`; M plays of a session, history and targets together.
+BERT reads a session whole: history and targets of a loader that cuts at half, side by side, with padding on both sides.
+Shapes: see the legend in `utils/data/batch.py`; M plays of a session, history and targets together.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from utils.training.losses import TrackLoss, loss_inside
 from utils.training.options import MaskingConfig
 
 SHARE_MASKED = 0.8
-"""Of the selected plays, those that become MASK."""
+"""Share of the selected plays that become MASK."""
 SHARE_RANDOM = 0.1
-"""Those that become any track; the rest stay as they are."""
+"""Share of the selected plays that become any track; the rest stay as they are."""
 EVALUATION_SEED = 0
 
 
 class Masked(NamedTuple):
-    """Sessions of which some tracks have to be found."""
+    """Sessions some of whose tracks have to be found."""
 
     inputs: Tensor
     """int64 (B, M): what the model reads."""
@@ -49,15 +49,15 @@ def mask_tracks(
 ) -> Masked:
     """Select plays and hide most of them.
 
-    Padding and unknown tracks are never selected. In every session with a known track at least one is: where chance
-    selects none, the one that came closest, so that short sessions are learnt from as often as long ones.
+    Padding and new tracks are never selected. Every session with a known track has at least one selected play: where
+    chance selects none, the one that came closest. So BERT learns from short sessions as often as from long ones.
 
     Args:
         tracks: int64 (B, M), padded on any side; on the CPU.
         n_ids: V.
-        config: how many plays.
-        generator: torch's global one if not given. Sessions take equally many numbers each, in order: the
-            same sessions get the same masks in batches of any size.
+        config: how many plays to select.
+        generator: torch's global one if not given. Each session takes equally many numbers from it, in order, so that
+            the same sessions get the same masks in batches of any size.
     """
     draws = torch.rand(tracks.shape[0], tracks.shape[1] + 1, 3, dtype=torch.float64, generator=generator)
     other = N_SPECIAL + (draws[:, :-1, 2] * (n_ids - N_SPECIAL)).long()  # (B, M), any track
@@ -81,7 +81,7 @@ def last(known: Tensor) -> Tensor:
 def masked_loss(
     model: BertForMaskedTracks, batch: SessionBatch, *, loss: TrackLoss, masking: MaskingConfig
 ) -> tuple[Tensor, int]:
-    """Loss in nats of the tracks to be found, newly drawn for each batch: (sum, number of them)."""
+    """Loss in nats of the tracks to be found, drawn anew for each batch: (sum, number of them)."""
     inputs, labels = mask_tracks(whole_sessions(batch), len(model.head.bias), masking)
     return loss_inside(model(to_device(inputs, device_of(model))), labels, model.head, loss)
 
@@ -97,7 +97,7 @@ def predict_masked(
 ) -> MaskedPredictions:
     """Log-probabilities and full-catalogue ranks of hidden tracks, in order; the same tracks are hidden each time.
 
-    Here all that are selected become MASK: a track that stays, as in training, could be copied.
+    All selected plays become MASK here: the model could copy a track that stays, as some do in training.
     """
     model.eval()
     generator = torch.Generator().manual_seed(EVALUATION_SEED)
@@ -122,10 +122,10 @@ def predict_masked(
 
 
 def check_whole(dataset: Dataset, data: DataConfig) -> None:
-    """Say how many sessions do not fit in history and targets, each cut at its half.
+    """Print how many sessions do not fit in history and targets when they are cut at half.
 
     Raises:
-        UserError: sessions are to be cut anywhere else.
+        UserError: `data` does not cut sessions at half.
     """
     if data.train_cut != "half" or data.every_prefix:
         raise UserError("pre-training reads whole sessions; leave out data.train_cut and data.every_prefix")
@@ -135,7 +135,7 @@ def check_whole(dataset: Dataset, data: DataConfig) -> None:
         n_short = int(((halves > data.history_size) | (lengths - halves > data.target_size)).sum())
         if n_short:
             tqdm.write(
-                f"{split}: of {n_short:,} of {len(lengths):,} sessions only the middle is read; the longest has "
+                f"{split}: only the middle of {n_short:,} of {len(lengths):,} sessions is read; the longest has "
                 f"{lengths.max()} plays, so read all with --data.history_size {lengths.max() // 2} "
                 f"--data.target_size {-(-lengths.max() // 2)}"
             )

@@ -24,11 +24,11 @@ class SeqTransformerConfig:
     dropout: float = 0.2
     """Dropout rate."""
     skip_encoding: SkipEncoding = "none"
-    """How the history's skips enter: none, token (skipped tracks become the SKIP token), embedding (added)."""
+    """How the history's skips enter: none, token (skipped tracks become the SKIP token), embedding (a vector added)."""
     use_log: bool = False
     """Give the model the history's log columns (pauses, seeks, context, reasons of start and end, hour, premium)."""
     start: Literal["last", "bos"] = "last"
-    """What stands before the first prediction: the last track of the history (the seed), or a BOS token."""
+    """What stands before the first prediction: the last track of the history (the original), or a BOS token."""
     tie_weights: bool = False
     """Use the track table as output weights."""
 
@@ -48,16 +48,16 @@ class SkipTransformerConfig:
     dropout: float = 0.1
     """Dropout rate."""
     skip_encoding: SkipEncoding = "embedding"
-    """How the history's skips enter: none, token (skipped tracks become the SKIP token), embedding (added)."""
+    """How the history's skips enter: none, token (skipped tracks become the SKIP token), embedding (a vector added)."""
     use_log: bool = True
     """Give the model the history's log columns (pauses, seeks, context, reasons of start and end, hour, premium)."""
     causal: bool = True
-    """Each target sees only the target tracks up to itself (the seed); false shows it all target tracks."""
+    """Each target sees only the target tracks up to itself (the original); false shows it all target tracks."""
 
 
 @dataclass
 class BertConfig:
-    """Sizes of a BertTransformer; those of the pre-training run where there is one."""
+    """Sizes of a BertTransformer; must be those of the pre-training run, if there is one."""
 
     d_model: int = 256
     """Width."""
@@ -70,7 +70,7 @@ class BertConfig:
     dropout: float = 0.1
     """Dropout rate."""
     use_features: bool = False
-    """Add the tracks' audio features (the seed's BERT has none)."""
+    """Add the tracks' audio features (the original's BERT has none)."""
 
     def __post_init__(self) -> None:
         check_at_least(self, "bert", d_model=1, n_heads=1, n_layers=1, d_ff=1)
@@ -95,15 +95,15 @@ class SkipLSTMConfig:
     dropout: float = 0.5
     """Dropout rate."""
     skip_encoding: SkipEncoding = "embedding"
-    """How the history's skips enter: none, token (skipped tracks become the SKIP token), embedding (added)."""
+    """How the history's skips enter: none, token (skipped tracks become the SKIP token), embedding (a vector added)."""
     use_log: bool = True
     """Give the model the history's log columns (pauses, seeks, context, reasons of start and end, hour, premium)."""
     causal: bool = True
-    """Each target sees only the target tracks up to itself (the seed); false shows it all target tracks."""
+    """Each target sees only the target tracks up to itself (the original); false shows it all target tracks."""
     previous_label: bool = True
-    """Feed whether the track before was skipped: the truth in training, the model's own guess in prediction."""
+    """Tell the decoder whether the track before was skipped: the truth in training, its own guess in prediction."""
     scheduled_sampling: float = 0.0
-    """In training, feed the model's own guess instead of the truth with this probability."""
+    """Probability of telling the decoder its own guess instead of the truth, in training."""
 
     def __post_init__(self) -> None:
         check_at_least(self, "model", d_model=1, d_hidden=1, n_layers=1)
@@ -128,7 +128,7 @@ class SeqLSTMConfig:
     dropout: float = 0.2
     """Dropout rate."""
     skip_encoding: SkipEncoding = "none"
-    """How the history's skips enter: none, token (skipped tracks become the SKIP token), embedding (added)."""
+    """How the history's skips enter: none, token (skipped tracks become the SKIP token), embedding (a vector added)."""
     use_log: bool = False
     """Give the model the history's log columns (pauses, seeks, context, reasons of start and end, hour, premium)."""
     start: Literal["last", "bos"] = "last"
@@ -149,7 +149,7 @@ class NextTrackGRUConfig:
     d_hidden: int = 128
     """Width of the GRU's state."""
     n_layers: int = 1
-    """GRUs, one above the other."""
+    """GRU layers, one on top of the other."""
     dropout: float = 0.2
     """Dropout rate."""
     tie_weights: bool = False

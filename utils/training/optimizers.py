@@ -19,10 +19,10 @@ def sparse_tables(model: nn.Module) -> list[nn.Parameter]:
 
 
 def choose_gradients(model: nn.Module) -> None:
-    """Row-sparse gradients are for the CPU only: elsewhere all of a model's tables get dense ones.
+    """Keep row-sparse gradients on the CPU only: elsewhere all of a model's tables get dense ones.
 
-    To sort out which rows a batch touched, a GPU would have to be waited for; and gradient, weights and both moments of
-    103,000 x 128 are 0.2 GB, which it moves in less than a millisecond.
+    To know which rows a batch touched, a step would have to wait for the GPU. And gradient, weights and both moments of
+    103,000 x 128 are 0.2 GB, which a GPU moves in less than a millisecond.
     """
     if device_of(model).type != "cpu":
         for module in model.modules():
@@ -31,10 +31,10 @@ def choose_gradients(model: nn.Module) -> None:
 
 
 def make_optimizers(model: nn.Module, *, lr: float, weight_decay: float = 0.0) -> list[Optimizer]:
-    """Adam for all parameters but frozen ones: of embeddings with sparse gradients only the rows that a batch touched.
+    """Adam for all parameters that are not frozen; embeddings with sparse gradients change only rows a batch touched.
 
-    A row that no batch touches keeps its moments as they are, where the dense algorithm would let them fade and the
-    row drift ("lazy" Adam). Only the weights of linear layers are decayed: no embeddings, positions, biases or norms.
+    A row that no batch touches keeps its moments as they are ("lazy" Adam); dense Adam would let them fade and the row
+    drift. Only the weights of linear layers are decayed: no embeddings, positions, biases or norms.
     """
     linear_weights = {module.weight for module in model.modules() if isinstance(module, nn.Linear)}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -18,7 +18,7 @@ class TrainConfig:
     epochs: int = 5
     """Passes over the training sessions."""
     batch_size: int = 256
-    """Sessions of a step."""
+    """Sessions in a step."""
     lr: float = 1e-4
     """Peak learning rate of Adam."""
     weight_decay: float = 0.0
@@ -37,9 +37,9 @@ class TrainConfig:
     """Training time after which to stop, validations not counted; 0 for no limit."""
     clock: Literal["wall", "processor"] = "wall"
     """What max_seconds counts: wall-clock time, or processor time of this process (of all its threads), which other
-    jobs of a shared machine do not use up."""
+    jobs on a shared machine do not use up."""
     precision: Precision = "auto"
-    """Of the forward pass (autocast); auto is bfloat16 where the processor multiplies it fast."""
+    """Precision of the forward pass (autocast); auto is bfloat16 where the processor multiplies it fast."""
     compiled: bool = False
     """Compile the model (torch.compile), which takes minutes before the first step. For GPUs: benchmarks.gpu --compiled
     true tells whether it helps; on the CPU it does not (docs/log.md)."""
@@ -60,15 +60,15 @@ class RunConfig:
     label: str = ""
     """Name of the row in the leaderboard; the experiment's name if empty."""
     seed: int = 1
-    """Of weights, order of the sessions and dropout."""
+    """Seed of the weights, the order of the sessions and dropout."""
     seeds: int = 1
-    """How many runs to make, with seeds seed, seed + 1, ..."""
+    """Number of runs to make, with run.seed, run.seed + 1, ..."""
     folder: str = "runs"
     """Folder of all runs."""
     name: str = ""
     """Name of the run's own folder; the time if empty."""
     resume: str | None = None
-    """Folder of an interrupted run to go on in; give its config.yml as --config."""
+    """Folder of an interrupted run to resume; give its config.yml as --config."""
 
     def __post_init__(self) -> None:
         check_at_least(self, "run", seed=0, seeds=1)
@@ -79,17 +79,17 @@ Weighting = Literal["uniform", "maa"]
 
 @dataclass
 class LossConfig:
-    """How wrong a prediction among all tracks is."""
+    """Loss of predictions among all tracks."""
 
     name: Literal["full", "sampled", "gbce"] = "sampled"
-    """full: softmax over all tracks (the seed's). sampled: an estimate of it from negatives that a batch shares. gbce:
-    binary cross-entropy of the target and the negatives, calibrated."""
+    """full: softmax over all tracks (the original). sampled: an estimate of it from negatives that a batch shares.
+    gbce: binary cross-entropy of the target and the negatives, calibrated."""
     n_negatives: int = 2048
     """sampled, gbce: negatives drawn for each batch."""
     in_batch: bool = False
-    """sampled: the targets of a batch are negatives of each other as well."""
+    """sampled: take the other targets of the batch as negatives, too."""
     power: float = 0.75
-    """sampled, gbce: negatives are drawn in proportion to training plays to this power; 0 for uniformly."""
+    """sampled, gbce: negatives are drawn in proportion to training plays to this power; 0 draws uniformly."""
     calibration: float = 0.75
     """gbce: t, from 0 (overconfident, plain binary cross-entropy) to 1 (unbiased scores)."""
 
@@ -109,12 +109,13 @@ class LossConfig:
 
 @dataclass
 class MaskingConfig:
-    """Which plays of a session have to be found."""
+    """Which plays of a session BERT has to find."""
 
     rate: float = 0.2
-    """Probability of each play; of those, 80 % are masked, 10 % become a random track, 10 % stay."""
+    """Probability that a play is selected. Of the selected plays, 80 % are masked, 10 % become a random track, 10 %
+    stay."""
     last_item: float = 0.0
-    """Share of the sessions of which only the last play is masked, as when a session is continued (BERT4Rec)."""
+    """Share of the sessions in which only the last play is masked, as when a session is continued (BERT4Rec)."""
 
     def __post_init__(self) -> None:
         if not 0 < self.rate <= 1:
@@ -125,17 +126,17 @@ class MaskingConfig:
 
 @dataclass
 class TableConfig:
-    """A model's table of tracks: where it comes from, and which tracks have rows of their own."""
+    """A model's track table: what it starts from, and which tracks have rows of their own."""
 
     vectors: str = ""
-    """File of track vectors that it starts from, of python -m utils.track_vectors.word2vec or a pre-training run; empty for random
-    ones."""
+    """File of track vectors to start from, made by python -m utils.track_vectors.word2vec or a pre-training run; empty
+    for random ones."""
     freeze: bool = False
-    """Leave it as it is at the start; with tie_weights it is the output table, too."""
+    """Do not train the table; with tie_weights it is the output table, too."""
     min_plays: int = 0
     """Tracks with fewer training plays have no row of their own: shared rows and audio features make their vectors."""
     shared_rows: int = 1
-    """Rows that these tracks share; 0 leaves them their features."""
+    """Rows that these tracks share; 0 leaves them only their audio features."""
 
     def __post_init__(self) -> None:
         check_at_least(self, "table", min_plays=0, shared_rows=0)

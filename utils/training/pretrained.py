@@ -1,8 +1,8 @@
-"""From finished runs to the models that start from them: options that fit, weights that are copied, clear refusals.
+"""Start a model from a finished run: check that its options fit, and copy its weights.
 
 A BERT starts from a run of train_bert_pretrain.py, and the Transformer that it augments may start from a run of the
-same Transformer alone ("warm start"). A run holds all its weights, so what has been started once never needs the run
-that it started from again: neither to be resumed nor to be scored.
+same Transformer alone ("warm start"). A run holds all its weights, so to resume or score it, the run that it started
+from is not needed.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from utils.training.options import RunConfig
 from utils.training.run import saved_options
 
 RANDOM = "random"
-"""In the place of a run: a BERT that has not been trained, as a control."""
+"""Instead of a run: an untrained BERT, as a control."""
 
 
 class HasBert(Protocol):
-    """Config of a script that fine-tunes or looks at a pre-trained BERT."""
+    """Config of a script whose model holds a pre-trained BERT."""
 
     data: DataConfig
     bert: BertConfig
@@ -43,7 +43,7 @@ class HasWarmStart(Protocol):
 
     data: DataConfig
     model: Any
-    """A dataclass: the same in the script that trains it alone."""
+    """A dataclass, the same as in the script that trains the part alone."""
     warm_start: str
     """Folder of a run of that script; empty for none."""
     run: RunConfig
@@ -64,10 +64,10 @@ def build_bert(config: BertConfig, dataset: Dataset, data: DataConfig, *, sparse
 
 
 def check_pretrained(config: HasBert) -> None:
-    """Look whether there is a pre-training run that fits, before anything else is done; a resumed run needs none.
+    """Check that a pre-training run fits, before anything else is done; a resumed run needs none.
 
     Raises:
-        UserError: no run is named, it is none or has no trained weights, or it has other options.
+        UserError: no run given, not a finished run, no trained weights, or other options.
     """
     if config.run.resume is not None or config.pretrained == RANDOM:
         return
@@ -93,7 +93,7 @@ def check_pretrained(config: HasBert) -> None:
 
 
 def load_pretrained(model: nn.Module, config: HasBert, dataset: Dataset) -> None:
-    """Copy the pre-trained weights to `model.bert`, and to its `head` where that scores BERT's own states.
+    """Copy the pre-trained weights to `model.bert`, and to `model.head` where it scores BERT's own states.
 
     Nothing is copied if BERT is to be random, or if the run is resumed.
 
@@ -102,7 +102,7 @@ def load_pretrained(model: nn.Module, config: HasBert, dataset: Dataset) -> None
         config, dataset: of the run that starts; `config` has passed `check_pretrained`.
 
     Raises:
-        UserError: the run's vocabulary is another, or its weights do not fit.
+        UserError: the run has another vocabulary, or its weights do not fit.
     """
     if config.run.resume is not None or config.pretrained == RANDOM:
         return
@@ -116,8 +116,8 @@ def load_pretrained(model: nn.Module, config: HasBert, dataset: Dataset) -> None
 def warm_start(model: nn.Module, config: HasWarmStart, dataset: Dataset, *, experiment: str) -> None:
     """Copy the weights of a Transformer that was trained alone to `model.transformer`.
 
-    All of them are copied, and only the attention to BERT is new (Zhu et al. 2020, section 3.3). Nothing is copied if
-    no run is named, or if the run is resumed.
+    All of them are copied, so that only the attention to BERT is new (Zhu et al. 2020, section 3.3). Nothing is copied
+    if no run is given, or if the run is resumed.
 
     Args:
         model: has the part `transformer`.
@@ -125,7 +125,7 @@ def warm_start(model: nn.Module, config: HasWarmStart, dataset: Dataset, *, expe
         experiment: name of the script that trains the Transformer alone, without `train_`.
 
     Raises:
-        UserError: it is no such run or has no trained weights, or its sizes, inputs or vocabulary are others.
+        UserError: not a finished run of that script, no trained weights, or other sizes, inputs or vocabulary.
     """
     if config.run.resume is not None or not config.warm_start:
         return
@@ -138,7 +138,7 @@ def warm_start(model: nn.Module, config: HasWarmStart, dataset: Dataset, *, expe
 
 
 def _options(config: Any, section: str) -> dict[str, Any]:
-    """What a dataclass says of the weights, by the options' names: all but the dropout rate."""
+    """The options of a dataclass that weights depend on, by their dotted names: all but the dropout rate."""
     return {f"{section}.{name}": value for name, value in asdict(config).items() if name != "dropout"}
 
 
@@ -161,12 +161,12 @@ def _check_run(folder: Path, options: dict[str, Any], *, command: str, only_ther
 
     Args:
         folder: the run's.
-        options: what has to be the same in the run.
+        options: those that must be the same in the run.
         command: makes a run that fits.
         only_there: an option that only the script of such runs has.
 
     Raises:
-        UserError: it is not finished, the run does not have these options, or has other values of them.
+        UserError: the run is not finished, lacks one of these options, or has other values.
     """
     if not (folder / "best.pt").exists():
         raise UserError(f"{folder} holds no best.pt; make a run with\n    {command}")
@@ -186,7 +186,7 @@ def _check_run(folder: Path, options: dict[str, Any], *, command: str, only_ther
 
 
 def _copy(weights: dict[str, Tensor], module: nn.Module, path: Path, *, may_be_new: Callable[[str], bool]) -> None:
-    """Copy weights from `path` to a module, each of them, and to all of the module but what may be new.
+    """Copy all weights of `path` to a module, which gets every weight from there except those that may be new.
 
     Raises:
         UserError: they do not fit.

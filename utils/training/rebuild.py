@@ -1,4 +1,4 @@
-"""A finished run as a model again."""
+"""Rebuild the model of a finished run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from utils.training.checkpoint import load_weights
 
 
 class Rebuilt(NamedTuple):
-    """A trained model, with what it was trained by and on."""
+    """A trained model, with the options and the dataset that it was trained with."""
 
     config: Any
     """The script's Config."""
@@ -27,14 +27,14 @@ def rebuild(
     """The model of a finished run, with its best weights, on `device`.
 
     Args:
-        script: the module of the run's script, which knows how to build its model from its Config.
+        script: the module of the run's script; its `build` makes the model.
         folder: the run's.
         device: of the model.
-        data: dataset folder, if it is not where it was when the run was trained.
+        data: dataset folder, if it has moved since the run was trained.
         needs_skips: the dataset must have skips.
 
     Raises:
-        UserError: there is no such dataset, or it has another vocabulary or no skips; or the weights do not fit.
+        UserError: there is no such dataset, it has another vocabulary or no skips, or the weights do not fit.
     """
     config = parse_config(script.Config, ["--config", str(folder / "config.yml")])
     dataset = Dataset.open(data or config.data.folder, needs_skips=needs_skips)

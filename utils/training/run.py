@@ -1,7 +1,7 @@
 """Run folders: one experiment, one folder, everything that is needed to read, repeat or resume it.
 
 `runs/<experiment>/<stamp>/` holds `config.yml`, `metrics.jsonl`, TensorBoard events, `best.pt`, `last.pt` and, only
-when the experiment is finished, `result.json` (its keys are in docs/architecture.md).
+when the experiment is finished, `result.json` (docs/training.md has its keys).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MAY_CHANGE = {
 
 
 REPEAT_LAST, NGRAM = "repeat_last_action", "n_gram_with_knn"
-"""`experiment` of the baselines that other code asks for."""
+"""`experiment` of the baselines that other code looks for."""
 
 
 class Run:
@@ -153,7 +153,7 @@ class Run:
 
 
 def _check_unchanged(path: Path, values: dict[str, Any], *, defaults: dict[str, Any]) -> None:
-    """A run is resumed with the options it was started with, but for those that only say how long and where."""
+    """Check that a run is resumed with its own options, except for those that only say how long and where."""
     try:
         before = saved_options(path, defaults)
     except FileNotFoundError:
@@ -168,7 +168,7 @@ def _check_unchanged(path: Path, values: dict[str, Any], *, defaults: dict[str, 
 
 
 def saved_options(path: Path, defaults: dict[str, Any]) -> dict[str, Any]:
-    """The options of a run's `config.yml`, flat; an option that is younger than the run has its default."""
+    """The options of a run's `config.yml`, flat; an option that is newer than the run has its default."""
     return flat(defaults) | flat(yaml.safe_load(path.read_text(encoding="utf-8")))
 
 
@@ -181,13 +181,13 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _new_folder(parent: Path, name: str) -> Path:
-    """A new folder of this name, or named by the time; a run that starts in the same second gets the next free name.
+    """Make a folder of this name, or named by the time; a run that starts in the same second gets the next free name.
 
-    A folder with a name is taken over if its run was interrupted before there was anything to resume: what that run
-    logged is removed, and nothing else.
+    A named folder is taken over if its run was interrupted before there was anything to resume: the logs of that run
+    are removed, and nothing else.
 
     Raises:
-        UserError: there is such a folder, or its name is none.
+        UserError: the folder exists already, or `name` is not the name of a folder.
     """
     if name != Path(name).name:
         raise UserError(f"run.name is {name!r}; it must be the name of a folder in {parent}, not a path")

@@ -1,4 +1,4 @@
-"""A sweep, a YAML file that lists experiments (see sweep.py): reading it, and running its experiments."""
+"""Read a sweep, a YAML file that lists experiments (see sweep.py), and run its experiments."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from utils.training.run import saved_options
 
 KEYS = {"script", "config", "seeds", "folder", "common", "first", "runs", "compare"}
 MANY_RUNS = {"baselines"}
-"""Scripts that make several runs, in folders of other names: nothing would tell that they are finished."""
+"""Scripts that make several runs, in folders of other names: a sweep could not tell that they are finished."""
 
 
 class PlannedRun(NamedTuple):
-    """A run to be made, or made already."""
+    """A run of a sweep, made already or not."""
 
     script: str
-    """Without `train_`."""
+    """Name of the script without `train_`."""
     args: tuple[str, ...]
 
 
 class Sweep(NamedTuple):
-    """What a file asks for."""
+    """What the file of a sweep asks for."""
 
     folder: Path
-    """Of the runs."""
+    """Folder of the runs."""
     waves: tuple[list[PlannedRun], list[PlannedRun]]
     """The runs of `first`, and the others."""
     compare: list[tuple[str, str]]
@@ -50,8 +50,8 @@ def read_sweep(path: Path, *, folder: Path | None, only: str | None, scripts: Pa
         scripts: the folder of the scripts.
 
     Raises:
-        UserError: the file cannot be read or has other keys, or a run names no script, no seed, or a label or a seed of
-            its own; or no label contains `only`; or `compare` holds no pairs of labels.
+        UserError: the file cannot be read or has unknown keys; a run has no script, no valid number of seeds, or an
+            option that the sweep sets itself; no label contains `only`; or `compare` does not list pairs of labels.
     """
     try:
         spec = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -88,7 +88,7 @@ def _mapping(path: Path, name: Any, value: Any) -> dict[str, Any]:
 
 
 def _seeds_of(path: Path, label: str, options: dict[str, Any], folder: Path, scripts: Path) -> list[PlannedRun]:
-    """Script and arguments for each seed of one experiment."""
+    """The runs of one experiment, one for each seed."""
     script, config, seeds = (options[key] for key in ("script", "config", "seeds"))
     if not (scripts / f"train_{script}.py").exists() or script in MANY_RUNS:
         raise UserError(f"{path}: there is no train_{script}.py for {label!r} that can be resumed; name a `script`")
@@ -97,7 +97,7 @@ def _seeds_of(path: Path, label: str, options: dict[str, Any], folder: Path, scr
     args = ["--config", str(config)] if config else []
     for key in [key for key in options if key not in KEYS]:
         if str(key).startswith("run.") and key != "run.name":
-            raise UserError(f"{path}: {label!r} gives {key}, which is the sweep's affair; leave it out")
+            raise UserError(f"{path}: {label!r} gives {key}, which the sweep sets itself; leave it out")
         args += [f"--{key}", options[key] if isinstance(options[key], str) else json.dumps(options[key])]
     if seeds > 1 and "{seed}" not in options.get("run.name", "{seed}"):
         raise UserError(f"{path}: {label!r} has {seeds} seeds, but run.name names one folder; put {{seed}} into it")
@@ -110,11 +110,11 @@ def _seeds_of(path: Path, label: str, options: dict[str, Any], folder: Path, scr
 
 
 def run(command: list[str], *, scripts: Path, folder: Path, jobs: int) -> bool:
-    """Run a script in a process of its own; whether it succeeded.
+    """Run a script in a process of its own; returns whether it succeeded.
 
-    If it is one of several `jobs`, it has its share of the threads, and a log file in `folder` for its output.
+    If it is one of several `jobs`, it has its share of the threads, and its output goes to a log file in `folder`.
     """
-    call = [sys.executable, str(scripts / command[0]), *command[1:]]  # not in `scripts`: paths are the caller's
+    call = [sys.executable, str(scripts / command[0]), *command[1:]]  # in the caller's folder: paths are relative to it
     if jobs == 1:
         return subprocess.run(call).returncode == 0
     label, seed = (command[command.index(f"--run.{name}") + 1] for name in ("label", "seed"))
@@ -131,11 +131,11 @@ def run(command: list[str], *, scripts: Path, folder: Path, jobs: int) -> bool:
 def saved_runs(folder: Path, defaults: Any) -> dict[Path, dict[str, Any]]:
     """The runs in a script's folder that are finished or can be resumed, with all their options, flat.
 
-    What is not trained, such as a blend, leaves nothing to resume.
+    An unfinished run that trains nothing, such as a blend, leaves nothing to resume.
 
     Args:
         folder: of the script's runs.
-        defaults: the script's Config, for options that are younger than a run.
+        defaults: the script's Config, for options that are newer than a run.
     """
     return {
         path.parent: saved_options(path, asdict(defaults))
@@ -146,7 +146,7 @@ def saved_runs(folder: Path, defaults: Any) -> dict[Path, dict[str, Any]]:
 
 def state_of(options: dict[str, Any], saved: dict[Path, dict[str, Any]]) -> tuple[str, list[str]]:
     """Whether a run with these options is "finished", "unfinished" or "new" among the saved ones, and the arguments
-    with which an unfinished one goes on."""
+    that resume an unfinished one."""
     folder = next((folder for folder, of_it in saved.items() if of_it == options), None)
     if folder is None:
         return "new", []

@@ -1,4 +1,4 @@
-"""A model's table of tracks: which tracks have rows of their own, and the vectors that it starts from."""
+"""A model's track table: which tracks have rows of their own, and the vectors that it starts from."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from utils.training.options import TableConfig
 
 
 def table_rows(config: TableConfig, dataset: Dataset) -> tuple[int, int]:
-    """`n_own` and `n_shared` of a model's `TrackEmbedding`: which tracks have rows of their own, and the others' rows.
+    """`n_own` and `n_shared` of a model's `TrackEmbedding`: ids with rows of their own, and rows that the others share.
 
     Raises:
         UserError: no track is as rare as `config` says.
     """
     if not config.min_plays:
         return dataset.n_ids, 0
-    n_own = N_SPECIAL + int((dataset.train_plays[N_SPECIAL:] >= config.min_plays).sum())  # they come first
+    n_own = N_SPECIAL + int((dataset.train_plays[N_SPECIAL:] >= config.min_plays).sum())  # most played first
     if n_own == dataset.n_ids:
         raise UserError(
             f"table.min_plays is {config.min_plays}, and every track of {dataset.folder} has as many training plays; "
@@ -32,12 +32,12 @@ def table_rows(config: TableConfig, dataset: Dataset) -> tuple[int, int]:
 
 
 def load_table(tracks: TrackEmbedding, vectors: str, dataset: Dataset, *, width: str = "model.d_model") -> None:
-    """Copy the vectors of a file, if one is named, into a table; special ids and shared rows keep what they have.
+    """Copy the vectors of a file, if there is one, into a table; special ids and shared rows keep what they have.
 
-    Call it after the model has its first weights, or they replace the vectors (the seed's mistake).
+    Call it after the model is initialised, or the initialisation overwrites the vectors (the original's mistake).
 
     Args:
-        tracks: the model's.
+        tracks: holds the model's table.
         vectors: the file; empty for none.
         dataset: whose tracks they are.
         width: the option that sets the table's width.
