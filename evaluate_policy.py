@@ -44,7 +44,7 @@ class Config:
     """auto, cpu, cuda, mps."""
 
     def __post_init__(self) -> None:
-        check_at_least(self, "policy", candidates=2, seed=0)
+        check_at_least(self, "", candidates=2, seed=0)
 
 
 def main(config: Config) -> dict[str, Any]:

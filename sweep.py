@@ -57,7 +57,7 @@ class Config:
     """Only print what would be run."""
 
     def __post_init__(self) -> None:
-        check_at_least(self, "sweep", jobs=1)
+        check_at_least(self, "", jobs=1)
 
 
 def main(config: Config) -> None:

@@ -10,13 +10,17 @@ from utils.core.errors import UserError
 def check_at_least(config: Any, section: str, **least: float) -> None:
     """Check that fields of a config are not below their least values.
 
+    Args:
+        section: the options' name before the dot; "" for options of the command itself.
+
     Raises:
         UserError: names the option.
     """
     for name, bound in least.items():
         value = getattr(config, name)
         if not value >= bound:
-            raise UserError(f"{section}.{name} is {value}; it must be at least {bound}")
+            option = f"{section}.{name}" if section else f"--{name}"
+            raise UserError(f"{option} is {value}; it must be at least {bound}")
 
 
 def check_used(config: Any, section: str, choice: str, **used_by: tuple[str, ...]) -> None:

@@ -30,7 +30,7 @@ class Config:
     """Dataset folder that the vectors belong to, to show plays as well."""
 
     def __post_init__(self) -> None:
-        check_at_least(self, "neighbours", k=1)
+        check_at_least(self, "", k=1)
 
 
 def main(config: Config) -> list[Neighbour]:

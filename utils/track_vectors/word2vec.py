@@ -72,11 +72,11 @@ class Config:
     """Seed of first vectors, windows and negatives."""
 
     def __post_init__(self) -> None:
-        check_at_least(self, "word2vec", d_model=1, window=1, negatives=1, epochs=1, workers=1, seed=0)
+        check_at_least(self, "", d_model=1, window=1, negatives=1, epochs=1, workers=1, seed=0)
         if self.seed >= 2**32:
-            raise UserError(f"word2vec.seed is {self.seed}; it must be below 2**32")
+            raise UserError(f"--seed is {self.seed}; it must be below 2**32")
         if not self.lr > 0:
-            raise UserError(f"word2vec.lr is {self.lr}; it must be positive")
+            raise UserError(f"--lr is {self.lr}; it must be positive")
 
 
 class Documents:
