@@ -59,7 +59,7 @@ class Config:
     out: Path | None = None
     """File for the rows; benchmarks/latest_threads.json if not given."""
     step: bool = False
-    """Measure here, in this process, and print the median seconds of a step: what the command calls for each setting."""
+    """Only measure here, in this process, and print the median seconds of a step; used for each setting."""
 
     def __post_init__(self) -> None:
         check_at_least(self, "", busy=1, rounds=1)
