@@ -48,6 +48,7 @@ def main(config: Config) -> None:
         write_report(config.runs / "report.html", runs, tables, notes)
         print(f"wrote {config.runs / 'report.html'}")
         picture = config.runs / "accuracy_by_position.png"
+        picture.unlink(missing_ok=True)
         if any(plot_accuracy_by_position(picture, table) for table in tables if table.task == "skip"):
             print(f"wrote {picture}")
 

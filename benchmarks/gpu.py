@@ -30,6 +30,7 @@ from benchmarks.large import Build, next_track_gru, seq_transformer, skip_transf
 from benchmarks.options import settings
 from benchmarks.rounds import memory_mib
 from benchmarks.rows import Row, heading, save_rows, table
+from benchmarks.training import LR
 from benchmarks.workload import Sizes
 from model.attention import BertBranch
 from model.bert import BertForContinuation, BertForSkips
@@ -46,7 +47,7 @@ from utils.training.machine import pick_device
 from utils.training.masked_tracks import masked_loss
 from utils.training.model_configs import SeqLSTMConfig, SeqTransformerConfig, SkipLSTMConfig, SkipTransformerConfig
 from utils.training.optimizers import choose_gradients, make_optimizers
-from utils.training.options import LossConfig, MaskingConfig, TrainConfig
+from utils.training.options import LossConfig, MaskingConfig
 
 LATEST_GPU = Path(__file__).parent / "latest_gpu.json"
 EPOCH = 3_300_000
@@ -209,14 +210,13 @@ def measure_model(
     model = model.to(device)
     if name.endswith("/compiled"):
         model.compile()
-    training = TrainConfig()
     choose_gradients(model)
-    optimizers = make_optimizers(model, training)
+    optimizers = make_optimizers(model, lr=LR)
     batches = chain.from_iterable(repeat(workload.loader(arrays, config.sizes)))
 
     def step() -> float:
         batch = next(batches)
-        update(model, loss_fn, batch, optimizers, training)
+        update(model, loss_fn, batch, optimizers, clip=0.0, precision="auto")
         return len(batch.rows)
 
     with FlopCounterMode(display=False) as counter:

@@ -35,7 +35,6 @@ from utils.core.memory import reuse_memory
 from utils.data.dataset import SessionArrays
 from utils.training.losses import LossFn, next_track_loss, seq_loss, skip_loss
 from utils.training.optimizers import make_optimizers
-from utils.training.options import TrainConfig
 
 FEW_TRACKS = 103_000
 MANY = Sizes(tracks=3_700_000, d_model=64, d_ff=256)
@@ -101,10 +100,8 @@ def setup_training(folder: Path, sizes: Sizes, steps: int, build: Build) -> Step
     """Updates as `fit` makes them, with all moments of Adam in memory, as they are when each track has been seen."""
     arrays = SessionArrays.open(folder)
     model, loss_fn = build(arrays, sizes)
-    config = TrainConfig(lr=LR)
-    optimizers = make_optimizers(model, config)
-    learn = learner_with(optimizers, model, loss_fn, config)
-    step = updates(learn, our_batches(arrays, sizes), steps=steps)
+    optimizers = make_optimizers(model, lr=LR)
+    step = updates(learner_with(optimizers, model, loss_fn), our_batches(arrays, sizes), steps=steps)
     step()
     fill_memory(optimizers)
     return step

@@ -49,7 +49,6 @@ from utils.training.checkpoint import save_checkpoint
 from utils.training.loop import autocast
 from utils.training.losses import LossFn, next_track_loss, seq_loss
 from utils.training.optimizers import make_optimizers
-from utils.training.options import TrainConfig
 
 N_PROCESSES = 2
 TABLE = Sizes(tracks=1_000_000, d_model=64)
@@ -101,9 +100,8 @@ def sharded(arrays: SessionArrays, sizes: Sizes) -> Callable[[SessionBatch], flo
 def saved(arrays: SessionArrays, sizes: Sizes) -> Callable[[SessionBatch], float]:
     """Checkpoints of the replicated GRU after an update, instead of further updates."""
     model, loss_fn = next_track_gru(arrays, sizes)
-    config = TrainConfig(lr=LR)
-    optimizers = make_optimizers(model, config)
-    learner_with(optimizers, model, loss_fn, config)(next(iter(our_batches(arrays, sizes))))
+    optimizers = make_optimizers(model, lr=LR)
+    learner_with(optimizers, model, loss_fn)(next(iter(our_batches(arrays, sizes))))
     path = arrays.folder / "last.pt"
 
     def save(_: SessionBatch) -> float:
@@ -130,9 +128,7 @@ def saved_in_shards(arrays: SessionArrays, sizes: Sizes) -> Callable[[SessionBat
 
 
 def _replicated(model: nn.Module, loss_fn: LossFn) -> Callable[[SessionBatch], float]:
-    config = TrainConfig(lr=LR)
-    optimizers = make_optimizers(model, config)
-    return learner_with(optimizers, model, data_parallel.averaging(model, loss_fn), config)
+    return learner_with(make_optimizers(model, lr=LR), model, data_parallel.averaging(model, loss_fn))
 
 
 def _sharded(arrays: SessionArrays, sizes: Sizes) -> tuple[nn.Module, Optimizer, Callable[[SessionBatch], float]]:

@@ -2,7 +2,7 @@
 
 The network is our own, so that weights are shared and outputs can be compared; everything around it is plain: Python
 collation, a softmax over all tracks at once, dense Adam, decoding by a loop over positions, top-k of a score matrix.
-Shapes: see the legend in `utils/batch.py`.
+Shapes: see the legend in `utils/data/batch.py`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def collate(
 ) -> SessionBatch:
     """A batch by a loop over its sessions: slice, pad, make tensors. Its `rows` are the sessions themselves."""
     nothing = [0] * len(schema.LOG_COLUMNS)
-    columns: list[list] = [[] for _ in range(6)]
+    columns: list[list] = [[] for _ in range(5)]
     for session, cut in zip(sessions, cuts, strict=True):
         start, end = int(arrays.offsets[session]), int(arrays.offsets[session + 1])
         past = slice(max(start, start + cut - history_size), start + cut)
@@ -79,7 +79,7 @@ def makes_the_same(loader: SessionLoader, batch: SessionBatch) -> bool:
         history_size=loader.history_size,
         target_size=loader.target_size,
     )
-    pairs = zip((*batch.history, *batch[1:4]), (*expected.history, *expected[1:4]), strict=True)
+    pairs = zip((*batch.history, *batch[1:3]), (*expected.history, *expected[1:3]), strict=True)
     return all(ours.dtype == theirs.dtype and torch.equal(ours, theirs) for ours, theirs in pairs)
 
 

@@ -84,7 +84,7 @@ def median_step(seconds: float) -> float:
     step = partial(update, model, skip_loss, batch, make_optimizers(model, lr=1e-3), clip=0.0, precision="float32")
     for _ in range(3):
         step()
-    times = []
+    times: list[float] = []
     end = time.monotonic() + seconds
     while time.monotonic() < end or len(times) < 5:
         start = time.monotonic()

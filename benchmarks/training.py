@@ -37,7 +37,7 @@ from utils.data.dataset import SessionArrays
 from utils.training.loop import update
 from utils.training.losses import LossFn, seq_loss, skip_loss, track_loss
 from utils.training.optimizers import make_optimizers
-from utils.training.options import LossConfig, TrainConfig
+from utils.training.options import LossConfig
 
 Precision = Literal["float32", "bfloat16"]
 LR = 1e-4
@@ -151,16 +151,20 @@ def skip_learner(sizes: Sizes, precision: Precision) -> Learn:
 
 
 def learner(model: nn.Module, loss_fn: LossFn, precision: Precision) -> Learn:
-    """Updates as `utils.training.fit` makes them."""
-    config = TrainConfig(lr=LR, precision=precision)
-    return learner_with(make_optimizers(model, config), model, loss_fn, config)
+    """Updates as `utils.training.loop.fit` makes them."""
+    return learner_with(make_optimizers(model, lr=LR), model, loss_fn, precision)
 
 
-def learner_with(optimizers: list[Optimizer], model: nn.Module, loss_fn: LossFn, config: TrainConfig) -> Learn:
+def learner_with(
+    optimizers: list[Optimizer],
+    model: nn.Module,
+    loss_fn: LossFn,
+    precision: Precision | Literal["auto"] = "auto",
+) -> Learn:
     """The same, with optimizers that somebody else keeps."""
 
     def learn(batch: SessionBatch) -> float:
-        loss_sum, count = update(model, loss_fn, batch, optimizers, config)
+        loss_sum, count = update(model, loss_fn, batch, optimizers, clip=0.0, precision=precision)
         return loss_sum.item() / count
 
     return learn
@@ -174,7 +178,7 @@ def our_batches(arrays: SessionArrays, sizes: Sizes) -> Iterable[SessionBatch]:
 def updates(learn: Learn, batches: Iterable[SessionBatch], *, steps: int, units: int = 1) -> Step:
     """So many updates; a session is one unit, or `units` targets.
 
-    Memory is kept as `utils.training.fit` does, for the reference as well.
+    Memory is kept as `utils.training.loop.fit` does, for the reference as well.
     """
     reuse_memory()
     batches = iter(batches)

@@ -5,6 +5,7 @@ import torch
 from conftest import N_IDS, make_dataset
 from torch import nn
 
+from model.attention import BertBranch
 from utils.data import schema
 from utils.data.dataloaders import SessionLoader
 from utils.data.dataset import Dataset
@@ -12,6 +13,12 @@ from utils.data.vocab import N_SPECIAL, PAD
 
 SIZES = {"d_model": 16, "n_heads": 2, "n_layers": 2, "d_ff": 24}
 FEATURES = torch.cat([torch.zeros(N_SPECIAL, 3), torch.randn(N_IDS - N_SPECIAL, 3, generator=torch.manual_seed(7))])
+
+
+def with_branch(options):
+    """Options in which `d_bert` and `drop_net` have become a branch."""
+    rest = {name: value for name, value in options.items() if name not in ("d_bert", "drop_net")}
+    return rest | {"branch": BertBranch(options["d_bert"], options.get("drop_net", 0.0))}
 
 
 def skip_output(model, batch):

@@ -137,3 +137,9 @@ def replace_field(column: str, value: str):
         return ",".join(fields)
 
     return change
+
+
+def damage_line(path: Path, line: int, change) -> None:
+    lines = path.read_text().splitlines(keepends=True)
+    lines[line - 1] = change(lines[line - 1])
+    path.write_text("".join(lines))

@@ -14,6 +14,7 @@ from utils.core.cli import cli, parse_config
 from utils.data.dataloaders import SessionLoader
 from utils.data.dataset import Dataset
 from utils.data.vocab import N_SPECIAL
+from utils.evaluation.decoding import mask_filling, step_by_step
 from utils.evaluation.predict import seq_predictor
 from utils.training.losses import seq_loss, skip_loss, track_loss
 from utils.training.options import LossConfig
@@ -65,15 +66,15 @@ def refused(main, config, arguments, capsys) -> str:
     return capsys.readouterr().err
 
 
-def given_to_fit(script, arguments, monkeypatch, *, trains=None):
-    """Run a script up to its training; `trains` is the script whose `fit` it calls, if that is another."""
+def given_to_fit(script, arguments, monkeypatch):
+    """Run a script up to its training."""
 
     def stop(model, loss_fn, evaluate_fn, *_, **__):
         caught.append(Given(model, loss_fn, evaluate_fn))
         raise StopError
 
     caught = []
-    monkeypatch.setattr(trains or script, "fit", stop)
+    monkeypatch.setattr("utils.training.loop.fit", stop)
     with pytest.raises(StopError):
         script.main(parse_config(script.Config, arguments))
     return caught[0]
@@ -117,7 +118,8 @@ def check_continuation_arrives(
         decodings: a config without and one with options, which come to different predictions.
         enliven: changes weights such that they do.
     """
-    monkeypatch.setattr(script, "validate", lambda predict, dataset, data: predict)
+    monkeypatch.setattr("utils.evaluation.scoring.validate", lambda predict, dataset, loader: predict)
+    decoded = {"decoding": step_by_step, "filling": mask_filling}[section]
     dataset = Dataset.open(parse_config(script.Config, arguments).data.folder)
     allow_list = tmp_path / "allowed.txt"
     allow_list.write_text("t_3\nt_20\nt_31\n", encoding="utf-8")
@@ -129,9 +131,9 @@ def check_continuation_arrives(
         for constraint, allowed in (([], None), ([f"--{section}.allow_list", str(allow_list)], some)):
             model, _, evaluate_fn = given_to_fit(script, [*arguments, *more, *constraint], monkeypatch)
             enliven(model)
-            predict = evaluate_fn(model)
+            predict = evaluate_fn()
             tracks = predict(SessionLoader(dataset.valid, batch_size=5)).tracks
-            expected = seq_predictor(model, CPU, decoding, allowed)
+            expected = seq_predictor(model, CPU, decoded(decoding), allowed)
             assert np.array_equal(tracks, expected(SessionLoader(dataset.valid, batch_size=5)).tracks)
             assert allowed is None or set(tracks.ravel()) <= set(some.tolist())
             found.append(tracks.tolist())

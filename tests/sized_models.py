@@ -1,4 +1,4 @@
-"""The models with the sizes of their Configs where a test names no others: constructors have no defaults of their own."""
+"""The models with the sizes of their Configs where a test names no others: constructors have no defaults."""
 
 from __future__ import annotations
 

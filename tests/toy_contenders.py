@@ -1,4 +1,4 @@
-"""Contenders for `test_benchmarks.py`, in a module of their own that is quick to import in their processes."""
+"""Contenders for `test_rounds.py`, in a module of their own that is quick to import in their processes."""
 
 from __future__ import annotations
 

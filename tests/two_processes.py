@@ -4,6 +4,7 @@ Every process checks what it sees; then both train by the script, and the first 
 """
 
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -21,7 +22,6 @@ from utils.training import data_parallel
 from utils.training.loop import update
 from utils.training.losses import Negatives
 from utils.training.optimizers import make_optimizers
-from utils.training.options import TrainConfig
 from utils.training.seeds import each_seed
 
 
@@ -94,18 +94,18 @@ def check_gradients() -> None:
     batch = batch._replace(target_tracks=torch.tensor([1, 1, 2, 1, 5])[:, None])
     model = Table()
     loss_fn = data_parallel.averaging(model, sum_of_tracks)
-    config = TrainConfig(precision="float32")
-    losses = update(model, loss_fn, batch, [], config)
+    one_update = partial(update, optimizers=[], clip=0.0, precision="float32")
+    losses = one_update(model, loss_fn, batch)
     assert losses == ((12.0, 3) if distributed.is_first() else (4.0, 2))
     assert model.factor.grad.tolist() == pytest.approx([(3 * 2 + 2) / 5] * 2)
     assert model.all_use.weight.grad.to_dense()[:, 0].tolist() == pytest.approx([0, 3 / 5, 1 / 5, 0, 0, 1 / 5])
     assert model.first_uses.weight.grad.to_dense()[:, 0].tolist() == pytest.approx([0, 1 / 5, 1 / 5, 0, 0, 1 / 5])
     assert model.none_uses.weight.grad is None
-    losses = update(model, loss_fn, batch.take(slice(1)), [], config)  # nothing for the second one
+    losses = one_update(model, loss_fn, batch.take(slice(1)))  # nothing for the second one
     assert losses == ((4.0, 1) if distributed.is_first() else (0.0, 0))
     assert model.factor.grad.tolist() == [2.0, 2.0]
     assert model.all_use.weight.grad.to_dense()[:, 0].tolist() == [0, 1, 0, 0, 0, 0]
-    assert len(make_optimizers(model, config)) == 2
+    assert len(make_optimizers(model, lr=1e-4)) == 2
 
 
 def check_draws() -> None:

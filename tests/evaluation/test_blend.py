@@ -8,7 +8,7 @@ from sized_models import NextTrackGRU
 from torch import nn
 
 from model.baselines_seq import ItemKNN, Ngram, Popularity
-from model.next_track import predict
+from model.next_track import examples, predict
 from utils.data.dataloaders import SessionLoader
 from utils.data.dataset import Dataset
 from utils.data.vocab import N_SPECIAL, UNK
@@ -101,7 +101,7 @@ def test_all_of_the_model_is_the_model(parts, loader):
 
 def test_nothing_of_the_model_is_the_ngram(parts, loader):
     model, ngram = parts
-    ours, theirs = predict_blend(Blend(model, ngram, 0.0), CPU, loader), predict(ngram, loader)
+    ours, theirs = predict_blend(Blend(model, ngram, 0.0), CPU, loader), predict(ngram, *examples(loader))
     assert np.array_equal(ours.tracks, theirs[0])
     np.testing.assert_allclose(ours.log_probability, theirs[1], rtol=1e-5, atol=1e-6)
     assert np.array_equal(ours.rank, theirs[2])

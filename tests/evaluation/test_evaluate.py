@@ -12,6 +12,7 @@ import evaluate
 import train_transformer_seq
 import train_transformer_skip
 from utils.core.errors import UserError
+from utils.core.files import read_json
 from utils.data.dataset import Dataset
 from utils.data.options import DataConfig
 from utils.evaluation.options import DecodingConfig
@@ -51,7 +52,7 @@ def plays_of_test(dataset_folder: Path, path: Path) -> Dataset:
 
 def assert_scores_of_run(summary: dict, run: Path, split: str) -> None:
     """Every metric of `summary` is what the run itself found on `split`."""
-    own = evaluate.read_json(run / "result.json")["scores"][split]["metrics"]
+    own = read_json(run / "result.json")["scores"][split]["metrics"]
     assert summary["metrics"].keys() == own.keys()
     for name, value in own.items():
         assert summary["metrics"][name]["mean"] == pytest.approx(value["mean"], abs=1e-6), name

@@ -1,4 +1,4 @@
-"""BERT-augmented Transformers: what BERT may see, that it stays as it is, and torch's own layers as references."""
+"""BERT-augmented Transformers: what BERT may see, that it stays as it is, sizes, DropNet, decoding."""
 
 import numpy as np
 import pytest
@@ -8,17 +8,15 @@ from model_checks import (
     FEATURES,
     SIZES,
     changed_steps,
-    copy_attention,
-    copy_layer,
     gradient_norms,
     other_track,
     overfit,
     perturbations,
     random_sessions,
-    randomise,
     seq_output,
     shapes,
     skip_output,
+    with_branch,
 )
 from sized_models import (
     BertAugmentedSeqTransformer,
@@ -27,29 +25,20 @@ from sized_models import (
     SeqTransformer,
     SkipTransformer,
 )
-from torch import nn
 from torch.testing import assert_close
 
 from model import bert_augmented
-from model.attention import Attention, BertBranch, DecoderLayer, EncoderLayer, Memory, causal
+from model.attention import Attention, BertBranch, DecoderLayer, EncoderLayer, Memory
 from model.decoding import beam_search, greedy
 from model.dropnet import DropNet
 from utils.data import schema
 from utils.data.vocab import PAD
-from utils.evaluation.options import DecodingConfig
 from utils.evaluation.predict import predict_skip, seq_predictor
 from utils.evaluation.scores import evaluate_seq, evaluate_skip
 from utils.training.loop import update
 from utils.training.losses import full_softmax, seq_loss, skip_loss, track_loss
 from utils.training.optimizers import make_optimizers
-from utils.training.options import LossConfig, TrainConfig
-
-
-def with_branch(options):
-    """Options in which `d_bert` and `drop_net` have become a branch."""
-    rest = {name: value for name, value in options.items() if name not in ("d_bert", "drop_net")}
-    return rest | {"branch": BertBranch(options["d_bert"], options.get("drop_net", 0.0))}
-
+from utils.training.options import LossConfig
 
 BERT_SIZES = {"d_model": 12, "n_heads": 3, "n_layers": 1, "d_ff": 20}
 CPU = torch.device("cpu")
@@ -206,16 +195,16 @@ def test_parameters_that_get_a_gradient(make, output, finetune_bert):
 def test_frozen_bert_does_not_change_by_a_bit(make, output, sparse):
     """Its weights by training steps with decay, its states by training mode."""
     model = make(dropout=0.3, sparse=sparse, bert={"dropout": 0.3, "sparse": sparse})
-    batch, config = random_batch(), TrainConfig(lr=0.01, weight_decay=0.1, clip=1.0)
+    batch = random_batch()
     states = model.bert(batch.history.tracks)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    optimizers = make_optimizers(model, config)
+    optimizers = make_optimizers(model, lr=0.01, weight_decay=0.1)
     assert len(optimizers) == 1 + sparse
     for _ in range(3):
         model.train()
         assert not any(module.training for module in model.bert.modules())
         assert model.transformer.training
-        update(model, loss_of, batch, optimizers, config)
+        update(model, loss_of, batch, optimizers, clip=1.0, precision="auto")
         model.eval()
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert len(changed) > 40
@@ -226,11 +215,11 @@ def test_frozen_bert_does_not_change_by_a_bit(make, output, sparse):
 @BOTH
 def test_bert_can_be_trained(make, output):
     model = make(finetune_bert=True, bert={"dropout": 0.3})
-    batch, config = random_batch(), TrainConfig(lr=0.01)
+    batch = random_batch()
     before = {name: value.clone() for name, value in model.bert.named_parameters()}
     model.train()
     assert all(module.training for module in model.bert.modules())
-    update(model, loss_of, batch, make_optimizers(model, config), config)
+    update(model, loss_of, batch, make_optimizers(model, lr=0.01), clip=0.0, precision="auto")
     assert [name for name, value in model.bert.named_parameters() if torch.equal(value, before[name])] == []
     assert (model.bert(batch.history.tracks) - model.bert(batch.history.tracks)).abs().max() > 1e-3
     model.eval()
@@ -309,104 +298,6 @@ def test_what_does_not_fit(make, output):
         plain(N_IDS, FEATURES, **SIZES)(batch.history, batch.target_tracks, bert=bert)
     with pytest.raises(ValueError, match="no states of BERT are given to a Transformer built with d_bert 12"):
         plain(N_IDS, FEATURES, **SIZES, branch=BertBranch(12, 0.0))(batch.history, batch.target_tracks)
-
-
-# --- References
-
-
-def encoder_inputs():
-    x, hidden = torch.randn(3, 7, 16), torch.zeros(3, 7, dtype=torch.bool)
-    hidden[0, :3] = hidden[2, :6] = True
-    return x, hidden
-
-
-def bert_memory(width=16):
-    """BERT's states of other length than the layer's own, some of them hidden."""
-    states, hidden = torch.randn(3, 9, width), torch.zeros(3, 9, dtype=torch.bool)
-    hidden[1, 4:] = True
-    return states, hidden
-
-
-def encoder_layer(**options):
-    torch.manual_seed(0)
-    layer = EncoderLayer(16, 4, 32, **with_branch({"dropout": 0.0, "d_bert": 16} | options))
-    randomise(layer)
-    return layer.eval()
-
-
-def decoder_layer(**options):
-    torch.manual_seed(0)
-    layer = DecoderLayer(16, 4, 32, **with_branch({"dropout": 0.0, "d_bert": 16} | options))
-    randomise(layer)
-    return layer.eval()
-
-
-def only(branch, layer):
-    """The layer, with one branch of its mix alone: "own" or "bert"."""
-    layer.mix.forward = lambda own, bert: {"own": own, "bert": bert}[branch]
-    return layer
-
-
-def test_encoder_layer_with_a_tied_branch_is_torchs():
-    ours = encoder_layer()
-    ours.bert_attention.load_state_dict(ours.attention.state_dict())
-    reference = nn.TransformerEncoderLayer(16, 4, 32, dropout=0.0, batch_first=True).train()
-    copy_layer(ours, reference)
-    x, hidden = encoder_inputs()
-    memory = Memory(x, ~hidden[:, None])
-    expected = reference(x, src_key_padding_mask=hidden)
-    assert_close(ours(x, memory.mask, memory), expected, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("branch", ["own", "bert", "tied"])
-def test_decoder_layer_is_torchs(branch):
-    """With one branch alone, whichever, torch's layer with that attention and that memory: residuals and all."""
-    ours = decoder_layer()
-    if branch == "tied":
-        ours.bert_attention.load_state_dict(ours.cross_attention.state_dict())
-    else:
-        ours = only(branch, ours)
-    reference = nn.TransformerDecoderLayer(16, 4, 32, dropout=0.0, batch_first=True).train()
-    copy_layer(ours, reference)
-    copy_attention(ours.bert_attention if branch == "bert" else ours.cross_attention, reference.multihead_attn)
-    x, mask = torch.randn(3, 5, 16), causal(5, CPU)
-    encoder, bert = encoder_inputs(), bert_memory()
-    if branch == "tied":
-        bert = encoder
-    memory, hidden = bert if branch == "bert" else encoder
-    expected = reference(x, memory, tgt_mask=~mask[0], memory_key_padding_mask=hidden)
-    memories = (Memory(states, ~hidden[:, None]) for states, hidden in (encoder, bert))
-    assert_close(ours(x, mask, *memories), expected, atol=1e-5, rtol=1e-5)
-
-
-def torchs_attention(ours, d_memory):
-    """torch's own with our weights: (queries, memory, what of it is hidden) -> what is seen."""
-    reference = nn.MultiheadAttention(16, 4, kdim=d_memory, vdim=d_memory, batch_first=True)
-    copy_attention(ours, reference)
-    return lambda x, states, hidden: reference(x, states, states, key_padding_mask=hidden)[0]
-
-
-def test_encoder_layer_as_the_paper_writes_it():
-    """The average of both attentions, BERT of another width."""
-    ours = encoder_layer(d_bert=12)
-    own, bert = torchs_attention(ours.attention, 16), torchs_attention(ours.bert_attention, 12)
-    (x, hidden), (states, bert_hidden) = encoder_inputs(), bert_memory(12)
-    h = ours.norms[0](x + 0.5 * (own(x, x, hidden) + bert(x, states, bert_hidden)))
-    expected = ours.norms[1](h + ours.feed_forward(h))
-    actual = ours(x, ~hidden[:, None], Memory(states, ~bert_hidden[:, None]))
-    assert_close(actual, expected, atol=1e-5, rtol=1e-5)
-
-
-def test_decoder_layer_as_the_paper_writes_it():
-    ours = decoder_layer(d_bert=12)
-    (x, _), (memory, hidden), (states, bert_hidden) = encoder_inputs(), encoder_inputs(), bert_memory(12)
-    mask = causal(7, CPU)
-    s = ours.norms[0](x + ours.attention(x, Memory(x, mask)))
-    own, bert = torchs_attention(ours.cross_attention, 16), torchs_attention(ours.bert_attention, 12)
-    s = ours.norms[1](s + 0.5 * (own(s, memory, hidden) + bert(s, states, bert_hidden)))
-    expected = ours.norms[2](s + ours.feed_forward(s))
-    actual = ours(x, mask, Memory(memory, ~hidden[:, None]), Memory(states, ~bert_hidden[:, None]))
-    assert_close(actual, expected, atol=1e-5, rtol=1e-5)
 
 
 # --- DropNet
@@ -500,5 +391,5 @@ def test_skips_of_64_sessions_by_heart(random_labels):
 def test_continuations_of_64_sessions_by_heart(random_labels):
     model = seq_model(**SMALL)
     loader = overfit(model, lambda m, b: seq_loss(m, b, full_softmax), random_labels, 70)
-    predictions = seq_predictor(model, CPU, DecodingConfig())(loader)
+    predictions = seq_predictor(model, CPU)(loader)
     assert evaluate_seq(predictions, loader.targets(), n_ids=N_IDS).means()["maa"] > 0.95

@@ -1,8 +1,9 @@
-"""The recurrent encoder-decoders: what each step knows, labels and guesses, padding, states, references by hand."""
+"""The recurrent encoder-decoders: what each step knows, padding, sizes, decoding, learning."""
 
 import pytest
 import torch
 from conftest import N_IDS, random_batch
+from lstm_models import BOTH, SIZES, seq_model, skip_model, spread, teacher_forced, variants
 from model_checks import (
     FEATURES,
     changed_steps,
@@ -16,15 +17,12 @@ from model_checks import (
     shapes,
     skip_output,
 )
-from sized_models import LSTMForContinuation, LSTMForSkips, Recurrent
+from sized_models import LSTMForSkips
 from torch import nn
 from torch.testing import assert_close
 
-from model.attention import Memory
 from model.decoding import beam_search, greedy, sample, select
 from model.dropout import Dropout
-from model.lstm import NO_LABEL
-from model.recurrent import LuongAttention
 from utils.data import schema
 from utils.data.batch import History
 from utils.data.dataloaders import SessionLoader
@@ -33,45 +31,6 @@ from utils.evaluation.predict import predict_seq, predict_skip
 from utils.evaluation.scores import evaluate_seq, evaluate_skip
 from utils.training.losses import full_softmax, loss_of_skips, seq_loss, skip_loss, track_loss
 from utils.training.options import LossConfig
-
-SIZES = {"d_model": 12, "d_hidden": 10}
-VARIANTS = {
-    "lstm": {},
-    "gru, all options": {"cell": "gru", "bidirectional": True, "attention": True, "n_layers": 2},
-    "lstm, all options": {"cell": "lstm", "bidirectional": True, "attention": True, "n_layers": 2},
-}
-variants = pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
-
-
-def skip_model(**options):
-    torch.manual_seed(0)
-    return LSTMForSkips(N_IDS, FEATURES, **SIZES | options).eval()
-
-
-def seq_model(**options):
-    torch.manual_seed(0)
-    return LSTMForContinuation(N_IDS, FEATURES, **SIZES | options).eval()
-
-
-BOTH = pytest.mark.parametrize(("make", "output"), [(skip_model, skip_output), (seq_model, seq_output)])
-
-
-def teacher_forced(model, batch):
-    """Logits (B, T) given the true labels, 0 at padding."""
-    return model(batch.history, batch.target_tracks, batch.target_skips) * (batch.target_tracks != PAD)
-
-
-def spread(model):
-    """Make about half of its guesses a skip: an untrained model says the same of all tracks."""
-    with torch.no_grad():
-        model.tracks.table.weight.mul_(3)
-        model.output.weight.mul_(20)
-        batch = random_batch(n=40)
-        labels = None if model.label is None else batch.target_skips
-        logits = model(batch.history, batch.target_tracks, labels)
-        model.output.bias.sub_(logits[batch.target_tracks != PAD].median())
-    return model
-
 
 # --- What each step knows
 
@@ -103,103 +62,11 @@ def test_targets_skips_and_logs_have_no_way_into_predictions(options, causal):
 
 
 @variants
-@pytest.mark.parametrize("step", [0, 4, 8])
-def test_a_label_tells_only_the_steps_after_it(options, step):
-    batch, model = random_batch(), skip_model(causal=False, **options)
-    labels = batch.target_skips.clone()
-    labels[0, step] = 1 - labels[0, step]
-    changed = batch._replace(target_skips=labels)
-    assert changed_steps(teacher_forced(model, batch), teacher_forced(model, changed)).tolist() == [
-        t > step for t in range(10)
-    ]
-    labels[0, step] = -1  # unknown is a third state
-    assert changed_steps(teacher_forced(model, batch), teacher_forced(model, changed)).tolist() == [
-        t > step for t in range(10)
-    ]
-
-
-@variants
 @pytest.mark.parametrize("step", [0, 4, 9])
 def test_seq_sees_tracks_before_its_own(options, step):
     batch, model = random_batch(), seq_model(**options)
     changed = batch._replace(target_tracks=other_track(batch.target_tracks, (0, step)))
     assert changed_steps(seq_output(model, batch), seq_output(model, changed)).tolist() == [t > step for t in range(10)]
-
-
-# --- Labels and guesses
-
-
-@variants
-@pytest.mark.parametrize("causal", [False, True])
-def test_its_own_guesses_as_labels_are_free_running(options, causal):
-    """One call with all labels is the same as one step after another."""
-    batch, model = random_batch(n=40), spread(skip_model(causal=causal, **options))
-    logits = model(batch.history, batch.target_tracks)
-    guesses = (logits >= 0).long()
-    assert 0.2 < guesses.float().mean() < 0.8
-    assert_close(model(batch.history, batch.target_tracks, guesses), logits, atol=1e-4, rtol=1e-4)
-    assert not torch.allclose(model(batch.history, batch.target_tracks, 1 - guesses), logits, atol=1e-2)
-
-
-@pytest.mark.parametrize(("p", "like"), [(0.0, "labels"), (1.0, "guesses")])
-def test_scheduled_sampling_from_labels_to_guesses(p, like):
-    batch = random_batch(n=40)
-    model = spread(skip_model(dropout=0.0, scheduled_sampling=p)).train()
-    sampled = teacher_forced(model, batch)
-    plain = spread(skip_model()).eval()
-    expected, other = teacher_forced(plain, batch), skip_output(plain, batch)
-    if like == "guesses":
-        expected, other = other, expected
-    assert_close(sampled, expected, atol=1e-4, rtol=1e-4)
-    assert not torch.allclose(sampled, other, atol=1e-2)
-
-
-def test_scheduled_sampling_mixes_as_often_as_asked():
-    """With labels that are the opposite of the guesses, each fed guess can be counted."""
-    history, tracks = random_batch(n=2000, t=2).history, torch.full((2000, 2), 9)
-    model = spread(skip_model(dropout=0.0, scheduled_sampling=0.3))
-    guess = (model(history, tracks)[:, :1] >= 0).long()
-    fed_guess, fed_other = (model(history, tracks, first.expand(-1, 2))[:, 1] for first in (guess, 1 - guess))
-    model.train()
-    mixed = model(history, tracks, (1 - guess).expand(-1, 2))[:, 1]
-    was_guess = (mixed - fed_guess).abs() < (mixed - fed_other).abs()
-    assert was_guess.float().mean() == pytest.approx(0.3, abs=0.04)
-    assert_close(mixed, torch.where(was_guess, fed_guess, fed_other), atol=1e-4, rtol=1e-4)
-    model.eval()
-    assert_close(model(history, tracks, (1 - guess).expand(-1, 2))[:, 1], fed_other, msg="in training only")
-
-
-def test_what_stands_before_the_first_target():
-    history = random_batch(n=6).history
-    skips = history.skips.clone()
-    skips[:, -1] = torch.arange(6)  # unknown, then the five states, of which the last two are skipped
-    history = history._replace(skips=skips)
-    assert skip_model().label_before(history).tolist() == [NO_LABEL, 0, 0, 0, 1, 1]
-    assert skip_model(skip_encoding="token").label_before(history).tolist() == [NO_LABEL, 0, 0, 0, 1, 1]
-    assert skip_model(skip_encoding="none").label_before(history).tolist() == [NO_LABEL] * 6
-
-
-def test_without_previous_labels_training_and_prediction_agree():
-    batch, model = random_batch(), skip_model(previous_label=False)
-    assert model.label is None
-    with pytest.raises(ValueError, match="labels are given to a model without previous_label"):
-        teacher_forced(model, batch)
-    with pytest.raises(ValueError, match="scheduled_sampling needs previous_label"):
-        skip_model(previous_label=False, scheduled_sampling=0.5)
-    with pytest.raises(ValueError, match=r"scheduled_sampling is 1\.5"):
-        skip_model(scheduled_sampling=1.5)
-
-
-def test_loss_of_skips_by_hand():
-    logits = torch.tensor([[0.0, 2.0, 5.0]])
-    total, count = loss_of_skips(logits, torch.tensor([[1, 0, -1]]))
-    assert count == 2
-    assert total.item() == pytest.approx(0.6931 + 2.1269, abs=1e-3)  # log 2 and log(1 + e^2)
-    batch, model = random_batch(), skip_model(previous_label=False)
-    logits = model(batch.history, batch.target_tracks)
-    for weighting in ("uniform", "maa"):
-        whole = skip_loss(model, batch, weighting=weighting)
-        assert loss_of_skips(logits, batch.target_skips, weighting=weighting) == whole
 
 
 # --- Every input counts, or is hidden
@@ -367,49 +234,7 @@ def test_tied_weights_share_storage():
     assert free.head.weight.data_ptr() != free.tracks.table.weight.data_ptr()
 
 
-# --- Parts, by hand
-
-
-def test_first_weights():
-    lstm, gru = Recurrent("lstm", 6, 4), Recurrent("gru", 6, 4)
-    assert lstm.rnn.bias_ih_l0.tolist() == [0] * 4 + [1] * 4 + [0] * 8, "the forget gate is the second"
-    for bias in (lstm.rnn.bias_hh_l0, gru.rnn.bias_ih_l0, gru.rnn.bias_hh_l0):
-        assert (bias == 0).all()
-    for cell in (lstm, gru):
-        for gate in cell.rnn.weight_hh_l0.split(4):
-            assert_close(gate @ gate.T, torch.eye(4))
-        bound = (6 / (6 + 4)) ** 0.5  # Glorot and Bengio 2010, of each gate
-        assert 0.8 * bound < cell.rnn.weight_ih_l0.abs().max() <= bound
-
-
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
-def test_reading_is_torchs_own_on_each_sequence(cell):
-    torch.manual_seed(1)
-    ours = Recurrent(cell, 3, 4, n_layers=2, bidirectional=True)
-    x, lengths = torch.randn(3, 5, 3), torch.tensor([5, 1, 3])
-    output, last = ours.read(x, lengths)
-    for row, length in enumerate(lengths.tolist()):
-        expected, states = ours.rnn(x[row : row + 1, :length])
-        assert_close(output[row, :length], expected[0])
-        assert (output[row, length:] == 0).all()
-        for mine, theirs in zip(last, states if cell == "lstm" else [states], strict=True):
-            for layer in range(2):  # forward and backward of a layer side by side
-                assert_close(mine[row, layer], theirs[2 * layer : 2 * layer + 2, 0].flatten())
-        assert_close(last[0][row, 1, :4], expected[0, -1, :4], msg="forward: after the last play")
-        assert_close(last[0][row, 1, 4:], expected[0, 0, 4:], msg="backward: after the first")
-
-
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
-def test_going_on_is_reading_on(cell):
-    torch.manual_seed(1)
-    ours, x = Recurrent(cell, 3, 4, n_layers=2), torch.randn(2, 6, 3)
-    whole, last = ours.read(x, torch.tensor([6, 6]))
-    _, middle = ours.read(x, torch.tensor([4, 4]))
-    rest, end = ours(x[:, 4:], middle)
-    assert_close(rest, whole[:, 4:])
-    for mine, theirs in zip(end, last, strict=True):
-        assert_close(mine, theirs)
-        assert mine.shape == (2, 2, 4)
+# --- What the encoder hands on
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
@@ -422,21 +247,6 @@ def test_both_final_states_of_an_encoder_are_handed_on(cell):
         _, states = encoder.rnn.rnn(encoder.embed(alone(batch, row)[0]))
         for bridge, mine, theirs in zip(encoder.bridges, hidden, states if cell == "lstm" else [states], strict=True):
             assert_close(mine[row, 0], bridge(torch.cat([theirs[0, 0], theirs[1, 0]])), atol=1e-6, rtol=1e-5)
-
-
-def test_attention_by_hand():
-    """Scores 1 and -1 after softmax are 0.881 and 0.119; the third state is hidden."""
-    attention = LuongAttention(1, 2)
-    with torch.no_grad():
-        attention.general.weight.copy_(torch.tensor([[1.0], [0.0]]))
-        attention.combine.weight.copy_(torch.tensor([[1.0, 2.0, 0.5]]))
-    memory = Memory(torch.tensor([[[0.5, 0.0], [-0.5, 1.0], [9.0, 9.0]]]), torch.tensor([[[True, True, False]]]))
-    states = torch.tensor([[[2.0]]])
-    weights = attention.weights(states, memory)
-    assert_close(weights[0, 0], torch.tensor([0.880797, 0.119203, 0.0]), atol=1e-5, rtol=1e-5)
-    context = [0.880797 * 0.5 - 0.119203 * 0.5, 0.119203]
-    expected = torch.tensor(context[0] + 2 * context[1] + 0.5 * 2.0).tanh()
-    assert_close(attention(states, memory)[0, 0, 0], expected, atol=1e-5, rtol=1e-5)
 
 
 @BOTH

@@ -1,4 +1,4 @@
-"""The scripts that start from a pre-trained BERT, from end to end on tiny data."""
+"""The scripts that start from a pre-trained BERT: what they start with, what they leave, which options arrive."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import script_checks
 import torch
 import yaml
-from conftest import make_dataset
+from bert_runs import AUGMENTED, BERT, SCRIPTS, TRAIN, make_pretrained, options
 from script_checks import (
     FILES,
     check_continuation_arrives,
@@ -27,11 +26,9 @@ from sized_models import BertForContinuation
 
 import evaluate
 import train_bert_finetune_seq
-import train_bert_finetune_skip
 import train_bert_pretrain
 import train_seq_bert_augmented
 import train_seq_bert_augmented_dropnet
-import train_skip_bert_augmented
 import train_transformer_seq
 import train_transformer_skip
 from model.filling import fill
@@ -42,43 +39,6 @@ from utils.data.dataset import Dataset
 from utils.evaluation.options import DecodingConfig, FillingConfig
 from utils.training.checkpoint import load_checkpoint, save_checkpoint
 from utils.training.losses import hidden_targets_loss
-from utils.training.seeds import each_seed
-
-SCRIPTS = {
-    "bert_finetune_seq": train_bert_finetune_seq,
-    "bert_finetune_skip": train_bert_finetune_skip,
-    "seq_bert_augmented": train_seq_bert_augmented,
-    "skip_bert_augmented": train_skip_bert_augmented,
-    "seq_bert_augmented_dropnet": train_seq_bert_augmented_dropnet,
-}
-AUGMENTED = [name for name in SCRIPTS if "augmented" in name]
-TRAIN = ["--train.epochs", "2", "--train.batch_size", "16", "--train.lr", "0.01", "--train.device", "cpu"]
-BERT = ["--bert.d_model", "8", "--bert.n_heads", "2", "--bert.n_layers", "1", "--bert.d_ff", "8"]
-MODEL = ["--model.d_model", "12", "--model.n_heads", "2", "--model.n_layers", "1", "--model.d_ff", "8"]
-
-
-def options(name: str, dataset_folder: Path, tmp_path: Path, *more: str) -> list[str]:
-    """Arguments of a tiny run of a script."""
-    common = ["--data.folder", str(dataset_folder), "--run.folder", str(tmp_path / "runs"), *TRAIN]
-    bert = BERT if "bert" in name else []
-    model = MODEL if "augmented" in name or "transformer" in name else []
-    return [*common, *bert, *model, *more]
-
-
-def make_pretrained(folder: Path, dataset_folder: Path, *more: str) -> Path:
-    """What a pre-training run leaves for others, but not trained."""
-    torch.manual_seed(77)
-    config = parse_config(train_bert_pretrain.Config, ["--data.folder", str(dataset_folder), *BERT, *more])
-    dataset = Dataset.open(dataset_folder)
-    model = train_bert_pretrain.build(config, dataset)
-    with torch.no_grad():
-        model.head.bias.normal_()
-    folder.mkdir()
-    (folder / "config.yml").write_text(yaml.safe_dump(asdict(config)), encoding="utf-8")
-    weights = {"model": model.state_dict(), "vocabulary_hash": dataset.vocabulary_hash, "step": 0}
-    save_checkpoint(folder / "best.pt", weights)
-    (folder / "result.json").touch()
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +75,7 @@ def bert_of(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def model_at_the_start(script, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> torch.nn.Module:
     """The model of a script as it is given to `fit`."""
-    trains = train_seq_bert_augmented if script is train_seq_bert_augmented_dropnet else script
-    return given_to_fit(script, arguments, monkeypatch, trains=trains).model
+    return given_to_fit(script, arguments, monkeypatch).model
 
 
 # --- Runs
@@ -403,76 +362,3 @@ def test_random_masks_train_another_model(dataset_folder, tmp_path, pretrained, 
     )
     losses, others = ([line["loss"] for line in lines(one) if line["split"] == "train"] for one in (folder, runs[name]))
     assert losses != others
-
-
-# --- Refusals
-
-
-def refused(name: str, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """What a script says before it exits with 2."""
-    script = SCRIPTS[name]
-    return script_checks.refused(each_seed(script.main), script.Config, arguments, capsys)
-
-
-@pytest.mark.parametrize("name", SCRIPTS)
-@pytest.mark.parametrize("given", [[], ["--pretrained", "nowhere"]])
-def test_without_a_pretrained_run_the_command_that_makes_one_is_shown(name, given, tmp_path, capsys):
-    """Before the data are looked at: there are none here."""
-    said = refused(name, options(name, Path("no_data"), tmp_path, *given), capsys)
-    assert ("--pretrained is needed" if not given else "nowhere holds no best.pt") in said
-    sizes = "--bert.d_model 8 --bert.n_heads 2 --bert.n_layers 1 --bert.d_ff 8"
-    assert f"    python train_bert_pretrain.py --data.folder no_data {sizes}\n" in said
-    assert not (tmp_path / "runs").exists()
-
-
-@pytest.mark.parametrize("name", SCRIPTS)
-@pytest.mark.parametrize(
-    ("more", "named"),
-    [
-        (["--bert.d_ff", "16", "--bert.use_features", "true"], "add --bert.d_ff 8 --bert.use_features false"),
-        (
-            ["--data.history_size", "8"],
-            "sessions of 20 plays, but data.history_size and data.target_size are 18 together",
-        ),
-    ],
-)
-def test_a_pretrained_run_has_to_fit(name, more, named, dataset_folder, tmp_path, pretrained, capsys):
-    arguments = options(name, dataset_folder, tmp_path, "--pretrained", str(pretrained), *more)
-    assert named in refused(name, arguments, capsys)
-    assert not (tmp_path / "runs").exists(), "nothing is left behind"
-
-
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_another_vocabulary_is_refused(name, dataset_folder, tmp_path, pretrained, capsys):
-    other = Path(shutil.copytree(pretrained, tmp_path / "other"))
-    checkpoint = load_checkpoint(other / "best.pt")
-    save_checkpoint(other / "best.pt", checkpoint | {"vocabulary_hash": "0123456789abcdef"})
-    said = refused(name, options(name, dataset_folder, tmp_path, "--pretrained", str(other)), capsys)
-    assert "was trained on another vocabulary (0123456789ab, the dataset has " in said
-    assert not (tmp_path / "runs").exists()
-
-
-def test_skips_are_wanted(tmp_path, pretrained, capsys):
-    folder = make_dataset(tmp_path / "data", n_sessions=32, has_skips=False)
-    for name in ("bert_finetune_skip", "skip_bert_augmented"):
-        said = refused(name, options(name, folder, tmp_path, "--pretrained", str(pretrained)), capsys)
-        assert "only the seq task can be run on it" in said
-
-
-@pytest.mark.parametrize(
-    ("name", "more", "named"),
-    [
-        ("bert_finetune_seq", ["--filling.passes", "0"], "filling.passes is 0; it must be at least 1"),
-        ("bert_finetune_seq", ["--filling.order", "alphabetical"], "filling.order"),
-        ("bert_finetune_seq", ["--filling.allow_list", "nowhere.txt"], "filling.allow_list: cannot read nowhere.txt"),
-        ("bert_finetune_seq", ["--masks", "some"], "masks"),
-        ("bert_finetune_seq", ["--bert.n_heads", "3", "--pretrained", "random"], "bert: d_model 8 is no multiple"),
-        ("seq_bert_augmented", ["--drop_net", "1.5"], "error: model: "),
-        ("seq_bert_augmented", ["--warm_start", "nowhere"], "python train_transformer_seq.py --data.folder"),
-        ("skip_bert_augmented", ["--warm_start", "nowhere"], "python train_transformer_skip.py --data.folder"),
-    ],
-)
-def test_bad_input(name, more, named, dataset_folder, tmp_path, pretrained, capsys):
-    arguments = options(name, dataset_folder, tmp_path, "--pretrained", str(pretrained), *more)
-    assert named in refused(name, arguments, capsys)
-    assert not (tmp_path / "runs").exists()

@@ -137,7 +137,6 @@ LEARN = [
 ]
 
 
-@pytest.mark.slow
 def test_the_agent_learns_the_rule(dataset_folder, tmp_path):
     """Odd tracks are skipped, nine times in ten: it earns far more than the logged plays did, which is about nothing,
     and what it likes tells what is skipped."""
@@ -150,7 +149,6 @@ def test_the_agent_learns_the_rule(dataset_folder, tmp_path):
     assert result(folder)["scores"]["test"]["metrics"]["accuracy"]["mean"] > 0.75
 
 
-@pytest.mark.slow
 def test_seq_tells_own_tracks_from_strangers(dataset_folder, tmp_path):
     """The next tracks are the next ids."""
     (folder,) = train(train_ddpg_seq, options(dataset_folder, tmp_path, *LEARN))

@@ -5,6 +5,7 @@ import pytest
 from script_checks import FILES, check_continuation_arrives, check_loss_arrives, lines, refused, result, train
 
 import evaluate
+import train_baselines
 import train_blend_seq
 import train_gru_seq
 import train_transformer_seq
@@ -165,9 +166,9 @@ def test_any_step_by_step_model_can_be_blended(dataset_folder, tmp_path):
 
 def test_the_size_of_the_ngram_arrives(gru, tmp_path, monkeypatch):
     seen = []
-    fits = train_blend_seq.train_baselines.seq_baselines
+    baselines = train_baselines.seq_baselines
     monkeypatch.setattr(
-        train_blend_seq.train_baselines, "seq_baselines", lambda config, data: seen.append(config) or fits(config, data)
+        train_baselines, "seq_baselines", lambda config, data: seen.append(config) or baselines(config, data)
     )
     blend(gru, tmp_path, "--max_sessions", "20", "--order", "2", "--scored", "[test]")
     assert (seen[0].max_sessions, seen[0].order, seen[0].data.every_prefix) == (20, 2, True)

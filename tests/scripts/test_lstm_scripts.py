@@ -24,6 +24,7 @@ from script_checks import (
 import evaluate
 import train_lstm_seq
 import train_lstm_skip
+from model.lstm import LSTMForSkips
 from utils.core.cli import parse_config
 from utils.data import schema
 from utils.data.batch import History
@@ -141,13 +142,13 @@ def test_seq_works_without_skips(tmp_path):
 def test_labels_are_fed_in_training_only_with_previous_label(dataset_folder, tmp_path, monkeypatch):
     """What the loss gives to the model."""
     given = []
-    forward = train_lstm_skip.LSTMForSkips.forward
+    forward = LSTMForSkips.forward
 
     def recorded(model, history, target_tracks, labels=None):
         given.append((model.training, labels is not None))
         return forward(model, history, target_tracks, labels)
 
-    monkeypatch.setattr(train_lstm_skip.LSTMForSkips, "forward", recorded)
+    monkeypatch.setattr(LSTMForSkips, "forward", recorded)
     for previous_label in (True, False):
         given.clear()
         more = ["--model.previous_label", str(previous_label).lower(), "--train.epochs", "1"]

@@ -72,7 +72,9 @@ def test_log_and_finish(tmp_path, dataset):
         {"step": 3, "epoch": 1, "split": "valid", "maa": 0.5, "auc": None},
         {"step": 4, "epoch": 1, "split": "train", "loss": 0.25},
     ]
-    result = run.finish(task="skip", scores=scores(maa=0.5), kind="baseline", device="cpu", n_parameters=3)
+    result = run.finish(
+        task="skip", scores=scores(maa=0.5, first_accuracy=0.25), kind="baseline", device="cpu", n_parameters=3
+    )
     assert json.loads((run.folder / "result.json").read_text()) == result
     assert {key: result[key] for key in ("experiment", "label", "task", "kind", "seed", "n_parameters")} == {
         "experiment": "x",
@@ -148,12 +150,20 @@ def test_each_seed():
 
 
 def test_headline():
-    assert headline({"scores": scores(maa=0.5, first_accuracy=0.25, auc=1)}) == (
+    found = scores(auc=1, first_accuracy=0.25, maa=0.5)
+    assert headline({"task": "skip", "scores": found}) == (
         "test maa 0.5000 [0.0000, 1.0000], first_accuracy 0.2500 [0.0000, 1.0000]"
     )
-    valid_only = {"train": scores(maa=0.9)["test"], "valid": scores(maa=0.5)["test"]}
-    assert headline({"scores": valid_only}) == "valid maa 0.5000 [0.0000, 1.0000]"
-    assert headline({"scores": scores(maa=None, first_accuracy=None)}) == "test "
+    valid_only = {
+        "train": scores(maa=0.9, first_accuracy=0.9)["test"],
+        "valid": scores(maa=0.5, first_accuracy=None)["test"],
+    }
+    assert headline({"task": "skip", "scores": valid_only}) == "valid maa 0.5000 [0.0000, 1.0000]"
+    assert headline({"task": "skip", "scores": scores(maa=None, first_accuracy=None)}) == "test "
+    hidden = scores(**{"perplexity": 9.0, "hr@20": 0.5, "mrr@20": 0.25})
+    assert headline({"task": "pretrain", "scores": hidden}) == (
+        "test mrr@20 0.2500 [0.0000, 1.0000], hr@20 0.5000 [0.0000, 1.0000]"
+    )
 
 
 def test_devices():

@@ -12,6 +12,7 @@ import train_transformer_seq
 from utils.core.cli import parse_config
 from utils.core.errors import UserError
 from utils.training.seeds import each_seed
+from utils.training.sweeps import read_sweep
 
 TINY = {
     **{"model.d_model": 8, "model.n_layers": 1, "model.d_ff": 8, "model.dropout": 0.0},
@@ -29,7 +30,7 @@ def ran(monkeypatch):
         each_seed(train_transformer_seq.main)(parse_config(train_transformer_seq.Config, command[1:]))
         return True
 
-    monkeypatch.setattr(sweep, "run", run)
+    monkeypatch.setattr("utils.training.sweeps.run", run)
     return calls
 
 
@@ -76,7 +77,7 @@ def test_a_failed_run_does_not_stop_the_others(tmp_path, dataset_folder, monkeyp
         started.append(command)
         return len(started) % 2 == 0
 
-    monkeypatch.setattr(sweep, "run", run)
+    monkeypatch.setattr("utils.training.sweeps.run", run)
     runs = {"one": None, "the other": None}
     path = write(tmp_path / "s.yml", script="transformer_seq", common={"data.folder": str(dataset_folder)}, runs=runs)
     with pytest.raises(UserError, match=r"these runs failed:\n  python train_transformer_seq.py .*--run.label one"):
@@ -101,8 +102,14 @@ def test_a_failed_run_does_not_stop_the_others(tmp_path, dataset_folder, monkeyp
         ),
         ({"script": "transformer_seq", "runs": {"a": {"seeds": 0}}}, "seeds of 'a' is 0"),
         ({"script": "transformer_seq", "seeds": True, "runs": {"a": {}}}, "seeds of 'a' is True"),
-        ({"script": "transformer_seq", "runs": {512: {"run.seed": 3}}}, "'512' gives run.seed, which is the sweep's"),
-        ({"script": "transformer_seq", "common": {"run.seeds": 2}, "runs": {"a": {}}}, "'a' gives run.seeds, which is"),
+        (
+            {"script": "transformer_seq", "runs": {512: {"run.seed": 3}}},
+            "'512' gives run.seed, which the sweep sets itself",
+        ),
+        (
+            {"script": "transformer_seq", "common": {"run.seeds": 2}, "runs": {"a": {}}},
+            "'a' gives run.seeds, which the sweep",
+        ),
         (
             {"script": "transformer_seq", "runs": {"a": {"seeds": 2, "run.name": "base"}}},
             "'a' has 2 seeds, but run.name names one folder; put {seed} into it",
@@ -136,7 +143,7 @@ def test_unknown_options_stop_the_sweep_before_the_first_run(tmp_path, ran, caps
 
 @pytest.mark.parametrize("path", sorted((sweep.ROOT / "sweeps").glob("*.yml")), ids=lambda path: path.name)
 def test_sweeps_of_the_project_parse(path):
-    folder, (first, others), _ = sweep.read_sweep(path, folder=None, only=None, scripts=sweep.ROOT)
+    folder, (first, others), _ = read_sweep(path, folder=None, only=None, scripts=sweep.ROOT)
     assert folder.parts[0] == "runs"
     assert len(others) > 1
     made = {}
@@ -175,7 +182,7 @@ def test_places_in_options_are_filled_in(tmp_path):
     runs = {"A": {"warm_start": "{folder}/transformer_seq/base-{seed}", "seeds": 2}}
     path = write(tmp_path / "s.yml", script="transformer_seq", folder="runs/here", first=first, runs=runs)
     for folder in (None, Path("there")):
-        (one, two), (third, fourth) = sweep.read_sweep(path, folder=folder, only=None, scripts=sweep.ROOT).waves
+        (one, two), (third, fourth) = read_sweep(path, folder=folder, only=None, scripts=sweep.ROOT).waves
         where = folder or Path("runs/here")
         for planned, seed in [(one, 1), (two, 2)]:
             assert planned.args[planned.args.index("--run.name") + 1] == f"base-{seed}"
@@ -195,7 +202,7 @@ def test_rows_of_a_sweep_are_compared(tmp_path, dataset_folder, ran, capsys):
 
 def test_a_failure_at_first_stops_the_sweep(tmp_path, dataset_folder, monkeypatch):
     started = []
-    monkeypatch.setattr(sweep, "run", lambda command, **_: bool(started.append(command)))
+    monkeypatch.setattr("utils.training.sweeps.run", lambda command, **_: bool(started.append(command)))
     runs = {"one": {"data.folder": str(dataset_folder)}}
     path = write(tmp_path / "s.yml", script="transformer_seq", first=runs, runs=runs)
     with pytest.raises(UserError, match="these runs failed"):

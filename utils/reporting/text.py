@@ -59,7 +59,7 @@ def original_sentences(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         if row.original_figure is not None:
             beside.setdefault(row.original_figure, []).append(row.label)
-    return [f"{figure.sentence} (beside {'; '.join(labels)})" for figure, labels in beside.items()]
+    return [f"{figure.sentence.removesuffix('.')} (beside {'; '.join(labels)})." for figure, labels in beside.items()]
 
 
 def describe(comparison: Comparison) -> str:

@@ -217,9 +217,9 @@ def headline(result: dict[str, Any]) -> str:
     """The first metrics of a result on the last split that was scored, with intervals, where they are defined."""
     split = last_scored(result["scores"])
     metrics = result["scores"][split]["metrics"]
-    shown = [
-        f"{name} {metrics[name]['mean']:.4f} [{metrics[name]['low']:.4f}, {metrics[name]['high']:.4f}]"
-        for name in HEADLINES[result["task"]][:2]
-        if metrics[name]["mean"] is not None
-    ]
+    shown = []
+    for name in HEADLINES[result["task"]][:2]:
+        mean, low, high = (metrics.get(name, {}).get(key) for key in ("mean", "low", "high"))
+        if mean is not None:
+            shown.append(f"{name} {mean:.4f}" + ("" if low is None or high is None else f" [{low:.4f}, {high:.4f}]"))
     return f"{split} " + ", ".join(shown)
