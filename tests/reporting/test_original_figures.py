@@ -100,4 +100,4 @@ def test_an_original_figure_is_told_once(add_run, tmp_path):
         add_run(label, 0.5 + i / 10, experiment="transformer_skip", stamp=f"2026010{i}-000000")
     text = in_one_line(format_table(tables_of(tmp_path)[0]))
     assert text.count("The original reported") == 1
-    assert text.endswith("(beside One; Two)")
+    assert text.endswith("(beside One; Two).")

@@ -37,9 +37,9 @@ def test_terminal_table_is_aligned_and_says_what_the_original_reported(ladder, t
     assert lines[10] == ""
     assert in_one_line("\n".join(lines[11:])) == (
         'The original reported 0.430 for its "DDPG", not comparable: the highest point of its test curve, one action '
-        "for all users. (beside Bad model) "
+        "for all users (beside Bad model). "
         'The original reported 0.571 for its "standard transformer", not comparable: its training and test sessions '
-        "are of the same day, its best checkpoint was chosen on the test set. (beside Good <b>model</b>)"
+        "are of the same day, its best checkpoint was chosen on the test set (beside Good <b>model</b>)."
     )
 
 
