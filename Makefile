@@ -1,8 +1,7 @@
 # Everything that is installed goes into .venv; everything that is made goes into data/ and runs/.
 
-# Threads of GNU OpenMP wait by spinning: where another program has one of the cores, that costs a factor of ten.
-# A short spin keeps most of the speed on a quiet machine.
-export GOMP_SPINCOUNT ?= 20000
+# Threads of GNU OpenMP wait by spinning, unless they are told to sleep (docs/benchmarks.md has what each costs).
+export OMP_WAIT_POLICY ?= passive
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c

@@ -54,7 +54,7 @@ def make_split(folder: Path, *, n_sessions: int, seed: int, has_skips: bool = Tr
 def make_dataset(
     folder: Path, *, n_sessions: int = 64, n_features: int = 3, has_skips: bool = True, min_length: int = 10
 ) -> Path:
-    """A dataset folder as docs/architecture.md describes it; valid and test are a quarter as large as train."""
+    """A dataset folder as docs/data.md describes it; valid and test are a quarter as large as train."""
     folder.mkdir(parents=True)
     sizes = {"train": n_sessions, "valid": n_sessions // 4, "test": n_sessions // 4}
     for seed, (split, size) in enumerate(sizes.items()):

@@ -59,6 +59,8 @@ def cli(
         args: instead of those of the command line.
         processes: whether `main` can share its work with the other processes that torchrun started.
     """
+    # Threads that spin while they wait take the cores of the threads that they wait for, where others compute, too.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported
     try:
         config = parse_config(config_class, args, description=description)
         if "LOCAL_RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
