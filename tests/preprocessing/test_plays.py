@@ -184,13 +184,13 @@ def test_a_folder_of_files_is_one_table(tmp_path: Path) -> None:
 def test_read_plays_with_the_ids_of_another_dataset(tmp_path: Path) -> None:
     path = write_plays(tmp_path / "plays.csv", [[B, "new", A], [A], [C, B]])
     tracks = pa.table({"track_id": [A, B, C], "index": pa.array([5, 6, 7], pa.int32())})
-    chunk, unknown = read_plays(path, SESSIONS, tracks)
+    chunk, notes = read_plays(path, SESSIONS, tracks)
     assert chunk.session_id.to_pylist() == ["0", "2"]
     assert chunk.lengths.tolist() == [3, 2]
     assert chunk.tracks.tolist() == [6, vocab.UNK, 5, 7, 6]
     assert chunk.tracks.dtype == np.int32
     assert chunk.log.shape == (5, len(schema.LOG_COLUMNS))
-    assert unknown == pytest.approx(0.2)
+    assert notes == ["dropped: fewer than 2 plays: 1 plays"]
     chunk, _ = read_plays(path, SESSIONS, tracks, shortest=1)
     assert chunk.lengths.tolist() == [3, 1, 2]
 
@@ -234,7 +234,7 @@ def test_damaged_tables(tmp_path: Path) -> None:
     assert "session 9 has 2 plays at position 3; remove all but one" in error([*whole, "9,3,a"])
     ragged = error([*whole[:6], "9", *whole[6:]])
     assert str(path) in ragged
-    assert "Line: 7" in ragged
+    assert "line 7: 1 fields where the header has 3" in ragged
     assert "has no plays" in error(whole[:1])
     assert "no session of 2 plays" in error([whole[0], "1,1,a", "2,1,b"])
     assert "no track has 5 plays" in error([whole[0], *(f"{i},{j},{i}{j}" for i in range(9) for j in (1, 2))])
@@ -251,7 +251,7 @@ def test_an_unreadable_time_in_parquet_is_named(tmp_path: Path) -> None:
     frame = pd.DataFrame({"when": ["2026-01-01 10:00", "yesterday"] * 5, "song": list("ab") * 5})
     frame.to_parquet(tmp_path / "p.parquet")
     with pytest.raises(
-        UserError, match=r"p.parquet, row 2: when is yesterday; correct or remove the rows \(5 of them\)"
+        UserError, match=r"p.parquet, row 2: when is 'yesterday', not a time.*; correct or remove the rows \(5 of them\)"
     ):
         prepare(tmp_path / "p.parquet", PlaysColumns(track="song", time="when"))
 
