@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from plays_door import read_sessions
 
 from utils.core.errors import UserError
 from utils.data import schema, vocab
@@ -35,18 +36,6 @@ def write_plays(path: Path, sessions: list[list[str]], **columns: list) -> Path:
 def prepare(path: Path, columns: PlaysColumns, **options) -> tuple[dict, Path]:
     out = path.parent / "data"
     return main(Config(out=out, plays=path, plays_columns=columns, overwrite=True, **options)), out
-
-
-def read_sessions(out: Path) -> dict[str, dict[str, list[str]]]:
-    """{split: {session: its tracks}}, in order."""
-    names = pd.read_parquet(out / "tracks.parquet").set_index("index")["track_id"].to_dict() | {vocab.UNK: "?"}
-    found = {}
-    for split in ("train", "valid", "test"):
-        ids = pd.read_parquet(out / split / "sessions.parquet")["session_id"]
-        offsets = np.load(out / split / "offsets.npy")
-        tracks = [names[i] for i in np.load(out / split / "tracks.npy").tolist()]
-        found[split] = {name: tracks[offsets[i] : offsets[i + 1]] for i, name in enumerate(ids)}
-    return found
 
 
 TEN = [[A, B], [B, A, C], [A, A], [C, B, A], [D, A], [A, B], [B, C], [A, B, C, A], [C, C], [A, D, B]]

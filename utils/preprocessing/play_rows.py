@@ -150,7 +150,7 @@ def code_file(table: ibis.Table) -> ibis.Table:
         skip=skip_code(table.skip) if "skip" in table.columns else ibis.literal(schema.SKIP_UNKNOWN, "uint8"),
         time=time,
         unit=unit,
-        place=finite(table.position.cast("string").try_cast("float64")) if "position" in table.columns else time,
+        place=play_times.finite(table.position.cast("string").try_cast("float64")) if "position" in table.columns else time,
     )
 
 
@@ -158,11 +158,6 @@ def identifier(column: ibis.Value) -> ibis.Value:
     """An id as text; null where it is empty or NaN."""
     text = column.cast("string")
     return ibis.ifelse(text.strip().isin(NO_ID), ibis.null("string"), text)
-
-
-def finite(number: ibis.Value) -> ibis.Value:
-    """Null for NaN and infinity, which come before or after every number."""
-    return ibis.ifelse(number.isnan() | number.isinf(), ibis.null("float64"), number)
 
 
 def skip_code(skip: ibis.Value) -> ibis.Value:

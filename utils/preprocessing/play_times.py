@@ -37,7 +37,6 @@ WRITTEN = [
     for time in (" %H:%M", " %H:%M:%S", " %H:%M:%S.%f", "")
 ]
 """Times with the name of a month, English whatever the locale; without commas."""
-CLOCK = r"(\d{1,2}:\d{2}(?::\d{2})?)"
 
 
 @ibis.udf.scalar.builtin
@@ -52,9 +51,16 @@ def try_strptime(text: str, formats: dt.Array(dt.string)) -> dt.Timestamp():  # 
     raise NotImplementedError
 
 
+@ibis.udf.scalar.builtin
+def divide(number: dt.int64, by: dt.int64) -> dt.int64:
+    """DuckDB's division of whole numbers; that of Ibis goes by way of float64."""
+    raise NotImplementedError
+
+
 def readable(type_: Any) -> bool:
     """Whether a column of this type (of Ibis) can hold times."""
-    return type_.is_timestamp() or type_.is_date() or type_.is_numeric() or type_.is_string() or type_.is_null()
+    number = type_.is_numeric() and not type_.is_boolean()
+    return number or type_.is_timestamp() or type_.is_date() or type_.is_string() or type_.is_null()
 
 
 def read_times(time: ibis.Value) -> tuple[ibis.Value, ibis.Value]:
@@ -89,9 +95,10 @@ def read_text(text: ibis.Value) -> ibis.Value:
     ISO times go first, as they stand. The engine knows no more of them than their usual form, so what is left is put
     in this form; then the names of months are tried.
     """
-    # "inf" and "epoch" are times for the engine, "2026-02-01 (BC)" too; and Ibis casts nothing else so.
+    # "inf" and "epoch" are times for the engine, "2026-02-01 (BC)" too.
     plain = ibis.ifelse(text.re_search(r"^\d{4}[-/ ][^(]*$"), text, ibis.null("string"))
-    written = text.strip().re_replace(r"\s*(?:Z|UTC|GMT)$", "").replace(",", " ").re_replace(r"\s+", " ")
+    written = ibis.ifelse(text.re_search(r"[A-Za-z]{3}.*\d{4}"), text, ibis.null("string"))
+    written = written.strip().re_replace(r"\s*(?:Z|UTC|GMT)$", "").replace(",", " ").re_replace(r"\s+", " ")
     return ibis.coalesce(
         microseconds(plain.try_cast(dt.Timestamp("UTC"))),
         microseconds(usual_form(text).try_cast(dt.Timestamp("UTC"))),
@@ -118,12 +125,18 @@ def usual_form(text: ibis.Value) -> ibis.Value:
     return ibis.ifelse(day == "", ibis.null("string"), whole)
 
 
+def finite(number: ibis.Value) -> ibis.Value:
+    """Null for NaN and infinity, which come before or after every number."""
+    return ibis.ifelse(number.isnan() | number.isinf(), ibis.null("float64"), number)
+
+
 def read_number(time: ibis.Value) -> tuple[ibis.Value, ibis.Value]:
     """Microseconds since 1970 of numbers (or their text), and the place of their unit in `UNITS`.
 
     The unit is told by the size: only in one of them is the number a time of our days.
     """
-    number = time.try_cast("float64")
+    # NaN must go first: the statistics of a Parquet file leave it out, so the engine would skip the comparisons below.
+    number = finite(time.try_cast("float64"))
     exact = time.try_cast("int64")  # a float64 holds no nanoseconds
     whole = ibis.ifelse(exact.cast("float64") == number, exact, ibis.null("int64"))
     found, units = [], []
@@ -132,10 +145,10 @@ def read_number(time: ibis.Value) -> tuple[ibis.Value, ibis.Value]:
         fits = (number >= first * unit.a_second) & (number < LATEST * unit.a_second)
         if unit.a_second <= SECOND:
             factor = SECOND // unit.a_second
-            scaled = ibis.coalesce(whole * factor, (number * factor).round().cast("int64"))
+            scaled = ibis.coalesce(whole * factor, (number * factor).round().try_cast("int64"))
         else:
             factor = unit.a_second // SECOND
-            scaled = ibis.coalesce(whole // factor, (number / factor).floor().cast("int64"))
+            scaled = ibis.coalesce(divide(whole, factor), (number / factor).floor().try_cast("int64"))
         found.append((fits, scaled))
         units.append((fits, i))
     return ibis.cases(*found, else_=ibis.null("int64")), ibis.cases(*units, else_=NO_NUMBER).cast("uint8")
