@@ -45,9 +45,11 @@ def read_sessions(out: Path) -> dict[str, dict[str, list[str]]]:
     return found
 
 
-def make(path: Path, columns: PlaysColumns = COLUMNS, **options: Any) -> tuple[dict[str, Any], dict]:
+def make(
+    path: Path, columns: PlaysColumns = COLUMNS, *, out: Path | None = None, **options: Any
+) -> tuple[dict[str, Any], dict]:
     """`dataset.json` and the sessions of a table of plays; what `evaluate.py --plays` reads of it is the same."""
-    out = path.parent / "made" / "data"
+    out = out or path.parent / "made" / "data"
     options.setdefault("min_count", 1)
     info = main(Config(out=out, plays=path, plays_columns=columns, overwrite=True, **options))
     dataset, found = Dataset.open(out), read_sessions(out)
@@ -64,7 +66,7 @@ def make(path: Path, columns: PlaysColumns = COLUMNS, **options: Any) -> tuple[d
 
 def error(path: Path, columns: PlaysColumns = COLUMNS, **options: Any) -> str:
     """The message of both commands, which differ in the options that they advise."""
-    out = path.parent / "made" / "data"
+    out = path.parent / "made" / "nothing"
     with pytest.raises(UserError) as outside:
         read_plays(path, columns, pa.table({"track_id": ["a"], "index": pa.array([5], pa.int32())}))
     assert "--min_session_length" not in str(outside.value)

@@ -60,7 +60,7 @@ def check_config(config: Config) -> None:
         if protocol not in meant_for and getattr(config, name) != getattr(default, name):
             raise UserError(f"--{name} is for {', '.join(meant_for)}; it means nothing to {protocol}")
     if config.keep_repeats and not config.plays_columns.time:
-        raise UserError("--keep_repeats means nothing without --plays_columns.time: no play is dropped as a repeat then")
+        raise UserError("--keep_repeats means nothing without --plays_columns.time: no play is dropped then")
     if config.plays is not None and config.min_count == 0:
         raise UserError(
             "--min_count 0 takes in the tracks of track_features that nobody played, which a table of plays does not "

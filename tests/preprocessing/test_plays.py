@@ -240,7 +240,7 @@ def test_an_unreadable_time_in_parquet_is_named(tmp_path: Path) -> None:
     frame = pd.DataFrame({"when": ["2026-01-01 10:00", "yesterday"] * 5, "song": list("ab") * 5})
     frame.to_parquet(tmp_path / "p.parquet")
     with pytest.raises(
-        UserError, match=r"p.parquet, row 2: when is 'yesterday', not a time.*; correct or remove the rows \(5 of them\)"
+        UserError, match=r"p.parquet, row 2: when is 'yesterday', not a time.*; correct or remove .* \(5 of them\)"
     ):
         prepare(tmp_path / "p.parquet", PlaysColumns(track="song", time="when"))
 

@@ -47,7 +47,7 @@ def read_parquet(connection: Any, paths: Path | Sequence[Path], **options: Any) 
 
 
 def write_parquet(connection: Any, table: ibis.Table, path: Path) -> None:
-    """Write a table, in its order, to a file whose path may hold any letter (Ibis' own `to_parquet` trips over some)."""
+    """Write a table, in its order, to a file whose path may hold any letter (Ibis' `to_parquet` trips over quotes)."""
     quoted = str(path.absolute()).replace("'", "''")
     connection.raw_sql(f"COPY ({connection.compile(table)}) TO '{quoted}' (FORMAT parquet)")
 

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from utils.core.errors import UserError
 from utils.core.files import only
-from utils.preprocessing.csv_files import open_text
+from utils.preprocessing.csv_files import hidden, open_text
 from utils.preprocessing.engine import read_parquet
 
 BLOCK = 1 << 20
@@ -51,11 +51,6 @@ def plays_files(path: Path) -> list[Path]:
     return files
 
 
-def hidden(name: str) -> bool:
-    """Whether a file or folder is not meant to be read: `.ipynb_checkpoints`, `._plays.csv`, `_SUCCESS`."""
-    return name.startswith((".", "_"))
-
-
 def walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
     """The files of plays in a folder and the folders in it, linked ones too; `above` are those that it is in."""
     here = folder.resolve()
@@ -73,7 +68,7 @@ def walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
 
 
 def twins(files: list[Path]) -> Iterator[tuple[Path, Path]]:
-    """Files that are a copy of one before: `x.csv` beside `x.csv.gz`, or the same bytes; files without plays are not."""
+    """Files with the plays of one before: `x.csv` beside `x.csv.gz`, or the same bytes, if there are plays in them."""
     unpacked: dict[str, Path] = {}
     for file in files:
         first = unpacked.setdefault(str(file).lower().removesuffix(".gz"), file)
@@ -230,8 +225,7 @@ def read_header(file: Path) -> tuple[int, list[str]]:
 
 def not_utf8(file: Path) -> UserError | None:
     """The first line of a CSV file that is not UTF-8, as an error; None if there is none."""
-    opened = gzip.open(file, "rb") if file.suffix.lower() == ".gz" else file.open("rb")
-    with opened as data:
+    with gzip.open(file, "rb") if file.suffix.lower() == ".gz" else file.open("rb") as data:
         for i, line in enumerate(data, start=1):
             try:
                 line.decode("utf-8")
@@ -264,7 +258,7 @@ def explain(file: Path, n_columns: int, error: Exception) -> UserError:
 
 
 def find_value(file: Path, names: list[str], column: str, row: int) -> str:
-    """Where the `row`-th play (from 0) of a file is, and what stands in one of its columns: "FILE, line 7: ts is 'x'"."""
+    """Where the `row`-th play (from 0) of a file is, and what one of its columns holds: "FILE, line 7: ts is 'x'"."""
     place = names.index(column)
     if kind(file) == "parquet":
         n_before = 0

@@ -29,8 +29,8 @@ class CodedPlays(NamedTuple):
 
     table: ibis.Table
     """`owner` str (session or listener), `track_id` str, `skip` uint8 (`schema.SKIP_*`), `time` int64 (microseconds
-    since 1970; null without a time), `unit` uint8 (see `play_times.read_times`), `place` (their order in a session or of
-    a listener: int64, or float64 of positions), `row` int64 (their order in the files)"""
+    since 1970; null without a time), `unit` uint8 (see `play_times.read_times`), `place` (their order in a session or
+    of a listener: int64, or float64 of positions), `row` int64 (their order in the files)"""
     files: list[Path]
     names: list[list[str]]
     """Columns of each file."""
@@ -115,7 +115,7 @@ def check_types(table: ibis.Table, columns: PlaysColumns, file: Path, floats: di
         floats: whether a column of ids has been one of floats in the files before; this one's are added.
 
     Raises:
-        UserError: a column cannot hold what it is said to hold, or the same id would be 7 in one file and 7.0 in another.
+        UserError: a column cannot hold what it should, or the same id would be 7 in one file and 7.0 in another.
     """
     for option in table.columns:
         column, kind = getattr(columns, option), table[option].type()
@@ -124,13 +124,14 @@ def check_types(table: ibis.Table, columns: PlaysColumns, file: Path, floats: di
                 f"{file}: column {column} (--plays_columns.{option}) is of type {kind}; give one of text or numbers"
                 + (", of timestamps or of dates" if option == "time" else "")
             )
-        if option in ("track", "session", "user") and not kind.is_null():
-            if floats.setdefault(option, kind.is_floating()) != kind.is_floating():
-                raise UserError(
-                    f"{file}: column {column} is of type {kind}, but in a file before it "
-                    f"{'was one of' if floats[option] else 'was none of'} floats, so 7 and 7.0 would be two ids; "
-                    "write whole numbers or text in all files"
-                )
+        if option not in ("track", "session", "user") or kind.is_null():
+            continue
+        if floats.setdefault(option, kind.is_floating()) != kind.is_floating():
+            raise UserError(
+                f"{file}: column {column} is of type {kind}, but in a file before it "
+                f"{'was one of' if floats[option] else 'was none of'} floats, so 7 and 7.0 would be two ids; "
+                "write whole numbers or text in all files"
+            )
 
 
 def code_file(table: ibis.Table) -> ibis.Table:
@@ -139,6 +140,9 @@ def code_file(table: ibis.Table) -> ibis.Table:
         time, unit = play_times.read_times(table.time)
     else:
         time, unit = ibis.null("int64"), ibis.literal(play_times.NO_NUMBER, "uint8")
+    place = time
+    if "position" in table.columns:
+        place = play_times.finite(table.position.cast("string").try_cast("float64"))
     owner: ibis.Value = ibis.literal("session")
     for option in ("session", "user"):
         if option in table.columns:
@@ -150,7 +154,7 @@ def code_file(table: ibis.Table) -> ibis.Table:
         skip=skip_code(table.skip) if "skip" in table.columns else ibis.literal(schema.SKIP_UNKNOWN, "uint8"),
         time=time,
         unit=unit,
-        place=play_times.finite(table.position.cast("string").try_cast("float64")) if "position" in table.columns else time,
+        place=place,
     )
 
 

@@ -217,9 +217,7 @@ def describe_sessions(found: pa.Table, *, has_times: bool) -> pa.Table:
 def indexed_batches(connection: Any, events: ibis.Table, tracks: ibis.Table) -> Iterator[pa.RecordBatch]:
     """`index` (id in `tracks`, `vocab.UNK` outside) and `skip` of all events, by session, place and row."""
     found = events.left_join(tracks, "track_id")
-    found = found.select(
-        "number", "place", "row", "skip", index=ibis.coalesce(tracks.index, vocab.UNK).cast("int32")
-    )
+    found = found.select("number", "place", "row", "skip", index=ibis.coalesce(tracks.index, vocab.UNK).cast("int32"))
     ordered = found.order_by(["number", "place", "row"]).select("index", "skip")
     yield from connection.to_pyarrow_batches(ordered, chunk_size=1 << 20)
 

@@ -50,7 +50,8 @@ LOG_QUERY = """
         CASE WHEN half THEN hist_user_behavior_is_shuffle END AS shuffle,
         CASE WHEN half THEN premium END AS premium,
         CASE WHEN half THEN hour_of_day END AS hour
-    FROM (SELECT *, session_position <= session_length // 2 AS half FROM read_csv($files, header = true, hive_partitioning = false))
+    FROM (SELECT *, session_position <= session_length // 2 AS half
+        FROM read_csv($files, header = true, hive_partitioning = false))
     JOIN wanted USING (session_id)
 """.format  # the second half leaves the query without its log
 
