@@ -272,10 +272,19 @@ def test_blocks_end_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         ("user,ts,track\nu1,2026-02-01,a,x\n", "line 2: 4 fields where the header has 3; put quotes around a field"),
         ("user,ts,track\nu1,2026-02-01,a\nu1,b\n", "line 3: 2 fields where the header has 3"),
         ('user,ts,track\nu1,2026-02-01,"a\nu1,2026-02-01,b\n', "close every quote"),
-        ('user,ts,track\nu1,2026-02-01,a\nu1,2026-02-01,"a" b\n', "below line 2: ',' expected after '\"'; write a quote"),
+        (
+            'user,ts,track\nu1,2026-02-01,a\nu1,2026-02-01,"a" b\n',
+            "below line 2: ',' expected after '\"'; write a quote",
+        ),
         ("user;ts;track\nu1;2026-02-01;a\n", "it has user;ts;track; separate columns with commas"),
-        ("user,ts,track,track\nu1,2026-02-01,a,b\n", "has 2 columns 'track' (--plays_columns.track); rename all but one"),
-        ("user,ts,\nu1,2026-02-01,a\n", "no column 'track' (--plays_columns.track); it has user, ts, (one without a name)"),
+        (
+            "user,ts,track,track\nu1,2026-02-01,a,b\n",
+            "has 2 columns 'track' (--plays_columns.track); rename all but one",
+        ),
+        (
+            "user,ts,\nu1,2026-02-01,a\n",
+            "no column 'track' (--plays_columns.track); it has user, ts, (one without a name)",
+        ),
         ("\n\n", "is empty"),
     ],
 )
