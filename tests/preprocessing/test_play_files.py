@@ -334,7 +334,7 @@ def test_a_piece_takes_no_name_of_a_session(tmp_path: Path, taken: list[str]) ->
 
 def test_keep_repeats_needs_times(tmp_path: Path) -> None:
     path = csv_of(tmp_path / "p.csv", [f"{i},{at},a\n" for i in range(9) for at in (1, 2)], "s,at,track\n")
-    with pytest.raises(UserError, match="--keep_repeats means nothing without --plays_columns.time"):
+    with pytest.raises(UserError, match=r"--keep_repeats means nothing without --plays_columns.time"):
         make(path, BY_SESSION, keep_repeats=True)
     assert np.array_equal(os.listdir(tmp_path), ["p.csv"])
     assert COLUMNS.position == ""
