@@ -33,6 +33,8 @@ OPTIONS_OF = {
     "plays_columns": ("plays",),
     "min_session_length": ("plays",),
     "max_session_length": ("plays",),
+    "keep_repeats": ("plays",),
+    "drop_rows_without_track": ("plays",),
 }
 """The protocols that use an option; `plays` is the protocol of `--plays`."""
 
@@ -57,6 +59,8 @@ def check_config(config: Config) -> None:
     for name, meant_for in OPTIONS_OF.items():
         if protocol not in meant_for and getattr(config, name) != getattr(default, name):
             raise UserError(f"--{name} is for {', '.join(meant_for)}; it means nothing to {protocol}")
+    if config.keep_repeats and not config.plays_columns.time:
+        raise UserError("--keep_repeats means nothing without --plays_columns.time: no play is dropped then")
     if config.plays is not None and config.min_count == 0:
         raise UserError(
             "--min_count 0 takes in the tracks of track_features that nobody played, which a table of plays does not "

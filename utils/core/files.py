@@ -91,3 +91,8 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} does not exist") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from None
+
+
+def only(path: Path) -> str:
+    """What names `path` and no other file to DuckDB, which takes `[`, `*` and `?` for patterns."""
+    return "".join(f"[{letter}]" if letter in "[*?" else letter for letter in os.path.abspath(path))

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import torch
 
 from utils.core.errors import UserError
-from utils.core.files import read_json
+from utils.core.files import only, read_json
 from utils.data import schema
 from utils.data.schema import OLDER_PROTOCOLS, SCHEMA_VERSION, SPLITS
 from utils.data.vocab import N_SPECIAL
@@ -200,13 +200,16 @@ def _check_disjoint(folder: Path) -> None:
     for path in paths:
         if not path.exists():
             raise UserError(f"{path} does not exist; run the preprocessing again")
-    query = "SELECT session_id FROM read_parquet($paths) GROUP BY session_id HAVING count(*) > 1 LIMIT 1"
+    query = (
+        "SELECT session_id FROM read_parquet($paths, hive_partitioning = false) "
+        "GROUP BY session_id HAVING count(*) > 1 LIMIT 1"
+    )
     with (
         tempfile.TemporaryDirectory() as spill,
         duckdb.connect(config={"memory_limit": "1GB", "temp_directory": spill}) as engine,
     ):
         try:
-            twice = engine.execute(query, {"paths": [str(path) for path in paths]}).fetchone()
+            twice = engine.execute(query, {"paths": [only(path) for path in paths]}).fetchone()
         except duckdb.Error as error:
             raise UserError(f"the sessions of {folder} cannot be read ({error}); run the preprocessing again") from None
     if twice is not None:

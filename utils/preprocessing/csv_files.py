@@ -14,9 +14,14 @@ Check = Callable[[str], str | None]
 """Says what is wrong with a field that is not empty ("not a number"); None if nothing is."""
 
 
+def hidden(name: str) -> bool:
+    """Whether a file or folder is not meant to be read: `.ipynb_checkpoints`, `._plays.csv`, `_SUCCESS`."""
+    return name.startswith((".", "_"))
+
+
 def open_text(path: Path) -> IO[str]:
     """Open a CSV file for the `csv` module, gzipped if the name ends in `.gz`."""
-    if path.suffix == ".gz":
+    if path.suffix.lower() == ".gz":
         return gzip.open(path, "rt", newline="", encoding="utf-8-sig")
     return path.open(newline="", encoding="utf-8-sig")
 

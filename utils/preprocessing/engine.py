@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +13,7 @@ import ibis
 import pyarrow as pa
 
 from utils.core.errors import UserError
+from utils.core.files import only
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -33,9 +34,22 @@ def connect(*, memory_limit: str, folder: Path) -> Engine:
         connection = ibis.duckdb.connect(memory_limit=memory_limit, temp_directory=str(folder))
     except duckdb.Error as error:
         raise UserError(f"memory_limit {memory_limit!r}: {error}; write it as 2GB or 500MB") from None
+    connection.raw_sql("SET TimeZone = 'UTC'")  # whatever the machine's: a dataset is the same everywhere
     connection.raw_sql("SET enable_progress_bar = false")
     connection.raw_sql("SET enable_external_file_cache = false")  # no file is read twice
     return Engine(connection, f"ibis {ibis.__version__} on duckdb {duckdb.__version__}")
+
+
+def read_parquet(connection: Any, paths: Path | Sequence[Path], **options: Any) -> ibis.Table:
+    """Parquet files as one table: these very files, and no column but theirs (`key=value` in a path makes none)."""
+    names = [only(path) for path in ([paths] if isinstance(paths, Path) else paths)]
+    return connection.read_parquet(names, hive_partitioning=False, **options)
+
+
+def write_parquet(connection: Any, table: ibis.Table, path: Path) -> None:
+    """Write a table, in its order, to a file whose path may hold any letter (Ibis' `to_parquet` trips over quotes)."""
+    quoted = str(path.absolute()).replace("'", "''")
+    connection.raw_sql(f"COPY ({connection.compile(table)}) TO '{quoted}' (FORMAT parquet)")
 
 
 @contextmanager

@@ -21,7 +21,7 @@ import pyarrow.csv
 
 from utils.core.errors import UserError
 from utils.data import schema
-from utils.preprocessing.csv_files import Check, check_columns, explain, find_line
+from utils.preprocessing.csv_files import Check, check_columns, explain, find_line, hidden
 
 LOG_NAME = re.compile(r"log_(\d)_(\d{8})_\d+\.csv(\.gz)?")
 FIRST_DAY = pd.Timestamp("2018-07-15")
@@ -80,9 +80,12 @@ class Log(NamedTuple):
 
 
 def find_files(raw: Path) -> list[Path]:
-    """All CSV files anywhere under `raw`, plain or packed, in order; linked folders are searched, too."""
-    found = os.walk(raw, followlinks=True)
-    return sorted(Path(folder) / name for folder, _, names in found for name in names if ".csv" in name)
+    """All CSV files anywhere under `raw`, plain or packed, in order; linked folders too, hidden files and folders not."""
+    found: list[Path] = []
+    for folder, folders, names in os.walk(raw, followlinks=True):
+        folders[:] = [name for name in folders if not hidden(name)]  # `os.walk` goes on into these
+        found += [Path(folder) / name for name in names if ".csv" in name and not hidden(name)]
+    return sorted(found)
 
 
 def find_logs(raw: Path) -> list[LogFile]:

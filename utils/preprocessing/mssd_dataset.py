@@ -28,7 +28,7 @@ from utils.preprocessing.dataset_writer import (
     write_dataset,
     write_tracks,
 )
-from utils.preprocessing.engine import Engine, arrow_view, in_threads
+from utils.preprocessing.engine import Engine, arrow_view, in_threads, read_parquet
 from utils.preprocessing.options import Config, command_line
 from utils.preprocessing.parsed_logs import Part, find_part, make_part
 from utils.preprocessing.split_rules import SplitRules
@@ -60,7 +60,7 @@ def check_unique(engine: Engine, parts: Sequence[Part]) -> None:
     Raises:
         UserError: there is one.
     """
-    sessions = engine.connection.read_parquet([str(part.sessions_file) for part in parts], table_name="sessions")
+    sessions = read_parquet(engine.connection, [part.sessions_file for part in parts], table_name="sessions")
     total = sum(pq.read_metadata(part.sessions_file).num_rows for part in parts)
     n_slices = 1 << min((total // SESSIONS_A_SLICE).bit_length(), 6)  # 64 at most: each is another pass
     for i in range(n_slices):

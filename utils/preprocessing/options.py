@@ -18,15 +18,15 @@ class PlaysColumns:
 
     track: str = "track_id"
     """The id of the track."""
-    session: str | None = None
+    session: str = ""
     """The session. Without it, sessions are made from `user` and `time`."""
-    user: str | None = None
+    user: str = ""
     """Who listens; without it (and without `session`) all plays are one listener's."""
-    time: str | None = None
-    """When the play started: a timestamp, ISO text, or seconds since 1970."""
-    position: str | None = None
+    time: str = ""
+    """When the play started: a timestamp, ISO text (UTC, or with an offset), or seconds, ms, µs or ns since 1970."""
+    position: str = ""
     """Place in the session; without it, plays are ordered by `time`."""
-    skip: str | None = None
+    skip: str = ""
     """Whether the play was skipped: True/False, true/false or 1/0; anything else is unknown."""
     gap: float = 1800.0
     """Seconds without a play that end a session, if there is no `session`."""
@@ -61,6 +61,10 @@ class Config:
     """plays: shorter sessions are dropped."""
     max_session_length: int | None = None
     """plays: longer sessions are cut into pieces of this many plays."""
+    keep_repeats: bool = False
+    """plays: keep plays that equal another one in listener (or session), time, position and track."""
+    drop_rows_without_track: bool = False
+    """plays: drop rows without a track (podcasts); otherwise they are an error."""
     engine: Literal["duckdb", "spark"] = "duckdb"
     """What processes MSSD's files: DuckDB here, or Spark (docs/preprocessing.md). The dataset is the same."""
     spark_remote: str | None = None

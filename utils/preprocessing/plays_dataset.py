@@ -18,21 +18,24 @@ from utils.preprocessing.dataset_writer import (
     write_dataset,
     write_tracks,
 )
-from utils.preprocessing.engine import Engine
+from utils.preprocessing.engine import Engine, read_parquet
 from utils.preprocessing.options import Config, command_line
 
 
 def prepare_plays(config: Config, folder: Path, work: Path, engine: Engine) -> dict[str, Any]:
     """Write the dataset of `config.plays` into `folder`, with temporary files in `work`; returns `dataset.json`."""
     assert config.plays is not None
-    files = play_tables.plays_files(config.plays)
     arranged = play_tables.arrange(
         engine.connection,
         config.plays,
         config.plays_columns,
         work,
-        shortest=config.min_session_length,
-        longest=config.max_session_length,
+        play_tables.Rules(
+            shortest=config.min_session_length,
+            longest=config.max_session_length,
+            keep_repeats=config.keep_repeats,
+            drop_without_track=config.drop_rows_without_track,
+        ),
     )
     valid, test = split_rules.split_sessions(
         arranged.sessions["whole"].to_pylist(),
@@ -44,7 +47,7 @@ def prepare_plays(config: Config, folder: Path, work: Path, engine: Engine) -> d
     min_count = split_rules.DEFAULT_MIN_COUNT if config.min_count is None else config.min_count
     tracks = build_vocabulary(counts, min_count=min_count)
     pq.write_table(tracks, work / "vocabulary.parquet")
-    known = engine.connection.read_parquet(str(work / "vocabulary.parquet"))
+    known = read_parquet(engine.connection, work / "vocabulary.parquet")
 
     writers = [SplitWriter(folder / split) for split in schema.SPLITS]
     batches = play_tables.indexed_batches(engine.connection, arranged.events, known)
@@ -73,9 +76,9 @@ def prepare_plays(config: Config, folder: Path, work: Path, engine: Engine) -> d
             {
                 "file": file.name if file == config.plays else str(file.relative_to(config.plays)),
                 "bytes": file.stat().st_size,
-                "rows": play_tables.count_rows(engine.connection, file),
+                "rows": rows,
             }
-            for file in files
+            for file, rows in zip(arranged.files, arranged.rows, strict=True)
         ],
         funnel=arranged.funnel,
         splits=splits,
@@ -84,7 +87,7 @@ def prepare_plays(config: Config, folder: Path, work: Path, engine: Engine) -> d
         features=write_tracks(folder, tracks, tracks.select([])),
         has_skips=has_skips,
         has_log=False,
-        notes=["a table of plays has no audio features and no log columns"],
+        notes=["a table of plays has no audio features and no log columns", *arranged.notes],
         engine=engine.name,
         command=command_line(config),
     )

@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from utils.core.errors import UserError
+from utils.core.files import only
 from utils.data.dataset import Dataset
 from utils.data.schema import CONTEXT_TYPES, MAX_LENGTH, half
 from utils.data.vocab import UNK
@@ -49,7 +50,8 @@ LOG_QUERY = """
         CASE WHEN half THEN hist_user_behavior_is_shuffle END AS shuffle,
         CASE WHEN half THEN premium END AS premium,
         CASE WHEN half THEN hour_of_day END AS hour
-    FROM (SELECT *, session_position <= session_length // 2 AS half FROM read_csv({files}, header = true))
+    FROM (SELECT *, session_position <= session_length // 2 AS half
+        FROM read_csv($files, header = true, hive_partitioning = false))
     JOIN wanted USING (session_id)
 """.format  # the query drops the log of the second half
 
@@ -61,16 +63,16 @@ def read_logs(raw: Path, world: World, sessions: pd.DataFrame) -> Logs:
         UserError: no day has a file, sessions are not in the files, or a track is not of this world.
     """
     days = sorted(sessions["day"].unique())
-    files = [str(path) for day in days for path in sorted(raw.glob(f"training_set_*/log_*_{day}_*.csv*"))]
+    files = [only(path) for day in days for path in sorted(raw.glob(f"training_set_*/log_*_{day}_*.csv*"))]
     if not files:
         raise UserError(
             f"{raw} has no training_set_*/log_*_{days[0]}_*.csv; give the folder that the dataset was made of"
         )
     wanted = pd.DataFrame({"session_id": sessions["session_id"].to_numpy(), "row": np.arange(len(sessions))})
-    query = LOG_QUERY(start=START, switch=SWITCH, back=BACK, jump=JUMP, next=NEXT, files=files)
+    query = LOG_QUERY(start=START, switch=SWITCH, back=BACK, jump=JUMP, next=NEXT)
     with duckdb.connect() as connection:
         connection.register("wanted", wanted)
-        rows = connection.execute(query).df()
+        rows = connection.execute(query, {"files": files}).df()
     missing = np.setdiff1d(wanted["row"], rows["row"])
     if len(missing):
         first = wanted["session_id"][missing[0]]

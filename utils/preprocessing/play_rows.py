@@ -1,0 +1,219 @@
+"""Rows of a table of plays under one form, whatever the source, and what is wrong with them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ibis
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from utils.core.errors import UserError
+from utils.data import schema
+from utils.preprocessing import play_times
+from utils.preprocessing.engine import read_parquet, write_parquet
+from utils.preprocessing.options import PlaysColumns
+from utils.preprocessing.play_files import find_value, open_source, plays_files
+
+SKIPPED, NOT_SKIPPED = ("true", "1", "1.0"), ("false", "0", "0.0")
+NO_ID = ("", "nan", "NaN")
+"""What stands for an id that is missing."""
+ROWS_A_FILE = 1 << 40
+"""More than any file has: `row` is the place of the file times this, and the place in the file."""
+
+
+class CodedPlays(NamedTuple):
+    """All rows of all files."""
+
+    table: ibis.Table
+    """`owner` str (session or listener), `track_id` str, `skip` uint8 (`schema.SKIP_*`), `time` int64 (microseconds
+    since 1970; null without a time), `unit` uint8 (see `play_times.read_times`), `place` (their order in a session or
+    of a listener: int64, or float64 of positions), `row` int64 (their order in the files)"""
+    files: list[Path]
+    names: list[list[str]]
+    """Columns of each file."""
+    rows: list[int]
+    """Of each file."""
+
+
+def check_options(columns: PlaysColumns) -> None:
+    """
+    Raises:
+        UserError: columns that make no sessions, or that would be ignored.
+    """
+    if not columns.session and not columns.time:
+        raise UserError("give --plays_columns.session, or --plays_columns.time to make sessions by time gaps")
+    for name, unused in (("user", columns.user), ("gap", columns.gap != PlaysColumns.gap)):
+        if columns.session and unused:
+            raise UserError(
+                f"--plays_columns.{name} has no meaning beside --plays_columns.session; leave one of them out"
+            )
+    if not columns.session and columns.position:
+        raise UserError("--plays_columns.position is the place in a session: it needs --plays_columns.session")
+    if not columns.position and not columns.time:
+        raise UserError("give --plays_columns.position or --plays_columns.time: the order of the plays in a session")
+    if not (math.isfinite(columns.gap) and columns.gap > 0):
+        raise UserError(f"--plays_columns.gap {columns.gap}: must be a number of seconds above 0")
+
+
+def used_columns(columns: PlaysColumns) -> dict[str, str]:
+    """Option -> column of the source, for those that are given."""
+    names = {name: getattr(columns, name) for name in ("track", "session", "user", "time", "position", "skip")}
+    return {name: column for name, column in names.items() if column}
+
+
+def code_plays(connection: Any, path: Path, columns: PlaysColumns, work: Path) -> CodedPlays:
+    """Read every file once and leave its plays in `work`, under one form.
+
+    Raises:
+        UserError: no such file, a file that cannot be read, or a column that is not there or of no use.
+    """
+    check_options(columns)
+    files = plays_files(path)
+    folder = work / "coded"
+    folder.mkdir()
+    coded: list[Path] = []
+    names: list[list[str]] = []
+    floats: dict[str, bool] = {}
+    for i, file in enumerate(tqdm(files, desc="reading", unit=" files", leave=False)):
+        with open_source(connection, file, work) as source:
+            table = select_columns(source.table, source.names, used_columns(columns), file)
+            check_types(table, columns, file, floats)
+            target = folder / f"{i:06}.parquet"
+            write_parquet(connection, code_file(table).mutate(file=ibis.literal(i, "int64")), target)
+        coded.append(target)
+        names.append(source.names)
+    found = read_parquet(connection, coded, file_row_number=True)
+    found = found.mutate(row=found.file * ROWS_A_FILE + found.file_row_number).drop("file", "file_row_number")
+    return CodedPlays(found, files, names, [pq.read_metadata(part).num_rows for part in coded])
+
+
+def select_columns(table: ibis.Table, names: list[str], used: dict[str, str], file: Path) -> ibis.Table:
+    """The columns that options name, under the names of the options.
+
+    Raises:
+        UserError: a column is not there, or there twice.
+    """
+    for option, column in used.items():
+        if column not in names:
+            there = ", ".join(name or "(one without a name)" for name in names)
+            cure = "; separate columns with commas" if len(names) == 1 and set(names[0]) & {";", "\t"} else ""
+            raise UserError(f"{file} has no column {column!r} (--plays_columns.{option}); it has {there}{cure}")
+        if names.count(column) > 1:
+            raise UserError(
+                f"{file} has {names.count(column)} columns {column!r} (--plays_columns.{option}); rename all but one"
+            )
+    return table.select(**{option: table[table.columns[names.index(column)]] for option, column in used.items()})
+
+
+def check_types(table: ibis.Table, columns: PlaysColumns, file: Path, floats: dict[str, bool]) -> None:
+    """
+    Args:
+        table: what `select_columns` returns.
+        floats: whether a column of ids has been one of floats in the files before; this one's are added.
+
+    Raises:
+        UserError: a column cannot hold what it should, or the same id would be 7 in one file and 7.0 in another.
+    """
+    for option in table.columns:
+        column, kind = getattr(columns, option), table[option].type()
+        if kind.is_nested() or (option == "time" and not play_times.readable(kind)):
+            raise UserError(
+                f"{file}: column {column} (--plays_columns.{option}) is of type {kind}; give one of text or numbers"
+                + (", of timestamps or of dates" if option == "time" else "")
+            )
+        if option not in ("track", "session", "user") or kind.is_null():
+            continue
+        if floats.setdefault(option, kind.is_floating()) != kind.is_floating():
+            raise UserError(
+                f"{file}: column {column} is of type {kind}, but in a file before it "
+                f"{'was one of' if floats[option] else 'was none of'} floats, so 7 and 7.0 would be two ids; "
+                "write whole numbers or text in all files"
+            )
+
+
+def code_file(table: ibis.Table) -> ibis.Table:
+    """The columns of `CodedPlays.table` but `row`, of what `select_columns` returns."""
+    if "time" in table.columns:
+        time, unit = play_times.read_times(table.time)
+    else:
+        time, unit = ibis.null("int64"), ibis.literal(play_times.NO_NUMBER, "uint8")
+    place = time
+    if "position" in table.columns:
+        place = play_times.finite(table.position.cast("string").try_cast("float64"))
+    owner: ibis.Value = ibis.literal("session")
+    for option in ("session", "user"):
+        if option in table.columns:
+            owner = identifier(table[option])
+            break
+    return table.select(
+        owner=owner,
+        track_id=identifier(table.track),
+        skip=skip_code(table.skip) if "skip" in table.columns else ibis.literal(schema.SKIP_UNKNOWN, "uint8"),
+        time=time,
+        unit=unit,
+        place=place,
+    )
+
+
+def identifier(column: ibis.Value) -> ibis.Value:
+    """An id as text; null where it is empty or NaN."""
+    text = column.cast("string")
+    return ibis.ifelse(text.strip().isin(NO_ID), ibis.null("string"), text)
+
+
+def skip_code(skip: ibis.Value) -> ibis.Value:
+    text = skip.cast("string").lower()
+    return ibis.cases(
+        (text.isin(SKIPPED), schema.SKIP_2),
+        (text.isin(NOT_SKIPPED), schema.SKIP_PLAYED),
+        else_=schema.SKIP_UNKNOWN,
+    ).cast("uint8")
+
+
+def check_rows(
+    connection: Any, coded: CodedPlays, path: Path, columns: PlaysColumns, *, cure_of_track: str = ""
+) -> list[str]:
+    """What is to be said about times.
+
+    Args:
+        cure_of_track: what else can be done where a track is missing.
+
+    Raises:
+        UserError: no plays; a play without track, session or user, or with a time or position that is none.
+    """
+    plays = coded.table
+    required = {
+        "track_id": (columns.track, "no track", cure_of_track),
+        "place": (
+            (columns.position, "not a number", "")
+            if columns.position
+            else (columns.time, f"not a time that is read ({play_times.FORMS})", "")
+        ),
+        "time": (columns.time, f"not a time that is read ({play_times.FORMS})", ""),
+        "owner": (columns.session or columns.user, f"no {'session' if columns.session else 'user'}", ""),
+    }
+    required = {name: rule for name, rule in required.items() if rule[0]}
+    counts = {f"no {name}": plays[name].isnull().sum() for name in required}
+    counts |= {unit.name: (plays.unit == i).sum() for i, unit in enumerate(play_times.UNITS)}
+    counts["dates"] = play_times.looks_like_dates(plays.time, plays.unit).sum()
+    found = connection.to_pyarrow(plays.aggregate(rows=plays.count(), **counts)).to_pylist()[0]
+    if found["rows"] == 0:
+        raise UserError(f"{path} has no plays")
+    for name, (column, fault, cure) in required.items():
+        if n := found[f"no {name}"]:
+            first = connection.to_pyarrow(plays.filter(plays[name].isnull()).row.min()).as_py()
+            where = where_is(coded, first, column)
+            raise UserError(f"{where}, {fault}; correct or remove the rows ({n} of them){cure}")
+    if found["dates"] == found["rows"]:
+        where = where_is(coded, connection.to_pyarrow(plays.row.min()).as_py(), columns.time)
+        raise UserError(f"{where}, like all others a date rather than seconds since 1970; write it as 2026-02-01")
+    return play_times.unit_notes(found)
+
+
+def where_is(coded: CodedPlays, row: int, column: str) -> str:
+    """File, line or row, column and value of one of the rows."""
+    file, place = divmod(row, ROWS_A_FILE)
+    return find_value(coded.files[file], coded.names[file], column, place)
