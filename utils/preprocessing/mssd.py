@@ -80,7 +80,7 @@ class Log(NamedTuple):
 
 
 def find_files(raw: Path) -> list[Path]:
-    """All CSV files anywhere under `raw`, plain or packed, in order; linked folders too, hidden files and folders not."""
+    """All CSV files anywhere under `raw`, plain or packed, in order; linked folders too, hidden ones not."""
     found: list[Path] = []
     for folder, folders, names in os.walk(raw, followlinks=True):
         folders[:] = [name for name in folders if not hidden(name)]  # `os.walk` goes on into these
