@@ -5,7 +5,7 @@
     python train_baselines.py --data.folder data/mssd --task both --max_sessions 1000000
 
 They are fitted on the training split only. Settings are chosen by MRR@20 on validation; `trials` in `result.json` lists
-every setting that was tried. A dataset without skips gets the seq baselines only.
+every setting that was tried. A dataset without skips gets the seq baselines only, and so does `--data.every_prefix`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 from jsonargparse.typing import PositiveInt
 
 from utils.core.cli import TYPE_CHECKING, cli
+from utils.core.errors import UserError
 from utils.data.options import DataConfig
 from utils.training.options import RunConfig
 from utils.training.seeds import each_seed
@@ -75,6 +76,7 @@ def seq_baselines(config: Config, dataset: Dataset) -> list[Baseline]:
     """The seq baselines, with settings that validation chooses."""
     from model import baselines_seq as seq
     from model import next_track
+    from utils.evaluation.metrics import reciprocal_rank
     from utils.evaluation.scoring import scoring_loader
     from utils.training.run import NGRAM
 
@@ -82,7 +84,7 @@ def seq_baselines(config: Config, dataset: Dataset) -> list[Baseline]:
     plays = (dataset.train.tracks[offsets[0] :], offsets - offsets[0])
     popularity = seq.Popularity.fit(plays[0], n_ids=dataset.n_ids)
     valid = scoring_loader(dataset, config.data, "valid", prefixes=config.data.every_prefix)
-    choose = partial(next_track.choose, valid)
+    choose = partial(next_track.choose, valid, quality=lambda ranks: reciprocal_rank(ranks.rank, 20, ranks.tied))
 
     @cache  # asked for twice: it is a row of its own, and the n-gram's fallback
     def item_knn() -> tuple[Any, dict[str, float]]:
@@ -110,6 +112,8 @@ def main(config: Config) -> list[dict[str, Any]]:
     from utils.evaluation.scoring import score, scoring_loaders
     from utils.training.run import Run
 
+    if config.task == "skip" and config.data.every_prefix:
+        raise UserError("data.every_prefix has no meaning for skips; leave it out, or choose --task seq")
     dataset = Dataset.open(config.data.folder, needs_skips=config.task == "skip")
     loaders = list(scoring_loaders(dataset, config.data))
     skip_inputs, examples = cache(skip.SkipInputs.of), cache(next_track.examples)  # read each loader only once
@@ -123,8 +127,9 @@ def main(config: Config) -> list[dict[str, Any]]:
     tasks = {"skip": (skip_baselines, predict_skips), "seq": (seq_baselines, predict_tracks)}
     results = []
     for task in tasks if config.task == "both" else [config.task]:
-        if task == "skip" and not dataset.info["has_skips"]:
-            tqdm.write(f"{dataset.folder} has no skips: only the seq baselines run")
+        if task == "skip" and (not dataset.info["has_skips"] or config.data.every_prefix):
+            reason = "data.every_prefix is for seq" if dataset.info["has_skips"] else f"{dataset.folder} has no skips"
+            tqdm.write(f"{reason}: only the seq baselines run")
             continue
         baselines, predict = tasks[task]
         for baseline in baselines(config, dataset):

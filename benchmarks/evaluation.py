@@ -48,7 +48,7 @@ def our_top(model: SeqTransformer) -> Predict:
 
 
 def our_ranks(model: SeqTransformer) -> Predict:
-    """Rank of each target from 0, and its log-probability, as after each epoch of training: (B, T)."""
+    """Rank of each target from 0, its ties and its log-probability, as after each epoch of training: (B, T)."""
 
     @torch.no_grad()
     def ranks(batch: SessionBatch) -> Tensor:
@@ -74,16 +74,18 @@ def check_top(model: SeqTransformer, batch: SessionBatch, few: SessionBatch) -> 
 def check_ranks(model: SeqTransformer, batch: SessionBatch, few: SessionBatch) -> None:
     """
     Raises:
-        UserError: log-probabilities and ranks are not those of all scores, normalised and sorted.
+        UserError: log-probabilities, ranks and ties are not those of all scores, normalised and sorted.
     """
     states = model(few.history, model.previous_tracks(few.history, few.target_tracks))
-    log_p, ranks = judge(model, states, few.target_tracks)
+    log_p, ranks, tied = judge(model, states, few.target_tracks)
     logits, targets = model.logits(states), few.target_tracks[:, :, None]
     expected = logits.log_softmax(-1).gather(2, targets)[:, :, 0]
     gate(torch.allclose(log_p, expected, rtol=1e-4), "log-probabilities of evaluate/ranks are not those of a softmax")
     places = (logits.argsort(-1, descending=True) == targets).int().argmax(-1)
     # Two scores that differ by rounding only may change places.
     gate(bool((ranks - places).abs().max() <= 1), "evaluate/ranks are not the places in sorted scores")
+    equal = (logits == logits.gather(2, targets)).sum(-1)
+    gate(bool((tied - equal).abs().max() <= 1), "ties of evaluate/ranks are not the equal scores")
 
 
 # --------------------------------------------------------------------------------------------------- measurement

@@ -5,7 +5,7 @@ Nothing of size N x V is ever built. Letters: N examples, S history positions, T
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -79,12 +79,13 @@ def examples(batches: Iterable[SessionBatch]) -> tuple[np.ndarray, np.ndarray]:
     return history, targets
 
 
-def predict(model: NextTrack, history: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Continuation int32 (N, T), log-probabilities float32 (N, T) and rank float32 (N,); see the functions below.
+def predict(model: NextTrack, history: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Continuation int32 (N, T), log-probabilities float32 (N, T), rank and tied float32 (N,); see the functions below.
 
     The continuation follows the model's own predictions; the other two judge the true targets.
     """
-    return continue_greedily(model, history, targets.shape[1]), *score_targets(model, history, targets)
+    log_probability, ranks = score_targets(model, history, targets)
+    return continue_greedily(model, history, targets.shape[1]), log_probability, *ranks
 
 
 def best(scores: NextScores, popularity: np.ndarray) -> np.ndarray:
@@ -109,12 +110,17 @@ def probability(scores: NextScores, popularity: np.ndarray, target: np.ndarray) 
     return _found_at(scores.found, target) + scores.rest * popularity[target]
 
 
-def rank(scores: NextScores, popularity: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Rank of `target` (N,) among all V - N_SPECIAL tracks, float32 (N,), 0 is first.
+class Ranks(NamedTuple):
+    """Where N tracks stand among all tracks."""
 
-    It is the number of tracks with a higher score plus half of the others with the same score. The rank of a special id
-    (a new track, or padding) is infinity.
-    """
+    rank: np.ndarray
+    """float32 (N,), from 0: the middle one of tied tracks; infinity for special ids (new tracks, padding)."""
+    tied: np.ndarray
+    """float32 (N,): how many tracks share the score, the track itself included."""
+
+
+def rank(scores: NextScores, popularity: np.ndarray, target: np.ndarray) -> Ranks:
+    """Where `target` (N,) stands among all V - N_SPECIAL tracks."""
     found, rest = scores
     n = len(target)
     rows, full = _full_scores(scores, popularity)
@@ -132,16 +138,25 @@ def rank(scores: NextScores, popularity: np.ndarray, target: np.ndarray) -> np.n
     higher = higher + above - np.bincount(rows, found_popularity > limit[rows], minlength=n)
     equal = equal + level - np.bincount(rows, found_popularity == limit[rows], minlength=n)
     # `equal` counts the target itself as well.
-    return np.where(target >= N_SPECIAL, higher + (equal - 1) / 2, np.inf).astype(np.float32)
+    inside = target >= N_SPECIAL
+    middle = np.where(inside, higher + (equal - 1) / 2, np.inf)
+    return Ranks(middle.astype(np.float32), np.where(inside, equal, 1).astype(np.float32))
 
 
-def choose(batches: Iterable[SessionBatch], model: HasSettings) -> tuple[NextTrack, dict[str, float]]:
-    """Compare the settings of a fitted model by the MRR@20 of the next track on validation `batches`.
+def choose(
+    batches: Iterable[SessionBatch], model: HasSettings, quality: Callable[[Ranks], np.ndarray]
+) -> tuple[NextTrack, dict[str, float]]:
+    """Compare the settings of a fitted model by the next track on validation `batches`.
 
     If there are more than `N_TUNING` examples, an evenly spaced sample is used.
 
+    Args:
+        batches: of an ordered loader.
+        model: its `settings` are compared.
+        quality: of the ranks of N next tracks, (N,), such as their reciprocal ranks.
+
     Returns:
-        the model with the best setting (the first of equals), and the MRR@20 of every setting.
+        the model with the best setting (the first of equals), and the mean quality of every setting.
     """
     history, targets = examples(batches)
     some = np.unique(np.linspace(0, len(targets) - 1, min(len(targets), N_TUNING)).astype(np.int64))
@@ -149,35 +164,35 @@ def choose(batches: Iterable[SessionBatch], model: HasSettings) -> tuple[NextTra
     chosen: NextTrack = model
     for name, candidate in tqdm(model.settings(), desc="choose", leave=False, delay=2):
         ranks = next_ranks(candidate, history[some], targets[some, 0])
-        value = float(np.where(ranks < 20, 1 / (ranks + 1), 0).mean())
+        value = float(quality(ranks).mean())
         if value > max(trials.values(), default=-1.0):
             chosen = candidate
         trials[name] = value
     return chosen, trials
 
 
-def next_ranks(model: NextTrack, history: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Rank of the next track `target` (N,) after each history (N, S), float32 (N,); see `rank`."""
+def next_ranks(model: NextTrack, history: np.ndarray, target: np.ndarray) -> Ranks:
+    """Where the next track `target` (N,) stands after each history (N, S)."""
     return score_targets(model, history, target[:, None])[1]
 
 
-def score_targets(model: NextTrack, history: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def score_targets(model: NextTrack, history: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, Ranks]:
     """Judge true targets (N, T), padded on the right, each after the history (N, S) and the true targets before it.
 
     Returns:
-        log P of each target, float32 (N, T), 0 at special ids (new tracks, padding); rank of the first, float32 (N,).
+        log P of each target, float32 (N, T), 0 at special ids (new tracks, padding); ranks of the first (N,).
     """
     plays = np.concatenate([history, targets], axis=1)
     size = history.shape[1]
     log_probability = np.zeros(targets.shape, np.float32)
-    ranks = np.zeros(len(targets), np.float32)
+    ranks = Ranks(*np.zeros((2, len(targets)), np.float32))
     for i in _chunks(len(history), "score targets"):
         for t in range(targets.shape[1]):
             scores = score(model, plays[i, t : t + size])
             chance = probability(scores, model.popularity, targets[i, t])
             log_probability[i, t] = np.log(np.where(targets[i, t] >= N_SPECIAL, chance, 1.0))
             if t == 0:
-                ranks[i] = rank(scores, model.popularity, targets[i, 0])
+                ranks.rank[i], ranks.tied[i] = rank(scores, model.popularity, targets[i, 0])
     return log_probability, ranks
 
 

@@ -12,6 +12,7 @@ from utils.data.batch import History, SessionBatch
 from utils.data.dataloaders import SessionLoader
 from utils.data.dataset import Dataset
 from utils.data.options import DataConfig
+from utils.data.vocab import N_SPECIAL
 from utils.evaluation.predict import judge, predict_skip
 from utils.evaluation.scores import evaluate_skip
 from utils.evaluation.scoring import scoring_loader
@@ -82,16 +83,21 @@ def test_scale_is_the_most_probable_one(length, dataset_folder):
 
 
 def test_sampled_ranking(dataset_folder):
-    """Ties count half: a model that likes all tracks alike is in the middle, 49.5 others before it."""
+    """A model that likes all tracks alike: every place among the tied ones is as probable as any other."""
     dataset, data = Dataset.open(dataset_folder), DataConfig(folder=str(dataset_folder))
     model = DDPGForContinuation(ActorCritic(dataset.n_ids, dataset.features, **SIZES))
     batch = next(iter(scoring_loader(dataset, data, "valid")))
     items = model.agent.items
     model.agent.items = lambda tracks: torch.ones(*tracks.shape, 6)
     scores = sampled_ranking(model, dataset, data, "valid")
-    assert scores["hr@1"] == scores["hr@10"] == 0
-    assert scores["n_sessions"] == dataset.valid.n_sessions
-    assert 1 / 50.5 <= scores["mrr"] < 1 / 45, "draws of the track itself are no rivals"
+    true = batch.target_tracks[:, :1]
+    drawn = torch.randint(N_SPECIAL, dataset.n_ids, (len(true), 99), generator=torch.Generator().manual_seed(0))
+    n_tied = [1 + n for n in (drawn != true).sum(1).tolist()]
+    assert 90 < min(n_tied) < max(n_tied) <= 100, "draws of the track itself are no rivals"
+    assert scores["n_sessions"] == dataset.valid.n_sessions == len(n_tied)
+    assert scores["hr@1"] == pytest.approx(np.mean([1 / n for n in n_tied]))
+    assert scores["hr@10"] == pytest.approx(np.mean([10 / n for n in n_tied]))
+    assert scores["mrr"] == pytest.approx(np.mean([sum(1 / place for place in range(1, n + 1)) / n for n in n_tied]))
     model.agent.items = items
     true = batch.target_tracks[:, 0]
     model.agent.forward = lambda history: items(true)

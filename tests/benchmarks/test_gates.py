@@ -60,7 +60,14 @@ def in_bfloat16(factor: float) -> Callable:
         (decoding, "sample", lambda tracks: tracks + 1, "decode/sample"),
         (decoding, "beam_search", lambda beams: beams._replace(tracks=beams.tracks.flip(2)), "decode/beam-5 claims"),
         (Catalogue, "top_k", lambda top: top._replace(ids=top.ids.flip(1)), "ids of evaluate/top-10"),
-        (evaluation, "judge", lambda judged: (judged[0], judged[1] + 2), "evaluate/ranks"),
+        (evaluation, "judge", lambda judged: (judged[0] - 1, *judged[1:]), "log-probabilities of evaluate/ranks"),
+        (
+            evaluation,
+            "judge",
+            lambda judged: (judged[0], judged[1] + 2, judged[2]),
+            "evaluate/ranks are not the places",
+        ),
+        (evaluation, "judge", lambda judged: (*judged[:2], judged[2] + 2), "ties of evaluate/ranks are not"),
         (reference, "collate", lambda batch: batch._replace(target_skips=-batch.target_skips), "Python collation"),
     ],
 )

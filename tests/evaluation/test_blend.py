@@ -48,17 +48,30 @@ def test_mixture_by_hand(weight, order):
     assert mixed[0].tolist() == pytest.approx([0.0] * N_SPECIAL + by_hand, rel=1e-6)
     assert sum(NGRAM) == pytest.approx(1.0)
     assert mixed.sum().item() == pytest.approx(1.0, rel=1e-6)
-    assert [int(rank_of(mixed, torch.tensor([track]))) for track in order] == [0, 1, 2, 3]
+    found = [rank_of(mixed, torch.tensor([track])) for track in order]
+    assert [(rank.item(), tied.item()) for rank, tied in found] == [(0, 1), (1, 1), (2, 1), (3, 1)]
 
 
 def test_an_even_share_is_the_default():
     assert Blend(Stubborn(), markov()).weight == 0.5
 
 
-def test_ties_count_half():
+def test_a_rank_is_the_middle_one_of_ties():
     p = torch.tensor([[0.9, 0, 0, 0, 0, 0.2, 0.3, 0.2, 0.2, 0.1]], dtype=torch.float64)
-    ranks = [rank_of(p, torch.tensor([track])).item() for track in range(5, 10)]
-    assert ranks == [2, 0, 2, 2, 4], "three tracks share the places 1, 2 and 3; special ids have none"
+    ranks, tied = rank_of(p.expand(5, -1), torch.arange(5, 10))
+    assert ranks.tolist() == [2, 0, 2, 2, 4], "three tracks share the places 1, 2 and 3; special ids have none"
+    assert tied.tolist() == [3, 1, 3, 3, 1]
+    assert ranks.dtype == tied.dtype == torch.float64
+
+
+def test_ties_are_brute_force():
+    generator = torch.Generator().manual_seed(0)
+    p = torch.randint(0, 4, (60, 12), generator=generator).double() / 10
+    targets = torch.randint(N_SPECIAL, 12, (60,), generator=generator)
+    for row, target, rank, tied in zip(p.tolist(), targets.tolist(), *rank_of(p, targets), strict=True):
+        tracks = row[N_SPECIAL:]
+        assert tied == tracks.count(row[target])
+        assert rank == sum(value > row[target] for value in tracks) + (tied - 1) / 2
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +108,7 @@ def test_all_of_the_model_is_the_model(parts, loader):
     ours, theirs = predict_blend(Blend(model, ngram, 1.0), CPU, loader), predict_seq(model, CPU, loader)
     assert np.array_equal(ours.tracks, theirs.tracks)
     assert np.array_equal(ours.rank, theirs.rank)
+    assert np.array_equal(ours.tied, theirs.tied)
     assert np.isinf(ours.rank).any()
     np.testing.assert_allclose(ours.log_probability, theirs.log_probability, rtol=1e-4, atol=1e-5)
 
@@ -105,6 +119,9 @@ def test_nothing_of_the_model_is_the_ngram(parts, loader):
     assert np.array_equal(ours.tracks, theirs[0])
     np.testing.assert_allclose(ours.log_probability, theirs[1], rtol=1e-5, atol=1e-6)
     assert np.array_equal(ours.rank, theirs[2])
+    assert np.array_equal(ours.tied, theirs[3])
+    assert (ours.tied > 1).any()
+    assert (ours.tied[np.isinf(ours.rank)] == 1).all()
 
 
 def test_a_mixture_is_neither_and_its_probabilities_are_mixed(parts, loader):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import N_IDS
@@ -17,7 +19,7 @@ from utils.data.dataloaders import SessionLoader
 from utils.data.dataset import Dataset
 from utils.data.options import DataConfig
 from utils.data.vocab import N_SPECIAL
-from utils.evaluation.decoding import allowed_tracks, step_by_step
+from utils.evaluation.decoding import allowed_tracks, read_allow_list, step_by_step
 from utils.evaluation.options import DecodingConfig
 from utils.evaluation.predict import predict_seq, seq_predictor
 
@@ -62,7 +64,7 @@ def test_every_method_reaches_its_function(model, dataset):
 
 def test_decoding_changes_continuations_and_nothing_else(model, dataset, tmp_path):
     path = tmp_path / "allowed.txt"
-    path.write_text("t_3\n\n  t_7 \nt_3\nt_20\n", encoding="utf-8")
+    path.write_bytes(b"\xef\xbb\xbft_3\n\nt_7\r\n\r\nt_3\nt_20\n")
     config = DecodingConfig(allow_list=str(path), no_repeat=2)
     allowed = allowed_tracks(config, dataset, DATA)
     assert allowed.tolist() == [N_SPECIAL + 3, N_SPECIAL + 7, N_SPECIAL + 20]
@@ -71,6 +73,7 @@ def test_decoding_changes_continuations_and_nothing_else(model, dataset, tmp_pat
     constrained = predict_seq(model, CPU, loader, decoding=step_by_step(config), allowed=allowed)
     assert set(constrained.tracks.ravel()) == {N_SPECIAL + 3, N_SPECIAL + 7, N_SPECIAL + 20}
     assert_array_equal(constrained.rank, plain.rank)
+    assert_array_equal(constrained.tied, plain.tied)
     assert_array_equal(constrained.log_probability, plain.log_probability)
     assert allowed_tracks(DecodingConfig(), dataset, DATA) is None
 
@@ -98,7 +101,11 @@ def test_options_that_make_no_sense(options, message):
     [
         (None, "cannot read .*allowed.txt as text: .*No such file"),
         (b"\xff\xfe\x00t", "cannot read .*allowed.txt as text"),
-        (b"\n  \n", "allowed.txt holds no track; write one track id a line"),
+        (b"\n\r\n", "allowed.txt holds no track; write one track id a line"),
+        (b"\xef\xbb\xbf", "allowed.txt holds no track; write one track id a line"),
+        (b"\n  \n", "allowed.txt, line 2: .* has no track '  '; take the line out"),
+        (b"t_1\n t_2\n", "allowed.txt, line 2: .* has no track ' t_2'; take the line out"),
+        (b"t_1\xe2\x80\xa8t_2\n", r"allowed.txt, line 1: .* has no track 't_1\\u2028t_2'; take the line out"),
         (b"t_1\n\nt_99\n", "allowed.txt, line 3: .* has no track 't_99'; take the line out"),
         (b"nobody\nt_1\n<unk>", r"allowed.txt, line 1 \(and 1 other lines\): .* has no track 'nobody'"),
     ],
@@ -109,6 +116,29 @@ def test_bad_allow_lists(content, message, dataset, tmp_path):
         path.write_bytes(content)
     with pytest.raises(UserError, match=message):
         allowed_tracks(DecodingConfig(allow_list=str(path)), dataset, DATA)
+
+
+def test_any_track_id_can_be_named(dataset, tmp_path):
+    """Nothing but a line's end ends a line, and nothing is stripped."""
+    names = np.array(dataset.track_names)
+    odd = [
+        " outer spaces  ",
+        "a\u2028b",
+        "tab\t",
+        "\x0bvertical",
+        "form\x0cfeed",
+        "\x85",
+        "\xa0",
+        "carriage\rreturn",
+        "\ufeff",
+    ]
+    names[N_SPECIAL : N_SPECIAL + len(odd)] = odd
+    source = SimpleNamespace(track_names=names, n_ids=dataset.n_ids, folder=dataset.folder)
+    path = tmp_path / "allowed.txt"
+    for start, end in ((b"", b"\n"), (b"\xef\xbb\xbf", b"\r\n")):
+        path.write_bytes(start + end.join(name.encode() for name in odd) + end)
+        allowed = read_allow_list(str(path), source, option="decoding.allow_list")
+        assert allowed.tolist() == list(range(N_SPECIAL, N_SPECIAL + len(odd)))
 
 
 def test_an_allow_list_must_be_longer_than_what_may_not_repeat(dataset, tmp_path):

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from fractions import Fraction
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -159,13 +160,67 @@ def test_auc_is_scikit_learns(at_once, monkeypatch):
 
 
 def test_ranking_metrics_by_hand():
-    rank = np.array([0.0, 1.0, 9.0, 10.0, 0.5, np.inf])
-    np.testing.assert_array_equal(metrics.hit_rate(rank, 10), [1, 1, 1, 0, 1, 0])
-    np.testing.assert_array_equal(metrics.hit_rate(rank, 1), [1, 0, 0, 0, 1, 0])
+    """The last but one shares the first two places with another track; the others have no ties."""
+    rank, tied = np.array([0.0, 1.0, 9.0, 10.0, 0.5, np.inf]), np.array([1.0, 1.0, 1.0, 1.0, 2.0, 1.0])
+    np.testing.assert_array_equal(metrics.hit_rate(rank, 10, tied), [1, 1, 1, 0, 1, 0])
+    np.testing.assert_array_equal(metrics.hit_rate(rank, 1, tied), [1, 0, 0, 0, 1 / 2, 0])
     np.testing.assert_allclose(
-        metrics.ndcg(rank, 10), [1, 1 / math.log2(3), 1 / math.log2(11), 0, 1 / math.log2(2.5), 0]
+        metrics.ndcg(rank, 10, tied), [1, 1 / math.log2(3), 1 / math.log2(11), 0, (1 + 1 / math.log2(3)) / 2, 0]
     )
-    np.testing.assert_allclose(metrics.reciprocal_rank(rank, 10), [1, 1 / 2, 1 / 10, 0, 1 / 1.5, 0])
+    np.testing.assert_allclose(metrics.reciprocal_rank(rank, 10, tied), [1, 1 / 2, 1 / 10, 0, 3 / 4, 0])
+
+
+GAINS = {
+    metrics.hit_rate: lambda place: 1.0,
+    metrics.ndcg: lambda place: 1 / math.log2(place + 2),
+    metrics.reciprocal_rank: lambda place: 1 / (place + 1),
+}
+"""Of places from 0, inside the first k."""
+
+
+def test_ties_by_hand():
+    np.testing.assert_array_equal(metrics.hit_rate(np.array([0.5]), 1, np.array([2.0])), [1 / 2])
+    np.testing.assert_allclose(metrics.reciprocal_rank(np.array([0.5]), 20, np.array([2.0])), [3 / 4])
+    # Places 8 to 11: two of four are among the first ten, one among the first nine, none among the first eight.
+    rank, tied = np.array([9.5]), np.array([4.0])
+    assert [metrics.hit_rate(rank, k, tied)[0] for k in (8, 9, 10, 11, 12, 20)] == [0, 1 / 4, 1 / 2, 3 / 4, 1, 1]
+    np.testing.assert_allclose(metrics.reciprocal_rank(rank, 10, tied), [(1 / 9 + 1 / 10) / 4])
+    np.testing.assert_allclose(metrics.ndcg(rank, 10, tied), [(1 / math.log2(10) + 1 / math.log2(11)) / 4])
+
+
+@pytest.mark.parametrize("n_tracks", [1, 2, 7, 20, 1001, 3_700_000])
+def test_a_model_that_likes_all_tracks_alike_is_as_good_as_chance(n_tracks):
+    rank, tied = np.full((2, 3), (n_tracks - 1) / 2, np.float32), np.full((2, 3), n_tracks, np.float32)
+    for k in (1, 10, 20):
+        places = range(min(k, n_tracks))
+        for metric, gain in GAINS.items():
+            expected = math.fsum(map(gain, places)) / n_tracks
+            np.testing.assert_allclose(metric(rank, k, tied), np.full((2, 3), expected), rtol=1e-9)
+
+
+@pytest.mark.parametrize("n_tied", [1, 2, 3, 5])
+def test_ties_are_the_mean_over_all_orders(n_tied):
+    """The true track is number 0 of the tied ones; better tracks stand before them."""
+    orders = list(permutations(range(n_tied)))
+    for n_better in range(6):
+        places = [n_better + order.index(0) for order in orders]
+        rank, tied = np.array([n_better + (n_tied - 1) / 2]), np.array([float(n_tied)])
+        for metric, gain in GAINS.items():
+            for k in (1, 2, 4, 7, 20):
+                expected = math.fsum(gain(place) for place in places if place < k) / len(orders)
+                assert metric(rank, k, tied)[0] == pytest.approx(expected, abs=1e-12)
+                if metric is metrics.hit_rate:
+                    assert expected == pytest.approx(min(max((k - n_better) / n_tied, 0), 1))
+
+
+@pytest.mark.parametrize("metric", GAINS)
+def test_without_ties_the_gain_is_that_of_the_rank(metric):
+    rank = np.append(np.arange(40.0), np.inf).reshape(1, -1)
+    for k in (1, 10, 20):
+        expected = [[GAINS[metric](place) if place < k else 0 for place in rank[0]]]
+        for tied in ((), (1.0,), (np.ones_like(rank),)):
+            np.testing.assert_allclose(metric(rank, k, *tied), expected, atol=1e-12)
+        assert 0 <= metric(np.array([k - 0.5]), k)[0] <= 1  # a half rank, even if its ties are left out
 
 
 @pytest.mark.parametrize("k", [1, 5, 20])
@@ -218,6 +273,30 @@ def test_bootstrap_of_ratios_weights_sessions_by_their_size():
     assert mean[0] == 2 / 8
     assert (low[0], high[0]) == (0, 1)  # a quarter of the resamples hold only the one or only the other session
     assert np.isnan([mean[1], low[1], high[1]]).all()
+
+
+def test_resamples_without_a_weight_do_not_count():
+    """Of 300 sessions one has a weight: a third of the resamples miss it, all others find its value."""
+    numerators, denominators = np.zeros((2, 300, 2))
+    numerators[7, 0], denominators[7, 0] = 3.0, 4.0
+    assert [value.tolist() for value in metrics.bootstrap_intervals(numerators[:, :1], denominators[:, :1])] == [
+        *([0.75], [0.75], [0.75])
+    ]
+    both = metrics.bootstrap_intervals(numerators, denominators)  # and beside a metric that has none at all
+    np.testing.assert_array_equal(both, [[0.75, np.nan]] * 3)
+    nothing = metrics.bootstrap_intervals(numerators[:, 1:], denominators[:, 1:])
+    np.testing.assert_array_equal(nothing, [[np.nan]] * 3)
+
+
+def test_a_metric_without_a_weight_in_any_resample_has_no_interval():
+    """Two resamples of 300 sessions, drawn as the function draws them; the session with a weight is in neither."""
+    rng = np.random.default_rng(0)
+    missed = np.setdiff1d(np.arange(300), np.concatenate([rng.integers(0, 300, 300) for _ in range(2)]))
+    numerators, denominators = np.zeros((300, 1)), np.zeros((300, 1))
+    numerators[missed[0]], denominators[missed[0]] = 1.0, 2.0
+    mean, low, high = metrics.bootstrap_intervals(numerators, denominators, n_resamples=2)
+    assert mean[0] == 0.5
+    assert np.isnan([low[0], high[0]]).all()
 
 
 def test_bootstrap_of_groups_is_that_of_sessions(monkeypatch: pytest.MonkeyPatch):

@@ -39,12 +39,13 @@ def lookup(n_tracks):
 
 def test_judge_by_hand():
     states = torch.tensor([3.0, 1.0, 2.0, 2.0, 0.0]).expand(1, 6, 5)
-    log_p, rank = judge(lookup(5), states, torch.tensor([[5, 6, 7, 9, UNK, PAD]]))
+    log_p, rank, tied = judge(lookup(5), states, torch.tensor([[5, 6, 7, 9, UNK, PAD]]))
     total = math.log(sum(math.exp(x) for x in (3, 1, 2, 2, 0)))
     assert_allclose(log_p, [[3 - total, 1 - total, 2 - total, 0 - total, 0, 0]], rtol=1e-6)
     assert rank.tolist() == [[0, 3, 1.5, 4, math.inf, math.inf]]  # 7 and 8 tie: half of the ties are above
-    _, rank = judge(lookup(100), torch.zeros(1, 1, 100), torch.tensor([[60]]))
-    assert rank.item() == 99 / 2
+    assert tied.tolist() == [[1, 1, 2, 1, 1, 1]]
+    _, rank, tied = judge(lookup(100), torch.zeros(1, 1, 100), torch.tensor([[60]]))
+    assert (rank.item(), tied.item()) == (99 / 2, 100)
 
 
 def test_judge_in_chunks(monkeypatch):
@@ -126,6 +127,7 @@ def test_predictions_do_not_depend_on_batch_size_or_pass(dataset_folder):
     assert_array_equal(one.tracks, two.tracks)
     assert_allclose(one.log_probability, two.log_probability, atol=1e-5)
     assert_array_equal(one.rank, two.rank)
+    assert_array_equal(one.tied, two.tied)
 
 
 def test_predict_seq_by_hand(dataset_folder):
@@ -142,10 +144,27 @@ def test_predict_seq_by_hand(dataset_folder):
     assert_allclose(predictions.log_probability, expected, atol=1e-5)
     order = logits[:, 0].argsort(descending=True)
     assert_array_equal(predictions.rank, (order == targets[:, :1]).nonzero()[:, 1])
+    assert_array_equal(predictions.tied, np.ones(len(targets)))
     scores = evaluate_seq(predictions, loader.targets(), n_ids=N_IDS)
     known = targets != PAD
     assert mean(scores, "perplexity") == pytest.approx(math.exp(-expected[known].mean()), rel=1e-5)
     assert ((predictions.tracks >= N_SPECIAL) & (predictions.tracks < N_IDS)).all()
+
+
+def test_ties_of_a_model_reach_the_metrics(dataset_folder):
+    """A model that gives all tracks the same score hits one of k in n_tracks."""
+    dataset = Dataset.open(dataset_folder)
+    model = seq_model().eval()
+    with torch.no_grad():
+        model.head.weight.zero_()
+        model.head.bias.zero_()
+    loader, n_tracks = SessionLoader(dataset.test, batch_size=5), N_IDS - N_SPECIAL
+    predictions = predict_seq(model, CPU, loader)
+    assert (predictions.rank == (n_tracks - 1) / 2).all()
+    assert (predictions.tied == n_tracks).all()
+    scores = evaluate_seq(predictions, loader.targets(), n_ids=N_IDS)
+    assert [mean(scores, f"hr@{k}") for k in (1, 10, 20)] == pytest.approx([k / n_tracks for k in (1, 10, 20)])
+    assert mean(scores, "mrr@20") == pytest.approx(sum(1 / place for place in range(1, 21)) / n_tracks)
 
 
 @torch.no_grad()
@@ -162,7 +181,7 @@ def test_judge_is_brute_force():
     model.head = head
     states, targets = 3 * torch.randn(30, 20, 8), torch.randint(0, 300, (30, 20))
     targets[0, 0], targets[0, 1] = PAD, 105
-    log_p, rank = judge(model, states, targets)
+    log_p, rank, tied = judge(model, states, targets)
     logits = head(states)
     true = logits.gather(2, targets[..., None])
     inside = targets >= N_SPECIAL
@@ -170,8 +189,10 @@ def test_judge_is_brute_force():
     expected = (logits > true).sum(2) + ((logits == true).sum(2) - 1) / 2
     assert_close(rank, expected.masked_fill(~inside, torch.inf))
     assert rank[0, 1] % 1 == 0.5
+    assert_close(tied, (logits[..., N_SPECIAL:] == true).sum(2).float().masked_fill(~inside, 1.0))
+    assert tied[0, 1] == 2
     with torch.autocast("cpu", torch.bfloat16):  # it is float32 all the same
-        assert all(torch.equal(*both) for both in zip(judge(model, states, targets), (log_p, rank), strict=True))
+        assert all(torch.equal(*both) for both in zip(judge(model, states, targets), (log_p, rank, tied), strict=True))
 
 
 @torch.no_grad()

@@ -16,6 +16,8 @@ from utils.data.vocab import N_SPECIAL, PAD, UNK
 from utils.evaluation.metrics import HEADLINES, METRICS, direction
 from utils.evaluation.predictions import MaskedPredictions, SeqPredictions, SkipPredictions
 from utils.evaluation.scores import evaluate_masked, evaluate_seq, evaluate_skip, save_predictions
+from utils.evaluation.tables import print_scores
+from utils.training.run import headline
 
 
 def mean(scores, name):
@@ -72,6 +74,28 @@ def test_what_is_not_defined_is_none_and_json():
     json.dumps(nothing.summary(), allow_nan=False)
 
 
+@pytest.mark.parametrize("n_labelled", [0, 1, 2])
+def test_few_sessions_with_labels(n_labelled, recwarn):
+    """Of 300 sessions two have labels, one of them right: a mean, an interval, and no complaint."""
+    skips = np.full((300, 5), -1, np.int8)
+    skips[[20, 211][:n_labelled], 0] = [1, 0][:n_labelled]
+    targets = Targets(np.full((300, 5), 7, np.int32), skips, np.arange(300))
+    scores = evaluate_skip(SkipPredictions.of(np.full((300, 5), 0.75)), targets, train_plays=np.arange(10))
+    summary = json.loads(json.dumps(scores.summary(), allow_nan=False))
+    line = headline({"task": "skip", "scores": {"test": summary}})
+    if n_labelled == 2:
+        assert summary["metrics"]["maa"] == {"mean": 0.5, "low": 0.0, "high": 1.0}
+        assert line == "test maa 0.5000 [0.0000, 1.0000], first_accuracy 0.5000 [0.0000, 1.0000]"
+        assert summary["by_plays"]["5 to 49"] == {"n": 2, "mean": 0.5, "low": 0.0, "high": 1.0}
+    elif n_labelled == 1:
+        assert summary["metrics"]["maa"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
+    else:
+        assert summary["metrics"]["maa"] == {"mean": None, "low": None, "high": None}
+        assert line == "test "
+    assert not list(recwarn)
+    print_scores("few", summary)
+
+
 def test_predictions_that_are_no_probabilities_are_refused():
     for value in (np.nan, -0.1, 1.1):
         probability = PROBABILITY.copy()
@@ -100,6 +124,7 @@ def test_seq_scores_by_hand():
         tracks=np.array([[7, 9, 9, 8], [8, 7, 7, 7], [UNK, 8, 9, 9]], np.int32),
         log_probability=log_probability,
         rank=np.array([0, 9.5, np.inf], np.float32),
+        tied=np.array([1, 2, 1], np.float32),
     )
     scores = evaluate_seq(predictions, SEQ_TARGETS, n_ids=N_SPECIAL + 10)
     means = scores.means()
@@ -114,9 +139,12 @@ def test_seq_scores_by_hand():
     # Two raised to the mean number of bits of the eight known targets.
     assert means["perplexity"] == pytest.approx(2 ** ((1 + 2 + 1 + 2 + 1 + 1 + 3 + 1) / 8), rel=1e-6)
     assert means["hr@1"] == pytest.approx(1 / 3)
-    assert means["hr@10"] == means["hr@20"] == pytest.approx(2 / 3)
-    assert means["ndcg@10"] == means["ndcg@20"] == pytest.approx((1 + 1 / math.log2(11.5)) / 3)
-    assert means["mrr@20"] == pytest.approx((1 + 1 / 10.5) / 3)
+    # The second session's track shares the places 9 and 10 with another one: half of it is among the first ten.
+    assert means["hr@10"] == pytest.approx((1 + 1 / 2) / 3)
+    assert means["hr@20"] == pytest.approx(2 / 3)
+    assert means["ndcg@10"] == pytest.approx((1 + 1 / math.log2(11) / 2) / 3)
+    assert means["ndcg@20"] == pytest.approx((1 + (1 / math.log2(11) + 1 / math.log2(12)) / 2) / 3)
+    assert means["mrr@20"] == pytest.approx((1 + (1 / 10 + 1 / 11) / 2) / 3)
     assert scores.histogram.tolist() == pytest.approx([0, 1 / 3, 2 / 3, 0, 0])
 
 
@@ -124,6 +152,19 @@ def test_an_unknown_track_is_not_covered():
     """The catalogue is the tracks: a special id among the predictions does not count."""
     predictions = SeqPredictions(np.array([[UNK, 7, 7, 7]] * 3, np.int32), None, None)
     assert mean(evaluate_seq(predictions, SEQ_TARGETS, n_ids=N_SPECIAL + 10), "coverage") == pytest.approx(1 / 10)
+
+
+def test_a_model_that_likes_all_tracks_alike():
+    """40 tracks share all places: HR@k is k / 40, MRR@20 the sum of 1 / place over 20 places, / 40."""
+    rank, tied = np.full((3, 4), 19.5, np.float32), np.full((3, 4), 40, np.float32)
+    targets = SEQ_TARGETS._replace(tracks=np.where(SEQ_TARGETS.tracks == UNK, 7, SEQ_TARGETS.tracks))
+    nothing = np.zeros((3, 4), np.float32)
+    seq = evaluate_seq(SeqPredictions(targets.tracks, None, rank[:, 0], tied[:, 0]), targets, n_ids=N_SPECIAL + 40)
+    masked = evaluate_masked(MaskedPredictions(targets.tracks, nothing, rank, tied), targets)
+    for means in (seq.means(), masked.means()):
+        assert [means[f"hr@{k}"] for k in (1, 10, 20)] == pytest.approx([1 / 40, 10 / 40, 20 / 40])
+        assert means["mrr@20"] == pytest.approx(sum(1 / place for place in range(1, 21)) / 40)
+    assert seq.means()["ndcg@20"] == pytest.approx(sum(1 / math.log2(place + 1) for place in range(1, 21)) / 40)
 
 
 def test_seq_without_probabilities():
@@ -226,4 +267,10 @@ def test_saved_predictions(tmp_path):
     save_predictions(tmp_path / "q.npz", seq, evaluate_seq(seq, SEQ_TARGETS, n_ids=20), SEQ_TARGETS)
     with np.load(tmp_path / "q.npz", allow_pickle=False) as saved:
         assert {"tracks", "session", "sums_maa", "sums_overlap"} < set(saved)
+        assert not {"rank", "tied"} & set(saved)
+    ranked = seq._replace(rank=np.array([0, 0.5, np.inf], np.float32), tied=np.array([1, 2, 1], np.float32))
+    save_predictions(tmp_path / "q.npz", ranked, evaluate_seq(ranked, SEQ_TARGETS, n_ids=20), SEQ_TARGETS)
+    with np.load(tmp_path / "q.npz", allow_pickle=False) as saved:
+        assert saved["tied"].tolist() == [1, 2, 1]
+        assert_allclose(saved["sums_mrr@20"], [[1, 1], [0.75, 1], [0, 1]])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p.npz", "q.npz"]

@@ -52,6 +52,20 @@ def test_table_of_skip_predictions(tmp_path):
         write_table(tmp_path / "p.xlsx", table)
 
 
+def test_a_place_where_nothing_can_be_written_is_named(tmp_path):
+    """A file where a folder should be, and a folder where the file should be; nothing is left behind."""
+    table = pd.DataFrame({"a": [1]})
+    (tmp_path / "file").write_text("")
+    for name in ("p.csv", "p.parquet"):
+        (tmp_path / "taken" / name).mkdir(parents=True)
+        (tmp_path / "taken" / name / "mine").write_text("")
+        for path in (tmp_path / "file" / name, tmp_path / "file" / "deeper" / name, tmp_path / "taken" / name):
+            with pytest.raises(UserError, match=f"{path} cannot be written: "):
+                write_table(path, table)
+        write_table(tmp_path / "new" / "folder" / name, table)
+    assert sorted(path.name for path in (tmp_path / "taken").iterdir()) == ["p.csv", "p.parquet"]
+
+
 def test_table_of_seq_predictions(dataset_folder):
     dataset = Dataset.open(dataset_folder)
     loader = SessionLoader(dataset.test, batch_size=8)

@@ -35,10 +35,11 @@ def test_popularity_counts_one_more_than_the_plays_and_leaves_special_ids_out() 
     np.testing.assert_allclose(model.popularity, [0, 0, 0, 0, 0, 4 / 10, 2 / 10, 2 / 10, 1 / 10, 1 / 10])
 
 
-def test_popularity_ranks_count_ties_half_and_never_find_unknown_tracks() -> None:
+def test_popularity_ranks_are_in_the_middle_of_ties_and_never_find_unknown_tracks() -> None:
     model = popularity([[A, A, B], [UNK, A, C]])
     ranks = next_track.next_ranks(model, histories(*[[A]] * 7), np.array([A, B, C, D, E, UNK, PAD]))
-    np.testing.assert_array_equal(ranks, [0, 1.5, 1.5, 3.5, 3.5, np.inf, np.inf])
+    np.testing.assert_array_equal(ranks.rank, [0, 1.5, 1.5, 3.5, 3.5, np.inf, np.inf])
+    np.testing.assert_array_equal(ranks.tied, [1, 2, 2, 2, 2, 1, 1])
 
 
 # Markov and n-gram

@@ -236,3 +236,4 @@ def test_predictions_do_not_depend_on_batches_or_answers(dataset_folder):
         np.testing.assert_allclose(probability[known], skips[0][known], atol=1e-6)
         np.testing.assert_array_equal(prediction.tracks, tracks[0].tracks)
         np.testing.assert_array_equal(prediction.rank, tracks[0].rank)
+        np.testing.assert_array_equal(prediction.tied, tracks[0].tied)

@@ -149,9 +149,10 @@ def test_next_tracks(name: str, seed: int) -> None:
         if future[0] in TRACKS:
             own = expected[future[0]]
             equal = sum(abs(p - own) < 1e-9 for p in expected.values())
-            assert ranks[i] == sum(p > own + 1e-9 for p in expected.values()) + (equal - 1) / 2
+            assert ranks.rank[i] == sum(p > own + 1e-9 for p in expected.values()) + (equal - 1) / 2
+            assert ranks.tied[i] == equal
         else:
-            assert ranks[i] == np.inf
+            assert (ranks.rank[i], ranks.tied[i]) == (np.inf, 1)
         for t in range(T):
             before = chances((past + continued[i, :t].tolist())[-S:])
             best = max(before.values())

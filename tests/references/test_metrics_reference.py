@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from math import exp, log2
 from types import SimpleNamespace
 
@@ -43,10 +44,27 @@ def plain_average_accuracy(right: list[bool]) -> float:
     return total / len(right)
 
 
+def places_of(scores: list[float], own: float) -> list[int]:
+    """All places of a score in the sorted list, from 0: those that a track with it takes in one order or another."""
+    return [place for place, score in enumerate(sorted(scores, reverse=True)) if score == own]
+
+
 def plain_rank(scores: list[float], own: float) -> float:
     """Place of a score in the sorted list, from 0; in the middle of all equal ones."""
-    places = [place for place, score in enumerate(sorted(scores, reverse=True)) if score == own]
+    places = places_of(scores, own)
     return (places[0] + places[-1]) / 2
+
+
+def mean_gain(gain: Callable[[int], float], k: int, places: list[int]) -> float:
+    """The gain of a place among the first k, in the mean over all the places that a track may take."""
+    return sum(gain(place) for place in places if place < k) / max(len(places), 1)
+
+
+def expected_rankings(places: list[list[int]]) -> dict[str, float]:
+    """The metrics of ranks: each true track with the places that it may take, none for a track that has no rank."""
+    gains = {"hr": lambda place: 1.0, "ndcg": lambda place: 1 / log2(place + 2), "mrr": lambda place: 1 / (place + 1)}
+    names = [("hr", 1), ("hr", 10), ("hr", 20), ("ndcg", 10), ("ndcg", 20), ("mrr", 20)]
+    return {f"{name}@{k}": sum(mean_gain(gains[name], k, each) for each in places) / len(places) for name, k in names}
 
 
 # Skips
@@ -118,15 +136,23 @@ def random_continuations(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray,
 def test_seq_metrics(seed: int) -> None:
     tracks, guess, session, scores, inside = random_continuations(seed)
     n, t = tracks.shape
-    log_probability, rank = np.zeros((n, t)), np.full(n, np.inf)
+    log_probability, rank, tied = np.zeros((n, t)), np.full(n, np.inf), np.ones(n)
+    places: list[list[int]] = [[] for _ in range(n)]
     for i in range(n):
         for k in range(t):
             if inside[i, k]:
                 own = scores[i, k, tracks[i, k] - N_SPECIAL]
                 log_probability[i, k] = own - np.log(sum(exp(score) for score in scores[i, k]))
                 if k == 0:
-                    rank[i] = plain_rank(list(scores[i, 0]), own)
-    predictions = SeqPredictions(guess.astype(np.int32), log_probability.astype(np.float32), rank.astype(np.float32))
+                    rank[i], places[i] = plain_rank(list(scores[i, 0]), own), places_of(list(scores[i, 0]), own)
+                    tied[i] = len(places[i])
+    assert tied.max() > 3
+    predictions = SeqPredictions(
+        guess.astype(np.int32),
+        log_probability.astype(np.float32),
+        rank.astype(np.float32),
+        tied.astype(np.float32),
+    )
     targets = Targets(tracks.astype(np.int32), np.full((n, t), -1, np.int8), session)
     found = evaluate_seq(predictions, targets, n_ids=N_IDS).means()
 
@@ -140,7 +166,6 @@ def test_seq_metrics(seed: int) -> None:
         sum(min(count, y.count(track)) for track, count in Counter(g).items() if track >= N_SPECIAL) / len(y)
         for g, y in both
     ]
-    ranks = [place for place, y in zip(rank, truth, strict=True) if y]
     expected = {
         "maa": sum(map(plain_average_accuracy, right)) / len(right),
         "first_accuracy": sum(answers[0] for answers in right) / len(right),
@@ -150,12 +175,8 @@ def test_seq_metrics(seed: int) -> None:
         "repetition": sum(sum(track in g[:i] for i, track in enumerate(g)) / len(g) for g, _ in both) / len(both),
         "coverage": len({track for g, _ in both for track in g if track >= N_SPECIAL}) / N_TRACKS,
         "perplexity": exp(-log_probability[inside].mean()),
-        "mrr@20": sum(1 / (place + 1) for place in ranks if place < 20) / len(ranks),
+        **expected_rankings([mine for mine, y in zip(places, truth, strict=True) if y]),
     }
-    for k in (1, 10, 20):
-        expected[f"hr@{k}"] = sum(place < k for place in ranks) / len(ranks)
-    for k in (10, 20):
-        expected[f"ndcg@{k}"] = sum(1 / log2(place + 2) for place in ranks if place < k) / len(ranks)
     assert found == pytest.approx(expected, rel=1e-6)
 
 
@@ -180,13 +201,13 @@ def test_masked_metrics() -> None:
     rng, inside = ragged(100, 12, 7)
     hidden = inside & (rng.random(inside.shape) < 0.4)
     tracks = np.where(hidden, N_SPECIAL, PAD).astype(np.int32)
-    rank = rng.choice([0, 0.5, 3, 9, 9.5, 10, 19.5, 20, 300], inside.shape).astype(np.float32)
+    better, tied = rng.choice([0, 3, 8, 9, 10, 18, 20, 300], inside.shape), rng.choice([1, 1, 2, 3, 25], inside.shape)
+    rank = (better + (tied - 1) / 2).astype(np.float32)
     log_p = -rng.random(inside.shape).astype(np.float32)
     targets = Targets(tracks, np.full(tracks.shape, -1, np.int8), np.arange(100))
-    found = evaluate_masked(MaskedPredictions(tracks, log_p, rank), targets).means()
-    ranks = [float(x) for row, mask in zip(rank, hidden, strict=True) for x, m in zip(row, mask, strict=True) if m]
-    expected = {f"hr@{k}": sum(x < k for x in ranks) / len(ranks) for k in (1, 10, 20)}
-    expected["mrr@20"] = sum(1 / (x + 1) for x in ranks if x < 20) / len(ranks)
+    found = evaluate_masked(MaskedPredictions(tracks, log_p, rank, tied.astype(np.float32)), targets).means()
+    places = [list(range(better[i], better[i] + tied[i])) for i in np.ndindex(*hidden.shape) if hidden[i]]
+    expected = {name: value for name, value in expected_rankings(places).items() if not name.startswith("ndcg")}
     expected["perplexity"] = exp(-float(log_p[hidden].astype(np.float64).mean()))
     assert found == pytest.approx(expected, rel=1e-6)
 
@@ -207,15 +228,16 @@ def test_judge_is_a_dense_softmax_and_a_sort(whole: bool, n_tracks: int) -> None
     states = draw(9, 6, 4)
     targets = torch.randint(N_SPECIAL, n_ids, (9, 6), generator=generator)
     targets[0, 2:], targets[3, 1], targets[4] = PAD, UNK, PAD
-    log_p, rank = judge(SimpleNamespace(head=head), states, targets)
+    log_p, rank, tied = judge(SimpleNamespace(head=head), states, targets)
 
     scores = (states.double() @ head.weight.double().T + head.bias.double())[..., N_SPECIAL:]
     dense = scores.log_softmax(-1)
     for place in np.ndindex(9, 6):
         target = int(targets[place])
         if target < N_SPECIAL:
-            assert (log_p[place], rank[place]) == (0, float("inf"))
+            assert (log_p[place], rank[place], tied[place]) == (0, float("inf"), 1)
             continue
         assert float(log_p[place]) == pytest.approx(float(dense[place][target - N_SPECIAL]), abs=1e-5)
         of_place = scores[place].tolist()
         assert float(rank[place]) == plain_rank(of_place, of_place[target - N_SPECIAL])
+        assert float(tied[place]) == len(places_of(of_place, of_place[target - N_SPECIAL]))

@@ -222,11 +222,12 @@ def test_a_continuation_sees_no_target_and_a_judgement_none_before_its_turn(
 @pytest.mark.parametrize("place", [0, 2])
 def test_judgements_of_all_tracks_are_one_distribution(name: str, place: int, predictions: Run) -> None:
     """A model that saw the target that it judges would give each its own distribution: they would not sum to 1."""
-    tracks, log_p, rank = predictions(SEQ[name], f"every track at {place}")
+    tracks, log_p, rank, tied = predictions(SEQ[name], f"every track at {place}")
     assert np.exp(log_p[:, place].astype(float)).sum() == pytest.approx(1, abs=1e-4)
     assert (log_p[:, :place] == log_p[0, :place]).all()
     assert (tracks == tracks[0]).all()
     assert sorted(rank) == (list(range(N_TRACKS)) if place == 0 else [rank[0]] * N_TRACKS)
+    assert (tied == 1).all()
 
 
 @pytest.mark.parametrize("name", CAUSAL_SKIP)

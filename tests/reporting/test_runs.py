@@ -44,6 +44,20 @@ def test_no_runs_is_an_error_with_a_cure(tmp_path, capsys):
     assert "none is not a folder" in capsys.readouterr().err
 
 
+def test_finished_runs_one_folder_deeper_are_told_of(tmp_path):
+    """The folder of a sweep beside experiments: `--runs` must name it to show them."""
+    runs, sweep = tmp_path / "runs", tmp_path / "runs" / "sweep"
+    write_run(runs, "Good", 0.5)
+    write_run(sweep, "Deeper", 0.6)
+    found, notes = load_runs(runs)
+    assert [run.result["label"] for run in found] == ["Good"]
+    said = "holds finished runs one folder deeper: show them with --runs"
+    assert notes == [f"{sweep}/deeper {said} {sweep}; left out"]
+    assert [run.result["label"] for run in load_runs(sweep)[0]] == ["Deeper"]
+    with pytest.raises(UserError, match=rf"no finished run in {tmp_path} \(.*{runs}/good {said} {runs}; left out"):
+        load_runs(tmp_path)
+
+
 def test_stamps_sort_by_time():
     names = ["20260102-000000", "20260101-000000-10", "20260101-000000-2", "20260101-000000"]
     assert sorted(map(Path, names), key=stamp_order) == [Path(name) for name in reversed(names)]

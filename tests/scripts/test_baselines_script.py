@@ -19,6 +19,7 @@ from utils.data import schema
 from utils.data.dataloaders import SessionLoader
 from utils.data.dataset import Dataset
 from utils.data.options import DataConfig
+from utils.data.schema import PREFIXES, SPLITS
 from utils.data.vocab import N_SPECIAL
 from utils.training.options import RunConfig
 
@@ -111,6 +112,26 @@ def test_a_dataset_without_skips_gets_the_seq_baselines(tmp_path: Path, capsys: 
     assert results[1]["scores"]["test_prefixes"]["metrics"]["hr@1"]["mean"] > 0.5
     with pytest.raises(UserError, match="skips"):
         train_baselines.main(replace(config, task="skip"))
+
+
+def test_every_prefix_is_for_the_seq_baselines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = DataConfig(str(make_dataset(tmp_path / "data")), every_prefix=True)
+    config = train_baselines.Config(data, RunConfig(folder=str(tmp_path / "runs")))
+    with pytest.raises(
+        UserError, match=r"data.every_prefix has no meaning for skips; leave it out, or choose --task seq"
+    ):
+        train_baselines.main(replace(config, task="skip"))
+    results = train_baselines.main(config)
+    assert [result["task"] for result in results] == ["seq"] * 4
+    assert set(results[0]["scores"]) == {f"{split}{end}" for split in SPLITS for end in ("", PREFIXES)}
+    assert "data.every_prefix is for seq: only the seq baselines run" in capsys.readouterr().out
+
+
+def test_ties_of_baselines_reach_the_metrics(results: dict[str, dict]) -> None:
+    """What chooses a setting counts ties as the scores of the run do."""
+    for label in ("Markov", "Item-kNN", "n-gram with kNN"):
+        trials = results[label]["trials"]
+        assert max(trials.values()) == pytest.approx(mean(results[label], "mrr@20", "valid"))
 
 
 def test_max_sessions_takes_the_last_sessions(tmp_path: Path) -> None:

@@ -71,6 +71,7 @@ def test_distributions_sum_to_one(continuation, sessions):
 
 
 def test_predictions_and_ranks_equal_the_sorted_distribution(continuation, sessions):
+    n_tied = []
     for row in range(60):
         first = view_of(sessions, row)
         true_next = int(sessions.tracks[row, sessions.length[row] // 2])
@@ -78,7 +79,10 @@ def test_predictions_and_ranks_equal_the_sorted_distribution(continuation, sessi
         assert guess.probability == pytest.approx(values.max(axis=1))
         assert values[np.arange(N_STEPS), guess.tracks] == pytest.approx(values.max(axis=1))
         score = values[0, true_next]
-        assert guess.rank == (values[0] > score).sum() + ((values[0] == score).sum() - 1) / 2
+        assert guess.tied == (values[0] == score).sum() >= 1
+        assert guess.rank == (values[0] > score).sum() + (guess.tied - 1) / 2
+        n_tied.append(guess.tied)
+    assert min(n_tied) == 1 < max(n_tied)
 
 
 def test_only_eligible_tracks_are_predicted_and_ranked(world, continuation, sessions):
@@ -92,7 +96,12 @@ def test_only_eligible_tracks_are_predicted_and_ranked(world, continuation, sess
     assert eligible[guess.tracks].all()
     values = np.where(eligible, dense(continuation, first), -1)
     assert guess.probability == pytest.approx(values.max(axis=1))
-    assert bound.predict(first, int(free.tracks[0])).rank == np.inf
+    nowhere = bound.predict(first, int(free.tracks[0]))
+    assert (nowhere.rank, nowhere.tied) == (np.inf, 1)
+    for track in np.flatnonzero(eligible)[::97]:
+        guess, score = bound.predict(first, int(track)), values[0, track]
+        assert guess.tied == (values[0] == score).sum()
+        assert guess.rank == (values[0] > score).sum() + (guess.tied - 1) / 2
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +165,7 @@ def test_the_only_list_that_fits_is_found(world, continuation):
     guess = continuation.predict(first, int(tracks[10]))
     assert guess.tracks.tolist() == tracks[10:20].tolist()
     assert guess.probability[0] == pytest.approx(1.0, abs=1e-6)
-    assert guess.rank == 0
+    assert (guess.rank, guess.tied) == (0, 1)
     again = continuation.predict(first._replace(after=BACK), int(tracks[8]))
     assert set(again.tracks[:1]) <= {tracks[8], tracks[9]}
     assert again.probability[0] == pytest.approx(0.5, abs=1e-6)

@@ -283,7 +283,23 @@ def test_predictions_are_those_of_the_model(dataset):
         true = log_p[row, place, labels[row, place]]
         assert found.log_probability[row, place] == pytest.approx(true.item(), abs=1e-5)
         assert found.rank[row, place] == int((log_p[row, place] > true).sum())
+        assert found.tied[row, place] == int((log_p[row, place] == true).sum()) == 1
     assert np.isinf(found.rank[found.tracks == PAD]).all()
+
+
+@torch.no_grad()
+def test_hidden_tracks_that_are_liked_alike_share_all_places(dataset):
+    model = tiny_bert(dataset)
+    model.head.weight.zero_()
+    model.head.bias.zero_()
+    order, n_tracks = loader(dataset, 16), N_IDS - N_SPECIAL
+    found = predict_masked(model, CPU, order, masking=MaskingConfig(0.3))
+    hidden = found.tracks != PAD
+    assert (found.rank[hidden] == (n_tracks - 1) / 2).all()
+    assert (found.tied == np.where(hidden, n_tracks, 1)).all()
+    means = evaluate_masked(found, order.targets()).means()
+    assert [means[f"hr@{k}"] for k in (1, 10, 20)] == pytest.approx([k / n_tracks for k in (1, 10, 20)])
+    assert means["mrr@20"] == pytest.approx(sum(1 / place for place in range(1, 21)) / n_tracks)
 
 
 def test_scores_by_hand():

@@ -104,6 +104,51 @@ def test_rewind(tmp_path, dataset):
     assert [json.loads(line)["step"] for line in (run.folder / "metrics.jsonl").read_text().splitlines()] == [2, 4]
 
 
+def test_rewind_drops_a_line_that_a_crash_has_cut_off(tmp_path, dataset):
+    run = Run("x", config(tmp_path), dataset)
+    path, whole = run.folder / "metrics.jsonl", [f'{{"step": {step}, "split": "valid", "maa": 0.5}}' for step in (2, 4)]
+    for torn in (
+        '{"step": 4, "sp',
+        '{"step": 4, "split": "valid", "maa": 0.5',
+        "{",
+        "\0\0\0",
+        "4",
+        '{"epoch": 1}',
+        "[]\n",
+    ):
+        path.write_text("\n".join([*whole, torn]), encoding="utf-8")
+        run.rewind(4)
+        assert path.read_text(encoding="utf-8").splitlines() == whole
+    path.write_text("\n".join(whole), encoding="utf-8")  # only the line's end is lost
+    run.rewind(4)
+    assert path.read_text(encoding="utf-8") == "\n".join(whole) + "\n"
+    run.log(6, 0, "valid", {"maa": 0.5})
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [2, 4, 6]
+
+
+@pytest.mark.parametrize("broken", ['{"step": 4, "sp', "", "4", '{"epoch": 1}', '{"step": null}'])
+def test_rewind_refuses_another_broken_line(tmp_path, dataset, broken):
+    run = Run("x", config(tmp_path), dataset)
+    path = run.folder / "metrics.jsonl"
+    text = "\n".join(['{"step": 2}', broken, '{"step": 4}', '{"step": 6}']) + "\n"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=r"metrics.jsonl, line 2: broken; remove the line to resume the run"):
+        run.rewind(4)
+    assert path.read_text(encoding="utf-8") == text, "a refusal changes nothing"
+
+
+@pytest.mark.parametrize("name", ["", "base"])
+def test_a_file_where_the_folder_of_runs_should_be(tmp_path, dataset, name):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "x").write_text("mine")
+    (tmp_path / "broken").symlink_to(tmp_path / "nowhere")
+    for folder in ("file", "file/deeper", "runs", "broken"):
+        with pytest.raises(UserError, match=rf"{tmp_path / folder}.*; change --run.folder"):
+            Run("x", config(tmp_path / folder, name=name), dataset)
+    assert (tmp_path / "file").read_text() == (tmp_path / "runs" / "x").read_text() == "mine"
+
+
 def resumable(tmp_path, dataset, **run):
     first = Run("x", config(tmp_path, **run), dataset)
     (first.folder / "last.pt").touch()

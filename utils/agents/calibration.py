@@ -122,7 +122,9 @@ def sampled_ranking(
         action = model.agent(history)
         scores = torch.einsum("bd,bcd->bc", action, model.agent.items(torch.cat([true, drawn], dim=1)))
         others, own = scores[:, 1:].masked_fill(drawn == true, -torch.inf), scores[:, :1]
-        ranks.append((others > own).sum(1) + 0.5 * (others == own).sum(1))
-    rank = torch.cat(ranks).cpu().numpy()
-    hits = {f"hr@{k}": float(metrics.hit_rate(rank, k).mean()) for k in (1, 10)}
-    return {"split": split, **hits, "mrr": float((1 / (rank + 1)).mean()), "n_sessions": len(rank)}
+        tied = (others == own).sum(1)
+        ranks.append(torch.stack([(others > own).sum(1) + 0.5 * tied, 1 + tied]))
+    rank, tied_in_all = torch.cat(ranks, dim=1).double().cpu().numpy()
+    hits = {f"hr@{k}": float(metrics.hit_rate(rank, k, tied_in_all).mean()) for k in (1, 10)}
+    mrr = metrics.reciprocal_rank(rank, N_SAMPLED + 1, tied_in_all).mean()
+    return {"split": split, **hits, "mrr": float(mrr), "n_sessions": len(rank)}

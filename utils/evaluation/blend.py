@@ -55,10 +55,11 @@ class Blend:
         return p
 
 
-def rank_of(p: Tensor, targets: Tensor) -> Tensor:
-    """Rank, from 0 with ties counted half, of tracks (N,) under P (N, V): float64 (N,)."""
+def rank_of(p: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Rank, from 0 and the middle one of ties, and how many are tied, of tracks (N,) under P (N, V): float64 (N,)."""
     own, tracks = p.gather(1, targets[:, None]), p[:, N_SPECIAL:]
-    return ((tracks > own).sum(1, dtype=torch.float64) + (tracks >= own).sum(1) - 1) / 2
+    above, up_to = ((tracks > own).sum(1, dtype=torch.float64), (tracks >= own).sum(1, dtype=torch.float64))
+    return (above + up_to - 1) / 2, up_to - above
 
 
 @torch.inference_mode()
@@ -80,8 +81,8 @@ def choose_weight(
         states = blend.model(history, blend.model.start(history))[:, 0]  # (N, D)
         p_model, p_ngram = blend.of_model(states)[known], blend.of_ngram(batch.history.tracks)[known].to(device)
         for i, weight in enumerate(weights):
-            ranks = rank_of(torch.lerp(p_ngram, p_model, weight), targets[:, 0][known])
-            total[i] += metrics.reciprocal_rank(ranks.cpu().numpy(), 20).sum()
+            ranks, ties = rank_of(torch.lerp(p_ngram, p_model, weight), targets[:, 0][known])
+            total[i] += metrics.reciprocal_rank(ranks.cpu().numpy(), 20, ties.cpu().numpy()).sum()
     means = total / loader.n_examples
     trials = {f"weight {weight}": float(mean) for weight, mean in zip(weights, means, strict=True)}
     return replace(blend, weight=weights[int(means.argmax())]), trials
@@ -101,18 +102,19 @@ def predict_blend(blend: Blend, device: torch.device, loader: SessionLoader) -> 
     n, t = loader.n_examples, loader.target_size
     tracks = np.full((n, t), PAD, np.int32)
     log_probability = np.zeros((n, t), np.float32)
-    rank = np.full(n, np.inf, np.float32)
+    rank, tied = np.full(n, np.inf, np.float32), np.ones(n, np.float32)
     for batch in _parts(blend, loader):
         rows, plays = batch.rows.numpy(), batch.history.tracks
         history, targets = batch.inputs(device)
         states, state = model.step(model.begin(history), model.start(history)[:, 0])
         p = blend.probability(states, plays)  # of the first step, which all three results need
-        ranks, best = rank_of(p, targets[:, 0]), p.argmax(1)
-        rank[rows] = ranks.where(targets[:, 0] >= N_SPECIAL, torch.inf).cpu()
+        ranks, ties = rank_of(p, targets[:, 0])
+        known, best = targets[:, 0] >= N_SPECIAL, p.argmax(1)
+        rank[rows], tied[rows] = ranks.where(known, torch.inf).cpu(), ties.where(known, 1.0).cpu()
         log_probability[rows, 0] = _log_of(p, targets[:, 0])
         log_probability[rows, 1:] = _judge_later(blend, batch, history, targets)
         tracks[rows] = _continue(blend, state, best, plays, t)
-    return SeqPredictions(tracks, log_probability, rank)
+    return SeqPredictions(tracks, log_probability, rank, tied)
 
 
 def _log_of(p: Tensor, targets: Tensor) -> Tensor:

@@ -91,11 +91,11 @@ def read_allow_list(file: str | None, dataset: Dataset, *, option: str) -> Tenso
         return None
     path = Path(file)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")  # no other line ends: they may be part of a name
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{option}: cannot read {path} as text: {error}") from error
     names = pd.Index(dataset.track_names[N_SPECIAL:])
-    tracks = pd.Series(lines, index=range(1, len(lines) + 1), dtype=object).str.strip()
+    tracks = pd.Series(lines, index=range(1, len(lines) + 1), dtype=object).str.removesuffix("\r")
     tracks = tracks[tracks != ""]
     if tracks.empty:
         raise UserError(f"{path} holds no track; write one track id a line, or leave out {option}")

@@ -93,19 +93,42 @@ def auc(probability: np.ndarray, labels: np.ndarray) -> float:
     return wins / (2 * pairs) if pairs else float("nan")
 
 
-def hit_rate(rank: np.ndarray, k: int) -> np.ndarray:
-    """HR@k of each example: 1 where the rank (from 0) of the true track is below k. float64 (N,)."""
-    return (rank < k).astype(np.float64)
+def hit_rate(rank: np.ndarray, k: int, tied: np.ndarray | float = 1.0) -> np.ndarray:
+    """HR@k: 1 where the true track is among the first k, any shape.
+
+    Args:
+        rank: from 0; the middle one of tied tracks.
+        tied: how many tracks share the true one's score, itself included. The value is the expectation over the orders
+            of a tie, so a tie across the cut-off counts in part.
+
+    >>> hit_rate(np.array([0.5]), 1, np.array([2.0]))
+    array([0.5])
+    """
+    return _expected_gain(np.ones(k), rank, tied)
 
 
-def ndcg(rank: np.ndarray, k: int) -> np.ndarray:
-    """NDCG@k with a single relevant track: 1 / log2(rank + 2) inside the first k, else 0. float64 (N,)."""
-    return np.where(rank < k, 1 / np.log2(rank + 2.0), 0.0)
+def ndcg(rank: np.ndarray, k: int, tied: np.ndarray | float = 1.0) -> np.ndarray:
+    """NDCG@k with a single relevant track: 1 / log2(rank + 2) inside the first k, else 0; ties as in `hit_rate`."""
+    return _expected_gain(1 / np.log2(np.arange(k) + 2.0), rank, tied)
 
 
-def reciprocal_rank(rank: np.ndarray, k: int) -> np.ndarray:
-    """Reciprocal rank inside the first k, else 0; its mean is MRR@k. float64 (N,)."""
-    return np.where(rank < k, 1 / (rank + 1.0), 0.0)
+def reciprocal_rank(rank: np.ndarray, k: int, tied: np.ndarray | float = 1.0) -> np.ndarray:
+    """Reciprocal rank inside the first k, else 0; its mean is MRR@k. Ties as in `hit_rate`."""
+    return _expected_gain(1 / (np.arange(k) + 1.0), rank, tied)
+
+
+def _expected_gain(gains: np.ndarray, rank: np.ndarray, tied: np.ndarray | float) -> np.ndarray:
+    """The mean gain over the places that a track may take: float64 of the shape of `rank`.
+
+    Args:
+        gains: float (k,), of the places 0 to k - 1; later places gain nothing.
+        rank, tied: see `hit_rate`.
+    """
+    k = len(gains)
+    total = np.append(0.0, np.cumsum(gains))  # (k + 1,): of the places before each
+    first = np.asarray(rank, np.float64) - (np.asarray(tied, np.float64) - 1) / 2
+    start, end = (np.interp(place, np.arange(k + 1), total) for place in (first, first + tied))
+    return (end - start) / tied
 
 
 def set_overlap(predicted: np.ndarray, tracks: np.ndarray, known: np.ndarray) -> np.ndarray:
@@ -155,7 +178,8 @@ def bootstrap_intervals(
         denominators: float (N, M), its weight.
 
     Returns:
-        mean, low, high: float64 (M,) each; NaN where a metric has no weight at all.
+        mean, low, high: float64 (M,) each; NaN where a metric has no weight at all. Resamples in which it has none do
+        not count for its interval.
     """
     both = np.concatenate([numerators, denominators], axis=1, dtype=np.float64)
     rng = np.random.default_rng(seed)
@@ -168,7 +192,10 @@ def bootstrap_intervals(
     ratios = _ratio(sums[:, :n_metrics], sums[:, n_metrics:])
     mean = _ratio(numerators.sum(0), denominators.sum(0))
     tail = (1 - level) / 2
-    low, high = np.quantile(ratios, [tail, 1 - tail], axis=0)
+    low, high = np.full((2, n_metrics), np.nan)
+    measured = ~np.isnan(ratios).all(axis=0)  # few sessions with a weight may all be missing from a resample
+    if measured.any():
+        low[measured], high[measured] = np.nanquantile(ratios[:, measured], [tail, 1 - tail], axis=0)
     return mean, low, high
 
 
@@ -205,6 +232,8 @@ class SeqCase(NamedTuple):
     """float (N, T), of the true tracks."""
     rank: np.ndarray | None
     """float (N,), of the first true track, from 0."""
+    tied: np.ndarray | float
+    """float (N,): how many tracks share its score, itself included."""
 
 
 class MaskedCase(NamedTuple):
@@ -215,6 +244,7 @@ class MaskedCase(NamedTuple):
     log_probability: np.ndarray
     rank: np.ndarray
     """float, infinity where nothing is hidden."""
+    tied: np.ndarray | float
 
 
 class Ratio(NamedTuple):
@@ -279,15 +309,15 @@ def _mean_surprise_of_hidden(case: MaskedCase) -> Ratio:
     return Ratio(surprise.sum(1), case.hidden.sum(1))
 
 
-def _of_rank(of: Callable[[np.ndarray, int], np.ndarray], k: int, case: SeqCase) -> Ratio | None:
-    return None if case.rank is None else Ratio(of(case.rank, k), np.any(case.known, axis=1))
+def _of_rank(of: Callable[..., np.ndarray], k: int, case: SeqCase) -> Ratio | None:
+    return None if case.rank is None else Ratio(of(case.rank, k, case.tied), np.any(case.known, axis=1))
 
 
-def _of_hidden_ranks(of: Callable[[np.ndarray, int], np.ndarray], k: int, case: MaskedCase) -> Ratio:
-    return Ratio(of(case.rank, k).sum(1), case.hidden.sum(1))
+def _of_hidden_ranks(of: Callable[..., np.ndarray], k: int, case: MaskedCase) -> Ratio:
+    return Ratio(of(case.rank, k, case.tied).sum(1), case.hidden.sum(1))
 
 
-def _ranked(title: str, of: Callable[[np.ndarray, int], np.ndarray], k: int, *, hidden: bool = True) -> Metric:
+def _ranked(title: str, of: Callable[..., np.ndarray], k: int, *, hidden: bool = True) -> Metric:
     """A metric of ranks, of the next track and, if `hidden`, of hidden tracks."""
     return Metric(
         f"{title}@{k}", seq=partial(_of_rank, of, k), pretrain=partial(_of_hidden_ranks, of, k) if hidden else None

@@ -81,18 +81,19 @@ def predict_seq(
     n, t = loader.n_examples, loader.target_size
     tracks = np.full((n, t), PAD, np.int32)
     log_probability = np.zeros((n, t), np.float32)
-    rank = np.full(n, np.inf, np.float32)
+    rank, tied = np.full(n, np.inf, np.float32), np.ones(n, np.float32)
     done = []
     for batch in shares(loader):
         rows = batch.rows.numpy()
         done.append(rows)
         history, targets = batch.inputs(device)
         states = model(history, model.previous_tracks(history, targets))  # (B, T, D)
-        log_p, ranks = judge(model, states, targets)
-        log_probability[rows], rank[rows] = log_p.cpu().numpy(), ranks[:, 0].cpu().numpy()
+        log_p, ranks, ties = judge(model, states, targets)
+        log_probability[rows] = log_p.cpu().numpy()
+        rank[rows], tied[rows] = ranks[:, 0].cpu().numpy(), ties[:, 0].cpu().numpy()
         tracks[rows] = continue_sessions(history, t).cpu().numpy()
-    distributed.put_together(tracks, log_probability, rank, rows=done)
-    return SeqPredictions(tracks, log_probability, rank)
+    distributed.put_together(tracks, log_probability, rank, tied, rows=done)
+    return SeqPredictions(tracks, log_probability, rank, tied)
 
 
 def progress(loader: SessionLoader) -> tqdm:
@@ -105,7 +106,7 @@ def shares(loader: SessionLoader) -> Iterator[SessionBatch]:
     return (batch for batch in (each.take(distributed.mine()) for each in progress(loader)) if len(batch.rows))
 
 
-def judge(model: HasHead, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def judge(model: HasHead, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """How probable the true tracks are, given the states of a model.
 
     Args:
@@ -114,13 +115,14 @@ def judge(model: HasHead, states: Tensor, targets: Tensor) -> tuple[Tensor, Tens
 
     Returns:
         log-probability (B, T), 0 where the target is padding or outside the vocabulary;
-        rank (B, T) from 0 among all tracks, infinity for such targets; ties count half.
+        rank (B, T) from 0 among all tracks, infinity for such targets: the middle one of tied tracks;
+        tied (B, T), how many tracks share the score of the true one, itself included; 1 for such targets.
     """
     inside = targets >= N_SPECIAL
     flat, labels = states[inside].float(), targets[inside] - N_SPECIAL
     weight, bias = model.head.weight[N_SPECIAL:].float(), model.head.bias[N_SPECIAL:].float()
     n = len(bias)
-    log_p, ranks = torch.empty(2, len(labels), device=states.device)
+    log_p, ranks, ties = torch.empty(3, len(labels), device=states.device)
     n_rows = rows_at_once(n, LOGIT_ROWS)
     scores = torch.empty(min(n_rows, len(labels)), n, device=states.device)  # one for all parts, and so is `lower`
     lower = torch.empty(min(_ROWS_IN_CACHE, len(scores)), n, device=states.device)
@@ -130,8 +132,10 @@ def judge(model: HasHead, states: Tensor, targets: Tensor) -> tuple[Tensor, Tens
             true = of_few.gather(1, labels[few, None])
             highest = of_few.amax(1, keepdim=True)
             # The sum of the signs is (tracks above) - (tracks below), and all but these are ties.
-            signs = torch.sub(of_few, true, out=lower[: len(few)]).sign_().sum(1)
-            ranks[few] = (n - 1 + signs) / 2
+            signs = torch.sub(of_few, true, out=lower[: len(few)]).sign_()
+            ranks[few] = (n - 1 + signs.sum(1)) / 2
+            ties[few] = n - signs.count_nonzero(1).to(ties.dtype)
             log_p[few] = (true - highest)[:, 0] - of_few.sub_(highest).exp_().sum(1).log()
     nothing = torch.zeros(targets.shape, device=states.device)
-    return nothing.masked_scatter(inside, log_p), (nothing + torch.inf).masked_scatter(inside, ranks)
+    every_rank = (nothing + torch.inf).masked_scatter(inside, ranks)
+    return nothing.masked_scatter(inside, log_p), every_rank, (nothing + 1).masked_scatter(inside, ties)

@@ -33,7 +33,9 @@ class SeqPredictions(NamedTuple):
     """float32 (N, T): of each true target, given the true ones before it (teacher-forced); a model that fills in masks
     is given the history only. None if the model has none."""
     rank: np.ndarray | None
-    """float32 (N,): of the first true target over the full catalogue, from 0; ties count half, new tracks are inf."""
+    """float32 (N,): rank of the first true target over the full catalogue, from 0; the middle of a tie, inf if new."""
+    tied: np.ndarray | None = None
+    """float32 (N,): how many tracks share the score of the first true target, itself included; None for no ties."""
 
 
 class MaskedPredictions(NamedTuple):
@@ -44,7 +46,9 @@ class MaskedPredictions(NamedTuple):
     log_probability: np.ndarray
     """float32 (N, M): of each hidden track."""
     rank: np.ndarray
-    """float32 (N, M): of each hidden track over the full catalogue, from 0; ties count half."""
+    """float32 (N, M): of each hidden track over the full catalogue, from 0: the middle one of tied tracks."""
+    tied: np.ndarray | None = None
+    """float32 (N, M): how many tracks share its score, itself included; None for no ties."""
 
 
 Predictions = SkipPredictions | SeqPredictions | MaskedPredictions

@@ -151,6 +151,7 @@ def evaluate_seq(
         n_tracks=n_ids - N_SPECIAL,
         log_probability=predictions.log_probability,
         rank=None if predictions.rank is None else predictions.rank.astype(np.float64),
+        tied=1.0 if predictions.tied is None else predictions.tied.astype(np.float64),
     )
     return _scores(case, "seq", targets, slices, train_plays)
 
@@ -170,7 +171,8 @@ def evaluate_masked(predictions: MaskedPredictions, targets: Targets) -> Scores:
     if np.isnan(predictions.log_probability[hidden]).any():
         raise ValueError("log-probabilities of tracks must be numbers")
     rank = np.where(hidden, predictions.rank, np.inf).astype(np.float64)
-    ratios, _ = measure(MaskedCase(hidden, predictions.log_probability, rank), "pretrain")
+    tied = 1.0 if predictions.tied is None else predictions.tied.astype(np.float64)
+    ratios, _ = measure(MaskedCase(hidden, predictions.log_probability, rank, tied), "pretrain")
     first_row, numerators, denominators = _add_up(ratios, targets)
     n = len(first_row)
     return Scores(n, np.full(n, np.nan), numerators, denominators, {}, np.empty(0), np.empty(0))

@@ -65,9 +65,12 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
     """Write a table as .csv or .parquet, atomically.
 
     Raises:
-        UserError: the path ends otherwise.
+        UserError: the path ends otherwise, or nothing can be written there.
     """
     if path.suffix not in (".csv", ".parquet"):
         raise UserError(f"{path} must end in .csv or .parquet")
-    with atomic_file(path) as temporary:
-        table.to_csv(temporary, index=False) if path.suffix == ".csv" else table.to_parquet(temporary, index=False)
+    try:
+        with atomic_file(path) as temporary:
+            table.to_csv(temporary, index=False) if path.suffix == ".csv" else table.to_parquet(temporary, index=False)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error}") from None

@@ -80,7 +80,7 @@ def predict_tracks(world: World, logs: Logs, ids: NDArray[np.int64]) -> SeqPredi
     from utils.simulator.track_oracle import ContinuationOracle
 
     tracks = np.full((len(logs.length), MAX_TARGETS), PAD, np.int32)
-    rank = np.full(len(logs.length), np.inf, np.float32)
+    rank, tied = np.full(len(logs.length), np.inf, np.float32), np.ones(len(logs.length), np.float32)
     with tqdm(total=len(logs.length), desc="seq oracle", unit="session", leave=False, delay=2) as bar:
         for day in np.unique(logs.day):
             oracle = ContinuationOracle(world, world.lists(int(day)), ids != UNK)
@@ -88,9 +88,9 @@ def predict_tracks(world: World, logs: Logs, ids: NDArray[np.int64]) -> SeqPredi
                 cut, length = half(int(logs.length[row])), int(logs.length[row])
                 guess = oracle.predict(first_half(logs, row), int(logs.tracks[row, cut]))
                 tracks[row, : length - cut] = ids[guess.tracks[: length - cut]]
-                rank[row] = guess.rank
+                rank[row], tied[row] = guess.rank, guess.tied
                 bar.update()
-    return SeqPredictions(tracks, None, rank)
+    return SeqPredictions(tracks, None, rank, tied)
 
 
 LABELS = {

@@ -67,7 +67,8 @@ class Continuation(NamedTuple):
 
     tracks: NDArray[np.int64]  # (K,) the most probable track of each step
     probability: NDArray[np.float64]  # (K,) its probability
-    rank: float  # of the true next track among all tracks, from 0; ties count half; inf if not eligible
+    rank: float  # of the true next track among all tracks, from 0: the middle one of ties; inf if not eligible
+    tied: float  # how many tracks share its probability, itself included
 
 
 def first_steps(after: int) -> dict[int, float]:
@@ -236,14 +237,14 @@ class ContinuationOracle:
             best = np.where(better, tracks[mine], best)
             value = np.maximum(value, probability[np.arange(N_STEPS), mine])
         if not self.eligible[true_next]:
-            return Continuation(best, value, np.inf)
+            return Continuation(best, value, np.inf, 1.0)
         place = np.flatnonzero(tracks == true_next)
         score = probability[0, place[0]] if len(place) else fallback.first[true_next]
         shared = fallback.first[tracks]
         below, up_to = (np.searchsorted(fallback.first_sorted, score, side=side) for side in ("left", "right"))
         greater = len(fallback.first_sorted) - up_to - (shared > score).sum() + (probability[0] > score).sum()
         equal = up_to - below - (shared == score).sum() + (probability[0] == score).sum()
-        return Continuation(best, value, float(greater + (equal - 1) / 2))
+        return Continuation(best, value, float(greater + (equal - 1) / 2), float(equal))
 
     def _of_lists(self, first: FirstHalf, moves: Moves) -> tuple[NDArray, NDArray]:
         """(tracks (U,), probability (K, U)) of the list that plays now, while there is no switch."""

@@ -104,7 +104,7 @@ def predict_masked(
     shape = (loader.n_examples, loader.history_size + loader.target_size)
     tracks = np.full(shape, PAD, np.int32)
     log_probability = np.zeros(shape, np.float32)
-    rank = np.full(shape, np.inf, np.float32)
+    rank, tied = np.full(shape, np.inf, np.float32), np.ones(shape, np.float32)
     done, mine = [], distributed.mine()
     for batch in progress(loader):
         sessions = whole_sessions(batch)
@@ -114,11 +114,11 @@ def predict_masked(
             continue
         done.append(rows)
         hidden = to_device(sessions.where(labels == PAD, MASK), device)
-        log_p, ranks = judge(model, model(hidden), to_device(labels, device))
+        log_p, ranks, ties = judge(model, model(hidden), to_device(labels, device))
         tracks[rows], log_probability[rows] = labels.numpy(), log_p.cpu().numpy()
-        rank[rows] = ranks.cpu().numpy()
-    distributed.put_together(tracks, log_probability, rank, rows=done)
-    return MaskedPredictions(tracks, log_probability, rank)
+        rank[rows], tied[rows] = ranks.cpu().numpy(), ties.cpu().numpy()
+    distributed.put_together(tracks, log_probability, rank, tied, rows=done)
+    return MaskedPredictions(tracks, log_probability, rank, tied)
 
 
 def check_whole(dataset: Dataset, data: DataConfig) -> None:

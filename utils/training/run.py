@@ -97,7 +97,7 @@ class Run:
         self._purge_step = step + 1
         path = self.folder / "metrics.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        kept = [line for line, logged in zip(lines, _steps(path, lines), strict=False) if logged <= step]
         with atomic_file(path) as temporary:
             temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
@@ -152,6 +152,22 @@ class Run:
         return self._writer
 
 
+def _steps(path: Path, lines: list[str]) -> list[int]:
+    """The step of each line of `metrics.jsonl`, but for a last one that a crash has cut off.
+
+    Raises:
+        UserError: a line before the last is broken.
+    """
+    steps = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            steps.append(int(json.loads(line)["step"]))
+        except (ValueError, TypeError, KeyError):
+            if number < len(lines):
+                raise UserError(f"{path}, line {number}: broken; remove the line to resume the run") from None
+    return steps
+
+
 def _check_unchanged(path: Path, values: dict[str, Any], *, defaults: dict[str, Any]) -> None:
     """Check that a run is resumed with its own options, except for those that only say how long and where."""
     try:
@@ -203,7 +219,13 @@ def _new_folder(parent: Path, name: str) -> Path:
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
+            if not parent.is_dir():
+                raise UserError(
+                    f"{parent} is not a folder, so no run can be written there; change --run.folder"
+                ) from None
             continue
+        except OSError as error:
+            raise UserError(f"{folder} cannot be made ({error}); change --run.folder") from None
         return folder
     raise UserError(f"{parent / names[0]} exists; resume it with --run.resume, or take another --run.name")
 
