@@ -79,10 +79,10 @@ def main(config: Config) -> dict[str, Any]:
             predict = skip_predictor(model, device)
         loader = scoring_loader(dataset, trained.data, split)
         predictions, scores = score_loader(predict, dataset, loader)
-        if config.predictions is not None:
+        summary = scores.summary()
+        print_scores(f"{result['label']} on {config.plays or split} ({summary['n_sessions']:,} sessions)", summary)
+        if config.predictions is not None:  # after the scores: a full disk does not lose them
             write_table(Path(config.predictions), predictions_table(predictions, loader, dataset))
-    summary = scores.summary()
-    print_scores(f"{result['label']} on {config.plays or split} ({summary['n_sessions']:,} sessions)", summary)
     return summary
 
 

@@ -60,6 +60,24 @@ def test_the_picture_shows_what_there_is(add_run, tmp_path, monkeypatch):
     assert list(lines) == ["Model"]
 
 
+def test_labels_of_the_axis_are_exact(add_run, tmp_path, monkeypatch):
+    labels = {}
+    savefig = Figure.savefig
+
+    def recorded(figure, *arguments, **options):
+        savefig(figure, *arguments, **options)
+        if options["format"] == "png":
+            axis = figure.axes[0].yaxis
+            labels.update(zip(axis.get_ticklocs(), (text.get_text() for text in axis.get_ticklabels()), strict=True))
+
+    monkeypatch.setattr(Figure, "savefig", recorded)
+    add_run("Model", 0.4)  # ticks every 2.5 %
+    report.main(report.Config(runs=tmp_path))
+    assert len(labels) > 3
+    for place, label in labels.items():
+        assert float(label.removesuffix(" %")) == pytest.approx(100 * place)
+
+
 def test_without_a_skip_table_there_is_no_picture(add_run, tmp_path, monkeypatch, capsys):
     lines = drawn_on(monkeypatch)
     add_run("Model", 0.5, task="seq")

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 
 from utils.core.files import atomic_file
+from utils.reporting.charts import as_percent
 from utils.reporting.leaderboard import Table
 from utils.reporting.rows import Row
 
@@ -39,7 +40,7 @@ def plot_accuracy_by_position(path: Path, table: Table) -> bool:
     axes.set_xlabel("track of the second half of the session")
     axes.set_ylabel("predictions that are right")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.yaxis.set_major_formatter(as_percent)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", linewidth=0.5, alpha=0.5)
     with atomic_file(path) as temporary:
