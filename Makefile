@@ -1,8 +1,5 @@
 # Everything that is installed goes into .venv; everything that is made goes into data/ and runs/.
 
-# Threads of GNU OpenMP wait by spinning, unless they are told to sleep (docs/benchmarks.md has what each costs).
-export OMP_WAIT_POLICY ?= passive
-
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
@@ -32,6 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@
 
+test: export OMP_WAIT_POLICY = passive  # several processes at work (utils/core/threads.py)
 test: $(STAMP)  ## run the tests (2 at a time; another number: make test N=8)
 	$(PYTHON) -m pytest -n $(or $(N),2)
 

@@ -116,6 +116,7 @@ def machine() -> dict[str, str | int | None]:
         "torch": torch.__version__,
         "tunables": os.environ.get("GLIBC_TUNABLES"),
         "spin_count": os.environ.get("GOMP_SPINCOUNT"),
+        "wait_policy": os.environ.get("OMP_WAIT_POLICY"),
     }
 
 
@@ -133,8 +134,9 @@ def heading(where: dict[str, str | int | None] | None = None) -> str:
     m = where or machine()
     tunables = f", {m['tunables']}" if m["tunables"] else ""
     spin = f", GOMP_SPINCOUNT {m['spin_count']}" if m["spin_count"] else ""
+    policy = f", OMP_WAIT_POLICY {m['wait_policy']}" if m.get("wait_policy") else ""
     return (
-        f"{m['cores']} cores {m['processor']}, {m['threads']} threads, torch {m['torch']}{tunables}{spin}; "
+        f"{m['cores']} cores {m['processor']}, {m['threads']} threads, torch {m['torch']}{tunables}{spin}{policy}; "
         f"{m['date']}, commit {m['commit']}"
     )
 

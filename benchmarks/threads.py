@@ -31,7 +31,7 @@ from utils.core.checks import check_at_least
 from utils.core.cli import cli
 
 SETTINGS: dict[str, dict[str, str]] = {
-    "commands": {},  # what utils.core.cli chooses
+    "commands": {},  # what utils.core.threads chooses
     "always spin": {"OMP_WAIT_POLICY": "active"},
     "libgomp's default": {"GOMP_SPINCOUNT": "300000"},
     "spin 20000": {"GOMP_SPINCOUNT": "20000"},

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
 from utils.core.errors import UserError
+from utils.core.threads import choose_waiting
 
 # The docstring under each field of a Config is its help text.
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -59,10 +60,9 @@ def cli(
         args: instead of those of the command line.
         processes: whether `main` can share its work with the other processes that torchrun started.
     """
-    # Threads that spin while they wait take the cores of the threads that they wait for, where others compute, too.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported
     try:
         config = parse_config(config_class, args, description=description)
+        choose_waiting()
         if "LOCAL_RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
             main(config)
         elif processes:
