@@ -29,7 +29,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@
 
-test: export OMP_WAIT_POLICY = passive  # several processes at work (utils/core/threads.py)
+# Several processes compute at the same time (utils/core/threads.py).
+test: export OMP_WAIT_POLICY := passive
 test: $(STAMP)  ## run the tests (2 at a time; another number: make test N=8)
 	$(PYTHON) -m pytest -n $(or $(N),2)
 
