@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from conftest import N_IDS, make_dataset
 from torch import nn
+from torch.testing import assert_close
 
 from model.attention import BertBranch
 from utils.data import schema
@@ -24,6 +25,23 @@ def with_branch(options):
 def skip_output(model, batch):
     """Logits (B, T), 0 at padding."""
     return model(batch.history, batch.target_tracks) * (batch.target_tracks != PAD)
+
+
+def check_skip_padding(model, batch):
+    """Nothing depends on codes where there is no play, longer padding of the targets, other examples in the batch."""
+    history = batch.history
+    hidden = history.tracks == PAD
+    assert hidden.any()
+    reference = skip_output(model, batch)
+    dirty = history._replace(
+        skips=history.skips.masked_fill(hidden, 5), log=history.log.masked_fill(hidden[..., None], 1)
+    )
+    assert_close(skip_output(model, batch._replace(history=dirty)), reference)
+    for row in range(len(hidden)):
+        n, m = int((~hidden[row]).sum()), int((batch.target_tracks[row] != PAD).sum())
+        short = type(history)(*(tensor[row : row + 1, 10 - n :] for tensor in history))
+        alone = model(short, batch.target_tracks[row : row + 1, :m])
+        assert_close(alone[0], reference[row, :m], atol=1e-5, rtol=1e-5)
 
 
 def seq_output(model, batch):

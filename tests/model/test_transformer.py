@@ -7,6 +7,7 @@ from model_checks import (
     FEATURES,
     SIZES,
     changed_steps,
+    check_skip_padding,
     copy_attention,
     copy_layer,
     gradient_norms,
@@ -148,21 +149,7 @@ def test_targets_skips_and_logs_have_no_way_in(build):
 
 @pytest.mark.parametrize("options", [{"causal": True}, {"causal": False}])
 def test_skip_padding_does_not_matter(options):
-    batch, model = random_batch(), skip_model(**options)
-    history = batch.history
-    hidden = history.tracks == PAD
-    assert hidden.any()
-    # Codes and skip states where there is no play, longer padding of the targets, other examples in the batch.
-    dirty = history._replace(
-        skips=history.skips.masked_fill(hidden, 5), log=history.log.masked_fill(hidden[..., None], 1)
-    )
-    reference = skip_output(model, batch)
-    assert_close(skip_output(model, batch._replace(history=dirty)), reference)
-    for row in range(len(hidden)):
-        n, m = int((~hidden[row]).sum()), int((batch.target_tracks[row] != PAD).sum())
-        short = type(history)(*(tensor[row : row + 1, 10 - n :] for tensor in history))
-        alone = model(short, batch.target_tracks[row : row + 1, :m])
-        assert_close(alone[0], reference[row, :m], atol=1e-5, rtol=1e-5)
+    check_skip_padding(skip_model(**options), random_batch())
 
 
 def test_seq_padding_does_not_matter():

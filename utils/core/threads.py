@@ -36,12 +36,13 @@ def cores_are_free(samples: int = 5, seconds: float = 0.01) -> bool:
         seconds: between two looks.
     """
     others = []
-    for _ in range(samples):
+    for look in range(samples):
+        if look:
+            time.sleep(seconds)
         try:
             others.append(int(RUNNING.read_text().split()[3].partition("/")[0]) - 1)  # this thread runs, too
         except (OSError, ValueError, IndexError):
             return False
-        time.sleep(seconds)
     cores, wanted = os.cpu_count() or 1, os.environ.get("OMP_NUM_THREADS", "")
     threads = int(wanted) if wanted.isdigit() else cores
     return median_low(others) + threads <= cores
