@@ -5,6 +5,7 @@ Shape legend, for the whole project:
     S positions of the history              D model width
     T positions of the targets              F audio features
     L log columns                           H attention heads
+    P statistics and relations of a play    K details of a play in the history
 """
 
 from __future__ import annotations
@@ -35,10 +36,23 @@ class History(NamedTuple):
         return History(*(to_device(tensor, device) for tensor in self))
 
 
+class Past(NamedTuple):
+    """What `utils/data/past.py` knows of the plays of a batch: numbers of comparable size, 0 where there is no play."""
+
+    plays: Tensor
+    """float32 (B, S + T, P): statistics and relations of the plays of history and targets."""
+    details: Tensor
+    """float32 (B, S, K): what was logged of the history's plays. Those of targets are never in a batch."""
+
+    def to(self, device: torch.device) -> Past:
+        """The same on `device`."""
+        return Past(*(to_device(tensor, device) for tensor in self))
+
+
 class SessionBatch(NamedTuple):
     """Examples of one batch. Targets are padded on the right.
 
-    A model is called with `history` and, where the task gives them, `target_tracks`: nothing else reaches it.
+    A model is called with `history` and, where the task gives them, `target_tracks` and `past`; it sees nothing else.
     """
 
     history: History
@@ -48,18 +62,27 @@ class SessionBatch(NamedTuple):
     """int64 (B, T); 1 skipped, 0 not, -1 no play or unknown: the answer in the skip task."""
     rows: Tensor
     """int64 (B,); which example of its loader each row is."""
+    past: Past | None = None
+    """What is known of the plays' past, if the dataset was opened with it; a third argument of the model then."""
 
     def to(self, device: torch.device) -> SessionBatch:
         """The same batch on `device`."""
-        return SessionBatch(self.history.to(device), *(to_device(tensor, device) for tensor in self[1:]))
+        tracks, skips, rows = (
+            to_device(tensor, device) for tensor in (self.target_tracks, self.target_skips, self.rows)
+        )
+        past = None if self.past is None else self.past.to(device)
+        return SessionBatch(self.history.to(device), tracks, skips, rows, past)
 
-    def inputs(self, device: torch.device) -> tuple[History, Tensor]:
-        """`history` and `target_tracks` on `device`."""
-        return self.history.to(device), to_device(self.target_tracks, device)
+    def inputs(self, device: torch.device) -> tuple[Any, ...]:
+        """What a model is given, on `device`: `history`, `target_tracks` and, if there is one, `past`."""
+        inputs = self.history.to(device), to_device(self.target_tracks, device)
+        return inputs if self.past is None else (*inputs, self.past.to(device))
 
     def take(self, rows: slice) -> SessionBatch:
         """Some of its rows."""
-        return SessionBatch(History(*(tensor[rows] for tensor in self.history)), *(tensor[rows] for tensor in self[1:]))
+        history = History(*(tensor[rows] for tensor in self.history))
+        past = None if self.past is None else Past(*(tensor[rows] for tensor in self.past))
+        return SessionBatch(history, self.target_tracks[rows], self.target_skips[rows], self.rows[rows], past)
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 
 from utils.core.errors import UserError
 from utils.data import schema
-from utils.data.batch import History, SessionBatch
+from utils.data.batch import History, Past, SessionBatch
 from utils.data.dataset import Dataset, SessionArrays
 from utils.data.options import Cut, DataConfig
 from utils.data.schema import SPLITS
@@ -163,7 +163,23 @@ class SessionLoader:
             target_tracks=_long(tracks[:, s:]),
             target_skips=_long(_labels(skips[:, s:])),
             rows=_long(rows),
+            past=self._past(rows, cuts, torch.from_numpy(tracks == PAD)),
         )
+
+    def _past(self, rows: np.ndarray, cuts: np.ndarray, outside: torch.Tensor) -> Past | None:
+        """The past of some rows, if the split was opened with it; `outside` (B, S + T) says where no play is."""
+        plays, details = self.arrays.past, self.arrays.details
+        if plays is None and details is None:
+            return None
+        first = self.arrays.offsets[self.session[rows]] + cuts[rows] - self.history_size
+
+        def numbers(array: np.ndarray | None, width: int) -> torch.Tensor:
+            if array is None:
+                return torch.zeros(len(rows), width, 0)
+            windows = torch.from_numpy(_windows(array, first, width)).float()
+            return windows.masked_fill_(outside[:, :width, None], 0.0)
+
+        return Past(numbers(plays, self.history_size + self.target_size), numbers(details, self.history_size))
 
 
 def _windows(array: np.ndarray, first: np.ndarray, width: int) -> np.ndarray:

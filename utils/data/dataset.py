@@ -23,6 +23,9 @@ from utils.data import schema
 from utils.data.schema import OLDER_PROTOCOLS, SCHEMA_VERSION, SPLITS
 from utils.data.vocab import N_SPECIAL
 
+REQUIRED_ARRAYS = ("tracks", "offsets", "skips", "log")
+OPTIONAL_ARRAYS = ("full_ids", "times", "seconds")
+"""Files of a split that tables of plays have, each where the source knows it."""
 PLAYS_AT_ONCE = 4_000_000
 """Plays that `has_pairs` looks at at a time."""
 
@@ -40,6 +43,17 @@ class SessionArrays:
     """uint8 (n_events,)"""
     log: np.ndarray
     """uint8 (n_events, L)"""
+    full_ids: np.ndarray | None = None
+    """int32 (n_events,): as `tracks`, but a new track has an id of its own, from n_ids on; None where new tracks are
+    not told apart."""
+    times: np.ndarray | None = None
+    """int64 (n_events,): when each play started, in microseconds since 1970; None where the source has no times."""
+    seconds: np.ndarray | None = None
+    """float32 (n_events,): how long each play lasted, NaN where unknown; None where the source does not say."""
+    past: np.ndarray | None = None
+    """float16 (n_events, P): statistics and relations, see `utils/data/past.py`; None if opened without them."""
+    details: np.ndarray | None = None
+    """float16 (n_events, K): details of each play, see `utils/data/past.py`; None if opened without them."""
 
     @classmethod
     def open(cls, folder: str | Path) -> SessionArrays:
@@ -49,11 +63,11 @@ class SessionArrays:
             UserError: a file is missing, or the arrays do not fit each other.
         """
         folder = Path(folder)
-        arrays = cls(
-            folder, **{name: _open_array(folder / f"{name}.npy") for name in ("tracks", "offsets", "skips", "log")}
-        )
+        there = [name for name in OPTIONAL_ARRAYS if (folder / f"{name}.npy").exists()]
+        arrays = cls(folder, **{name: _open_array(folder / f"{name}.npy") for name in (*REQUIRED_ARRAYS, *there)})
         n_events = len(arrays.tracks)
         fits = arrays.offsets[-1] == n_events == len(arrays.skips) == len(arrays.log)
+        fits = fits and all(len(getattr(arrays, name)) == n_events for name in there)
         if not fits or arrays.log.shape[1:] != (len(schema.LOG_COLUMNS),):
             raise UserError(f"the arrays in {folder} do not fit each other; run the preprocessing again")
         return arrays
@@ -161,6 +175,16 @@ class Dataset:
     def n_ids(self) -> int:
         """V: tracks and special ids."""
         return int(self.info["vocabulary"]["n_ids"])
+
+    @property
+    def n_past(self) -> int:
+        """P: statistics and relations of a play; 0 if opened without them."""
+        return 0 if self.train.past is None else self.train.past.shape[1]
+
+    @property
+    def n_details(self) -> int:
+        """K: details of a play in the history; 0 if opened without them."""
+        return 0 if self.train.details is None else self.train.details.shape[1]
 
     @property
     def vocabulary_hash(self) -> str:

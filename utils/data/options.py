@@ -40,6 +40,20 @@ class DataConfig:
         check_splits("data.scored", self.scored)
 
 
+@dataclass
+class PastConfig:
+    """What a model is told of each play beside its track (docs/past.md)."""
+
+    protocol: Literal["none", "frozen", "running"] = "none"
+    """Statistics of the listener's past plays of a track, its artist and album: none, frozen (what training knows), or
+    running (what is known when the session starts). Their figures are never in one table."""
+    relations: bool = False
+    """How a play relates to its neighbours: the same track, artist, album as the one before and the one after, and how
+    often they came before in the session. Needs a model that sees all target tracks (causal false)."""
+    details: bool = False
+    """What was logged of the history's plays, as numbers: seconds, share of the track, pause before."""
+
+
 def check_splits(option: str, names: Sequence[str]) -> None:
     """
     Raises:
