@@ -248,10 +248,16 @@ def test_every_module_of_utils_has_a_room():
     folders = {path.name for path in (ROOT / "utils").iterdir() if path.is_dir() and path.name != "__pycache__"}
     assert folders == set(ROOMS)
     assert {path.stem for path in (ROOT / "utils").glob("*.py")} == {"__init__", "datapreprocessing", *MOVED}
-    for room in ROOMS:
-        tree = ast.parse((ROOT / "utils" / room / "__init__.py").read_text())
-        assert len(tree.body) == 1, f"utils/{room}/__init__.py does more than say what lives there"
+    for path in (ROOT / "utils").glob("*/**/__init__.py"):
+        tree = ast.parse(path.read_text())
+        assert len(tree.body) == 1, f"{path} does more than say what lives there"
         assert 3 <= len(ast.get_docstring(tree).splitlines()) <= 6
+
+
+def test_every_package_is_installed():
+    packages = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "utils").rglob("__init__.py")}
+    assert {"utils", "utils.preprocessing.sources"} <= packages
+    assert set(PYPROJECT["tool"]["setuptools"]["packages"]) == packages | {"model"}
 
 
 def test_models_know_ids_names_and_batches_only():

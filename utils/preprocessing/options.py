@@ -30,6 +30,40 @@ class PlaysColumns:
     """Whether the play was skipped: True/False, true/false or 1/0; anything else is unknown."""
     gap: float = 1800.0
     """Seconds without a play that end a session, if there is no `session`."""
+    name: str = ""
+    """The display name of the track."""
+    artist: str = ""
+    """The name of the artist."""
+    album: str = ""
+    """The name of the album."""
+    seconds: str = ""
+    """Seconds played."""
+    reason_start: str = ""
+    """Why the play started, in MSSD's words (trackdone, fwdbtn, ...); others are unknown."""
+    reason_end: str = ""
+    """Why the play ended, in MSSD's words; others are unknown."""
+    shuffle: str = ""
+    """Whether tracks were shuffled: true/false or 1/0."""
+    context: str = ""
+    """What the track was played from, in MSSD's words (radio, charts, ...)."""
+    premium: str = ""
+    """Whether the listener pays: true/false or 1/0."""
+    hour: str = ""
+    """The listener's hour of the day, 0 to 23; without it, the hour of `time` (UTC)."""
+    split: str = ""
+    """An official split that is kept: train, valid or test."""
+
+
+@dataclass
+class SourceOptions:
+    """What a source may be told; an option that the chosen source has no use for is an error."""
+
+    drop_incognito: bool = False
+    """spotify: drop plays of private sessions."""
+    skip_below: float = 0.5
+    """yambda: share of a track below which a play of it counts as skipped."""
+    time_zone: str = "UTC"
+    """spotify-account, lastfm: the zone of the times of the export."""
 
 
 @dataclass

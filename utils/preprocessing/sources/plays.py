@@ -1,0 +1,81 @@
+"""What a source hands over: Parquet files of plays in one form, and an account of every row that it read."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from utils.preprocessing.options import PlaysColumns, SourceOptions
+
+__all__ = ["SCHEMA", "SourceOptions", "SourcePlays", "write_plays"]
+
+SCHEMA = pa.schema(
+    [
+        ("user", pa.string()),
+        ("session", pa.string()),
+        ("position", pa.float64()),
+        ("time", pa.timestamp("us", tz="UTC")),
+        ("track", pa.string()),
+        ("name", pa.string()),
+        ("artist", pa.string()),
+        ("album", pa.string()),
+        ("skip", pa.string()),
+        ("seconds", pa.float32()),
+        ("reason_start", pa.string()),
+        ("reason_end", pa.string()),
+        ("shuffle", pa.string()),
+        ("context", pa.string()),
+        ("premium", pa.string()),
+        ("split", pa.string()),
+    ]
+)
+"""Columns of plays, each as the option `--plays_columns.X` of its name says; `time` is the start of the play."""
+ROWS_A_GROUP = 1 << 16
+"""Plays that are in memory at a time."""
+
+
+class SourcePlays(NamedTuple):
+    """What `read(path, work, options)` of a source returns."""
+
+    files: list[Path]
+    """Parquet files with the same columns of `SCHEMA`, in the order in which their plays are to be read."""
+    columns: PlaysColumns
+    """Which columns there are: each that is given has its own name."""
+    sources: list[dict[str, Any]]
+    """file (relative to the input), bytes and rows of what was read, for dataset.json."""
+    dropped: list[tuple[str, int]]
+    """Reason and number of rows that are no plays of tracks; every row that was read is in `files` or here, once."""
+    notes: list[str]
+    """For dataset.json."""
+    features: Path | None = None
+    """A Parquet table of track_id and numeric columns, or one column of lists."""
+    per_listener: bool = False
+    """Split by time within each listener, if nothing else is said."""
+
+
+def write_plays(target: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> int:
+    """Write plays to one Parquet file, a group at a time.
+
+    Args:
+        target: the file to write.
+        columns: names of `SCHEMA`, in the order of the values of each row.
+        rows: one play each; `time` in microseconds since 1970.
+
+    Returns:
+        The number of plays.
+    """
+    chosen = pa.schema([SCHEMA.field(name) for name in columns])
+    rows, n = iter(rows), 0
+    with pq.ParquetWriter(target, chosen) as writer:
+        while group := list(itertools.islice(rows, ROWS_A_GROUP)):
+            arrays = [
+                pa.array(values, field.type) for values, field in zip(zip(*group, strict=True), chosen, strict=True)
+            ]
+            writer.write_table(pa.table(arrays, schema=chosen))
+            n += len(group)
+    return n
