@@ -53,7 +53,7 @@ def main(config: Config) -> dict[str, Any]:
     from utils.evaluation.predict import seq_predictor, skip_predictor
     from utils.evaluation.scoring import score_loader, scoring_loader
     from utils.evaluation.tables import predictions_table, print_scores, write_table
-    from utils.preprocessing.play_tables import plays_as_split
+    from utils.preprocessing.outside_plays import plays_as_split
     from utils.training.machine import pick_device
     from utils.training.masked_tracks import masked_predictor
     from utils.training.rebuild import rebuild

@@ -17,7 +17,7 @@ from utils.data import vocab
 from utils.data.dataset import Dataset
 from utils.datapreprocessing import main
 from utils.preprocessing.options import Config, PlaysColumns
-from utils.preprocessing.play_tables import read_plays
+from utils.preprocessing.outside_plays import read_plays
 
 COLUMNS = PlaysColumns(user="user", time="ts", track="track")
 BY_SESSION = PlaysColumns(session="s", position="at", track="track")

@@ -16,7 +16,7 @@ from utils.data import schema, vocab
 from utils.datapreprocessing import main
 from utils.preprocessing import split_rules
 from utils.preprocessing.options import Config, PlaysColumns
-from utils.preprocessing.play_tables import read_plays
+from utils.preprocessing.outside_plays import read_plays
 
 A, B, C, D = "abcd"
 SESSIONS = PlaysColumns(track="song", session="s", position="at")

@@ -32,8 +32,11 @@ SESSIONS_SCHEMA = pa.schema(
         ("premium", pa.uint8()),
         ("context_type", pa.uint8()),
         ("shuffle", pa.uint8()),
+        ("user", pa.string()),
     ]
 )
+OPTIONAL_ARRAYS = {"full_ids": np.int32, "times": np.int64, "seconds": np.float32}
+"""What a chunk may know of each play beside what every chunk does, and its type."""
 LOG_INDEX = {name: i for i, name in enumerate(schema.LOG_COLUMNS)}
 
 
@@ -130,6 +133,14 @@ class Chunk(NamedTuple):
     day: pa.Array
     """string (M,), YYYYMMDD"""
     file: str
+    user: pa.Array | None = None
+    """string (M,): the listener; None where none is known"""
+    full_ids: np.ndarray | None = None
+    """int32 (N,): as `tracks`, but a track outside the vocabulary has an id of its own; None if not told apart"""
+    times: np.ndarray | None = None
+    """int64 (N,): start of the play, in microseconds since 1970; None where unknown"""
+    seconds: np.ndarray | None = None
+    """float32 (N,): seconds played, NaN where unknown; None where the source does not say"""
 
     def take(self, sessions: np.ndarray) -> Chunk:
         """The sessions whose flag in `sessions`, bool (M,), is set."""
@@ -137,13 +148,13 @@ class Chunk(NamedTuple):
             return self
         events = np.repeat(sessions, self.lengths)
         keep = pa.array(sessions)
+        there = {name: getattr(self, name) for name in ("tracks", "skips", "log", *OPTIONAL_ARRAYS)}
         return self._replace(
-            tracks=self.tracks[events],
-            skips=self.skips[events],
-            log=self.log[events],
+            **{name: values[events] for name, values in there.items() if values is not None},
             lengths=self.lengths[sessions],
             session_id=self.session_id.filter(keep),
             day=self.day.filter(keep),
+            user=None if self.user is None else self.user.filter(keep),
         )
 
 
@@ -159,17 +170,23 @@ class CodedLogs(NamedTuple):
 
 
 class SplitWriter:
-    """Writes one split, chunk by chunk: `tracks`, `skips`, `log`, `offsets` (`.npy`) and `sessions.parquet`."""
+    """Writes one split, chunk by chunk: `tracks`, `skips`, `log`, `offsets` (`.npy`) and `sessions.parquet`.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: the split's, which is made.
+        optional: those of `OPTIONAL_ARRAYS` that all chunks have.
+    """
+
+    def __init__(self, folder: Path, optional: Sequence[str] = ()) -> None:
         folder.mkdir()
+        self._optional = {name: NpyWriter(folder / f"{name}.npy", OPTIONAL_ARRAYS[name]) for name in optional}
         self._tracks = NpyWriter(folder / "tracks.npy", np.int32)
         self._skips = NpyWriter(folder / "skips.npy", np.uint8)
         self._log = NpyWriter(folder / "log.npy", np.uint8, width=len(schema.LOG_COLUMNS))
         self._offsets = NpyWriter(folder / "offsets.npy", np.int64)
         self._offsets.append(np.zeros(1, np.int64))
         self._sessions = pq.ParquetWriter(
-            folder / "sessions.parquet", SESSIONS_SCHEMA, compression="snappy", use_dictionary=["day", "file"]
+            folder / "sessions.parquet", SESSIONS_SCHEMA, compression="snappy", use_dictionary=["day", "file", "user"]
         )
         self.events = 0
         self.sessions = 0
@@ -183,6 +200,8 @@ class SplitWriter:
         self._tracks.append(chunk.tracks)
         self._skips.append(chunk.skips)
         self._log.append(chunk.log)
+        for name, writer in self._optional.items():
+            writer.append(getattr(chunk, name))
         self._offsets.append(self.events + ends)
         columns = {
             "session_id": chunk.session_id,
@@ -191,6 +210,7 @@ class SplitWriter:
             "premium": first[:, LOG_INDEX["premium"]],
             "context_type": first[:, LOG_INDEX["context_type"]],
             "shuffle": first[:, LOG_INDEX["hist_user_behavior_is_shuffle"]],
+            "user": pa.nulls(len(ends), pa.string()) if chunk.user is None else chunk.user,
         }
         self._sessions.write_table(pa.table(columns, schema=SESSIONS_SCHEMA))
         days = pc.min_max(chunk.day)
@@ -201,7 +221,8 @@ class SplitWriter:
 
     def close(self) -> dict[str, Any]:
         """Finish the files; returns the split's entry for `dataset.json`."""
-        for writer in (self._tracks, self._skips, self._log, self._offsets, self._sessions):
+        arrays = (self._tracks, self._skips, self._log, self._offsets, *self._optional.values())
+        for writer in (*arrays, self._sessions):
             writer.close()
         return {"days": [self.first_day, self.last_day], "sessions": self.sessions, "events": self.events}
 
@@ -257,10 +278,11 @@ def write_tracks(folder: Path, tracks: pa.Table, raw: pa.Table) -> dict[str, Any
     """Write `tracks.parquet` and `track_features.npy`; returns the `features` entry of `dataset.json`.
 
     Args:
-        tracks: what `build_vocabulary` returns.
+        tracks: what `build_vocabulary` returns, with names of the tracks where there are any.
         raw: the features of its tracks, row for row; no columns where there are none.
     """
-    table = tracks.select(["index", "track_id", "train_plays"])
+    first = ["index", "track_id", "train_plays"]
+    table = tracks.select([*first, *(name for name in tracks.column_names if name not in first)])
     for name in raw.column_names:
         table = table.append_column(name, raw[name])
     pq.write_table(table, folder / "tracks.parquet", use_dictionary=["mode"])  # floats hardly repeat

@@ -21,13 +21,14 @@ class PlaysColumns:
     session: str = ""
     """The session. Without it, sessions are made from `user` and `time`."""
     user: str = ""
-    """Who listens; without it (and without `session`) all plays are one listener's."""
+    """Who listens. Without it (and without `session`) all plays are one listener's; beside `session`, it is kept."""
     time: str = ""
     """When the play started: a timestamp, ISO text (UTC, or with an offset), or seconds, ms, µs or ns since 1970."""
     position: str = ""
     """Place in the session; without it, plays are ordered by `time`."""
     skip: str = ""
-    """Whether the play was skipped: True/False, true/false or 1/0; anything else is unknown."""
+    """Whether the play was skipped: true/false, 1/0, or MSSD's flags skip_1, skip_2, skip_3, not_skipped and none (of
+    them); anything else is unknown."""
     gap: float = 1800.0
     """Seconds without a play that end a session, if there is no `session`."""
     name: str = ""

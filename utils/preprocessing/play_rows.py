@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,12 +13,13 @@ from tqdm import tqdm
 
 from utils.core.errors import UserError
 from utils.data import schema
-from utils.preprocessing import play_times
+from utils.preprocessing import play_logs, play_times
 from utils.preprocessing.engine import read_parquet, write_parquet
 from utils.preprocessing.options import PlaysColumns
-from utils.preprocessing.play_files import find_value, open_source, plays_files
+from utils.preprocessing.play_files import find_value, open_source
 
-SKIPPED, NOT_SKIPPED = ("true", "1", "1.0"), ("false", "0", "0.0")
+NAMES = ("name", "artist", "album")
+"""Options of the names that a track has for people."""
 NO_ID = ("", "nan", "NaN")
 """What stands for an id that is missing."""
 ROWS_A_FILE = 1 << 40
@@ -30,7 +32,11 @@ class CodedPlays(NamedTuple):
     table: ibis.Table
     """`owner` str (session or listener), `track_id` str, `skip` uint8 (`schema.SKIP_*`), `time` int64 (microseconds
     since 1970; null without a time), `unit` uint8 (see `play_times.read_times`), `place` (their order in a session or
-    of a listener: int64, or float64 of positions), `row` int64 (their order in the files)"""
+    of a listener: int64, or float64 of positions), `log` int64 (see `play_logs.log_code`), `fault` uint8 (see
+    `play_logs.fault_of`), `row` int64 (their order in the files).
+
+    Where the option is given: `user` str, `seconds` float32 (null where unknown), `split` uint8 (a place in
+    `schema.SPLITS`), and `NAMES` str (null where unknown)."""
     files: list[Path]
     names: list[list[str]]
     """Columns of each file."""
@@ -45,11 +51,8 @@ def check_options(columns: PlaysColumns) -> None:
     """
     if not columns.session and not columns.time:
         raise UserError("give --plays_columns.session, or --plays_columns.time to make sessions by time gaps")
-    for name, unused in (("user", columns.user), ("gap", columns.gap != PlaysColumns.gap)):
-        if columns.session and unused:
-            raise UserError(
-                f"--plays_columns.{name} has no meaning beside --plays_columns.session; leave one of them out"
-            )
+    if columns.session and columns.gap != PlaysColumns.gap:
+        raise UserError("--plays_columns.gap has no meaning beside --plays_columns.session; leave one of them out")
     if not columns.session and columns.position:
         raise UserError("--plays_columns.position is the place in a session: it needs --plays_columns.session")
     if not columns.position and not columns.time:
@@ -60,18 +63,17 @@ def check_options(columns: PlaysColumns) -> None:
 
 def used_columns(columns: PlaysColumns) -> dict[str, str]:
     """Option -> column of the source, for those that are given."""
-    names = {name: getattr(columns, name) for name in ("track", "session", "user", "time", "position", "skip")}
+    names = {item.name: getattr(columns, item.name) for item in fields(columns) if item.name != "gap"}
     return {name: column for name, column in names.items() if column}
 
 
-def code_plays(connection: Any, path: Path, columns: PlaysColumns, work: Path) -> CodedPlays:
+def code_plays(connection: Any, files: list[Path], columns: PlaysColumns, work: Path) -> CodedPlays:
     """Read every file once and leave its plays in `work`, under one form.
 
     Raises:
-        UserError: no such file, a file that cannot be read, or a column that is not there or of no use.
+        UserError: a file that cannot be read, or a column that is not there or of no use.
     """
     check_options(columns)
-    files = plays_files(path)
     folder = work / "coded"
     folder.mkdir()
     coded: list[Path] = []
@@ -148,13 +150,23 @@ def code_file(table: ibis.Table) -> ibis.Table:
         if option in table.columns:
             owner = identifier(table[option])
             break
+    optional: dict[str, ibis.Value] = {name: text_of(table[name]) for name in NAMES if name in table.columns}
+    if "user" in table.columns:
+        optional["user"] = identifier(table.user)
+    if "seconds" in table.columns:
+        optional["seconds"] = play_logs.seconds_of(table.seconds)[0]
+    if "split" in table.columns:
+        optional["split"] = play_logs.split_of(table.split)
     return table.select(
         owner=owner,
         track_id=identifier(table.track),
-        skip=skip_code(table.skip) if "skip" in table.columns else ibis.literal(schema.SKIP_UNKNOWN, "uint8"),
+        skip=play_logs.skip_code(table.skip) if "skip" in table.columns else ibis.literal(schema.SKIP_UNKNOWN, "uint8"),
         time=time,
         unit=unit,
         place=place,
+        log=play_logs.log_code(table, time),
+        fault=play_logs.fault_of(table),
+        **optional,
     )
 
 
@@ -164,13 +176,12 @@ def identifier(column: ibis.Value) -> ibis.Value:
     return ibis.ifelse(text.strip().isin(NO_ID), ibis.null("string"), text)
 
 
-def skip_code(skip: ibis.Value) -> ibis.Value:
-    text = skip.cast("string").lower()
-    return ibis.cases(
-        (text.isin(SKIPPED), schema.SKIP_2),
-        (text.isin(NOT_SKIPPED), schema.SKIP_PLAYED),
-        else_=schema.SKIP_UNKNOWN,
-    ).cast("uint8")
+def text_of(column: ibis.Value) -> ibis.Value:
+    """A name as text; null where it is empty. A track may be called NaN, but not in a column of numbers."""
+    if column.type().is_floating():
+        return identifier(column)
+    text = column.cast("string")
+    return ibis.ifelse(text.strip() == "", ibis.null("string"), text)
 
 
 def check_rows(
@@ -182,7 +193,8 @@ def check_rows(
         cure_of_track: what else can be done where a track is missing.
 
     Raises:
-        UserError: no plays; a play without track, session or user, or with a time or position that is none.
+        UserError: no plays; a play without track, session or user, with a time or position that is none, or with
+            another value at fault (`play_logs.FAULTS`).
     """
     plays = coded.table
     required = {
@@ -194,18 +206,22 @@ def check_rows(
         ),
         "time": (columns.time, f"not a time that is read ({play_times.FORMS})", ""),
         "owner": (columns.session or columns.user, f"no {'session' if columns.session else 'user'}", ""),
+        "user": (columns.user, "no user", ""),
     }
-    required = {name: rule for name, rule in required.items() if rule[0]}
-    counts = {f"no {name}": plays[name].isnull().sum() for name in required}
+    wrong = {name: plays[name].isnull() for name, rule in required.items() if rule[0]}
+    for code, (option, fault) in enumerate(play_logs.FAULTS.items(), start=1):
+        if getattr(columns, option):
+            required[option], wrong[option] = (getattr(columns, option), fault, ""), plays.fault == code
+    counts = {f"wrong {name}": which.sum() for name, which in wrong.items()}
     counts |= {unit.name: (plays.unit == i).sum() for i, unit in enumerate(play_times.UNITS)}
     counts["dates"] = play_times.looks_like_dates(plays.time, plays.unit).sum()
     found = connection.to_pyarrow(plays.aggregate(rows=plays.count(), **counts)).to_pylist()[0]
     if found["rows"] == 0:
         raise UserError(f"{path} has no plays")
-    for name, (column, fault, cure) in required.items():
-        if n := found[f"no {name}"]:
-            first = connection.to_pyarrow(plays.filter(plays[name].isnull()).row.min()).as_py()
-            where = where_is(coded, first, column)
+    for name, which in wrong.items():
+        if n := found[f"wrong {name}"]:
+            column, fault, cure = required[name]
+            where = where_is(coded, connection.to_pyarrow(plays.filter(which).row.min()).as_py(), column)
             raise UserError(f"{where}, {fault}; correct or remove the rows ({n} of them){cure}")
     if found["dates"] == found["rows"]:
         where = where_is(coded, connection.to_pyarrow(plays.row.min()).as_py(), columns.time)

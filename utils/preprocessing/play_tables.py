@@ -8,12 +8,10 @@ sessions.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import duckdb
 import ibis
 import numpy as np
 import pyarrow as pa
@@ -22,12 +20,13 @@ import pyarrow.parquet as pq
 
 from utils.core.errors import UserError
 from utils.data import schema, vocab
-from utils.data.dataset import Dataset, SessionArrays
-from utils.preprocessing.dataset_writer import Chunk, Funnel, SplitWriter
-from utils.preprocessing.engine import connect, read_parquet, write_parquet
-from utils.preprocessing.options import Config, PlaysColumns
-from utils.preprocessing.play_rows import CodedPlays, check_rows, code_plays, where_is
+from utils.preprocessing.dataset_writer import Chunk, Funnel
+from utils.preprocessing.engine import read_parquet, write_parquet
+from utils.preprocessing.options import PlaysColumns
+from utils.preprocessing.play_logs import unpack_log
+from utils.preprocessing.play_rows import NAMES, CodedPlays, check_rows, code_plays, where_is
 from utils.preprocessing.play_times import SECOND
+from utils.preprocessing.sources.plays import SourcePlays
 
 
 class Rules(NamedTuple):
@@ -46,28 +45,33 @@ class Rules(NamedTuple):
 
 
 class Arranged(NamedTuple):
-    """Plays in sessions. M sessions, N plays."""
+    """Plays in sessions. M sessions."""
 
     sessions: pa.Table
-    """(M,), in order of their start: `number` int64 0..M-1, `session_id` str, `whole` str (the session that it was cut
-    from), `plays` int64, `day` str (YYYYMMDD, UTC; "" without times)"""
-    events: ibis.Table
-    """`number`, `place`, `row`, `track_id`, `skip` (N,), in any order"""
+    """(M,), in order of their start: `session_id` str, `whole` str and `piece` int64 (the session that it was cut from,
+    and where), `plays` int64, `day` str (YYYYMMDD, UTC; "" without times), `user` str (null where none is known), and
+    `split` uint8 where there are official splits"""
+    plays: ibis.Table
+    """`session_id` (`whole` of `sessions`), `piece`, `place`, `row`, `track_id`, `skip`, `time`, `log`, and `seconds`
+    where known: plays of all sessions, those that were dropped too, in any order"""
+    coded: CodedPlays
     funnel: Funnel
-    files: list[Path]
-    rows: list[int]
-    """Of each file."""
     notes: list[str]
     """What is to be said about times."""
 
 
-def arrange(connection: Any, path: Path, columns: PlaysColumns, work: Path, rules: Rules) -> Arranged:
+def arrange(connection: Any, path: Path, source: SourcePlays, work: Path, rules: Rules) -> Arranged:
     """Read plays, check them, make sessions of them. Temporary files go to `work`.
 
+    Args:
+        path: what was named as the input, for messages.
+
     Raises:
-        UserError: see `code_plays` and `check_rows`; two plays at one position; no session is left.
+        UserError: see `code_plays` and `check_rows`; two plays at one position; a session of two listeners or in two
+            official splits; no session is left.
     """
-    coded = code_plays(connection, path, columns, work)
+    columns = source.columns
+    coded = code_plays(connection, source.files, columns, work)
     n_rows, n_without = sum(coded.rows), 0
     if rules.drop_without_track:
         n_without = connection.to_pyarrow(coded.table.track_id.isnull().sum()).as_py() or 0
@@ -75,20 +79,15 @@ def arrange(connection: Any, path: Path, columns: PlaysColumns, work: Path, rule
     cure = ", or drop them with --drop_rows_without_track true" if rules.are_options else ""
     notes = check_rows(connection, coded, path, columns, cure_of_track=cure)
     plays, n_repeats = without_repeats(connection, coded, columns, work, rules)
-
-    # Without times, sessions are in the order of their ids: as numbers where they are numbers, else as text.
-    start = plays.time if columns.time else plays.session_id.try_cast("float64")
-    pieces = plays.group_by(["session_id", "piece"]).agg(
-        plays=plays.count(), start=start.min(), shared=plays.shares.sum().cast("int64")
-    )
-    pieces = pieces.mutate(first=pieces.start.min().over(ibis.window(group_by="session_id")))
-    found = connection.to_pyarrow(pieces.order_by(["first", "session_id", "piece"]))
-    found = found.append_column("name", names_of_pieces(found))
+    found = find_pieces(connection, plays, has_times=bool(columns.time))
+    check_sessions(found, path)
 
     funnel = Funnel()
     length = found["plays"].to_numpy()
     kept = length >= rules.shortest
-    funnel.add("read", rows=n_rows, sessions=len(length))
+    funnel.add("read", rows=n_rows + sum(rows for _, rows in source.dropped), sessions=len(length))
+    for reason, rows in source.dropped:
+        funnel.add(f"dropped: {reason}", rows=rows, sessions=0)
     if rules.drop_without_track:
         funnel.add("dropped: no track", rows=n_without, sessions=0)
     if columns.time and not rules.keep_repeats:
@@ -102,13 +101,64 @@ def arrange(connection: Any, path: Path, columns: PlaysColumns, work: Path, rule
     if not kept.any():
         advice = "; lower --min_session_length" if rules.are_options and rules.shortest > 1 else ""
         raise UserError(f"{path} has no session of {rules.shortest} plays or more{advice}")
-    found = found.filter(pa.array(kept))
-    found = found.append_column("number", pa.array(np.arange(len(found))))
-    pq.write_table(found.select(["session_id", "piece", "number"]), work / "numbers.parquet")
-    numbers = read_parquet(connection, work / "numbers.parquet")
-    events = plays.inner_join(numbers, ["session_id", "piece"]).select("number", "place", "row", "track_id", "skip")
-    sessions = describe_sessions(found, has_times=bool(columns.time))
-    return Arranged(sessions, events, funnel, coded.files, coded.rows, notes)
+    sessions = describe_sessions(found, has_times=bool(columns.time)).filter(pa.array(kept))
+    return Arranged(sessions, plays, coded, funnel, notes)
+
+
+def find_pieces(connection: Any, plays: ibis.Table, *, has_times: bool) -> pa.Table:
+    """One row for each session, or piece of one, in order of their start: those of one session follow each other.
+
+    Returns:
+        `session_id`, `piece`, `plays`, `start` (microseconds since 1970, or nothing), `shared` (plays that share their
+        place with a neighbour), `name`; the least and the greatest `user` and `split` of its plays, as `user`,
+        `other_user`, `split`, `other_split`, where there are such columns.
+    """
+    # Without times, sessions are in the order of their ids: as numbers where they are numbers, else as text.
+    start = plays.time if has_times else plays.session_id.try_cast("float64")
+    limits: dict[str, ibis.Value] = {}
+    for name in ("user", "split"):
+        if name in plays.columns:
+            limits |= {name: plays[name].min(), f"other_{name}": plays[name].max()}
+    pieces = plays.group_by(["session_id", "piece"]).agg(
+        plays=plays.count(), start=start.min(), shared=plays.shares.sum().cast("int64"), **limits
+    )
+    pieces = pieces.mutate(first=pieces.start.min().over(ibis.window(group_by="session_id")))
+    found = connection.to_pyarrow(pieces.order_by(["first", "session_id", "piece"]))
+    return found.append_column("name", names_of_pieces(found))
+
+
+def check_sessions(found: pa.Table, path: Path) -> None:
+    """
+    Args:
+        found: what `find_pieces` returns.
+
+    Raises:
+        UserError: plays of two listeners, or of two official splits, are in one session.
+    """
+    first = first_pieces(found["piece"].to_numpy())
+    for name, what in (("user", "listener"), ("split", "split")):
+        if name not in found.column_names:
+            continue
+        least, greatest = found[name], found[f"other_{name}"]
+        differs = pc.or_(pc.not_equal(least, greatest), pc.not_equal(least, least.take(pa.array(first))))
+        place = pc.index(differs, True).as_py()
+        if place >= 0:
+            values = [least[int(first[place])], least[place], greatest[place]]
+            words = sorted({schema.SPLITS[value.as_py()] if name == "split" else value.as_py() for value in values})
+            cure = (
+                "give every listener's sessions ids of their own"
+                if name == "user"
+                else "a session belongs to one split: correct the column, or give sessions that end with their split"
+            )
+            raise UserError(
+                f"{path}: session {found['session_id'][place]} has plays of more than one {what} "
+                f"({' and '.join(words)}; --plays_columns.{name}); {cure}"
+            )
+
+
+def first_pieces(piece: np.ndarray) -> np.ndarray:
+    """Where each session begins in pieces of sessions, by the number of each piece in its own: int64 (M,)."""
+    return np.maximum.accumulate(np.where(piece == 0, np.arange(len(piece)), 0))
 
 
 def in_sessions(plays: ibis.Table, columns: PlaysColumns, longest: int | None) -> ibis.Table:
@@ -129,7 +179,7 @@ def in_sessions(plays: ibis.Table, columns: PlaysColumns, longest: int | None) -
         plays = plays.mutate(shares=shares, starts=starts)
         number = plays.starts.sum().over(ibis.cumulative_window(**order))
         plays = plays.mutate(session_id=plays.owner + "_" + number.cast("string")).drop("starts")
-    plays = plays.drop("owner", "unit")
+    plays = plays.drop(*(name for name in ("owner", "unit", "fault", *NAMES) if name in plays.columns))
     if longest is None:
         return plays.mutate(piece=ibis.literal(0, "int64"))
     place = ibis.row_number().over(ibis.window(group_by="session_id", order_by=["place", "row"]))
@@ -197,113 +247,97 @@ def names_of_pieces(pieces: pa.Table) -> pa.Array:
 
 
 def describe_sessions(found: pa.Table, *, has_times: bool) -> pa.Table:
-    """`Arranged.sessions` from `number`, `session_id`, `name`, `plays` and `start` (microseconds since 1970, or
-    nothing)."""
+    """`Arranged.sessions` of what `find_pieces` returns."""
     if has_times:
         day = pc.strftime(pc.cast(found["start"], pa.timestamp("us")), format="%Y%m%d")
     else:
         day = pa.repeat("", len(found))
-    return pa.table(
+    columns = {
+        "session_id": found["name"],
+        "whole": found["session_id"],
+        "piece": found["piece"],
+        "plays": found["plays"],
+        "day": day,
+        "user": found["user"] if "user" in found.column_names else pa.nulls(len(found), pa.string()),
+    }
+    if "split" in found.column_names:
+        columns["split"] = found["split"]
+    return pa.table(columns)
+
+
+def number_sessions(connection: Any, arranged: Arranged, split: np.ndarray, work: Path) -> ibis.Table:
+    """The plays of the sessions that are kept, in any order, with `number` (place of the session) and its `split`.
+
+    Args:
+        split: place in `schema.SPLITS` of each session, uint8 (M,).
+    """
+    sessions = arranged.sessions
+    numbers = pa.table(
         {
-            "number": found["number"],
-            "session_id": found["name"],
-            "whole": found["session_id"],
-            "plays": found["plays"],
-            "day": day,
+            "session_id": sessions["whole"],
+            "piece": sessions["piece"],
+            "number": np.arange(len(sessions)),
+            "split": split,
         }
     )
+    pq.write_table(numbers, work / "numbers.parquet")
+    plays = arranged.plays.drop(*(name for name in ("user", "split") if name in arranged.plays.columns))
+    return plays.inner_join(read_parquet(connection, work / "numbers.parquet"), ["session_id", "piece"])
 
 
-def indexed_batches(connection: Any, events: ibis.Table, tracks: ibis.Table) -> Iterator[pa.RecordBatch]:
-    """`index` (id in `tracks`, `vocab.UNK` outside) and `skip` of all events, by session, place and row."""
-    found = events.left_join(tracks, "track_id")
-    found = found.select("number", "place", "row", "skip", index=ibis.coalesce(tracks.index, vocab.UNK).cast("int32"))
-    ordered = found.order_by(["number", "place", "row"]).select("index", "skip")
+def indexed_batches(connection: Any, events: ibis.Table, ids: ibis.Table) -> Iterator[pa.RecordBatch]:
+    """`id`, `skip`, `log`, `time` and, where known, `seconds` of all plays, by session, place and row.
+
+    Args:
+        events: what `number_sessions` returns.
+        ids: `track_id` and `id` int32 of every track.
+    """
+    columns = ["id", "skip", "log", "time", *(["seconds"] if "seconds" in events.columns else [])]
+    found = events.inner_join(ids, "track_id").select("number", "place", "row", *columns)
+    ordered = found.order_by(["number", "place", "row"]).select(columns)
     yield from connection.to_pyarrow_batches(ordered, chunk_size=1 << 20)
 
 
-def chunks(batches: Iterator[pa.RecordBatch], sessions: pa.Table, file: str) -> Iterator[Chunk]:
-    """Whole sessions from batches that end anywhere."""
+def chunks(
+    batches: Iterator[pa.RecordBatch], sessions: pa.Table, file: str, *, n_ids: int, has_times: bool
+) -> Iterator[Chunk]:
+    """Whole sessions from batches that end anywhere.
+
+    Args:
+        batches: what `indexed_batches` returns.
+        n_ids: ids from here on are of tracks outside the vocabulary.
+    """
     lengths = sessions["plays"].to_numpy()
     ends = np.cumsum(lengths)
-    index, skip = np.zeros(0, np.int32), np.zeros(0, np.uint8)
+    left: dict[str, np.ndarray] = {}
     first, read = 0, 0  # the next session, the events read so far
     for batch in batches:
-        index = np.concatenate([index, batch["index"].to_numpy()])
-        skip = np.concatenate([skip, batch["skip"].to_numpy()])
+        found = {name: batch[name].to_numpy(zero_copy_only=False) for name in batch.schema.names}
+        if left:
+            found = {name: np.concatenate([left[name], values]) for name, values in found.items()}
         read += len(batch)
         last = int(np.searchsorted(ends, read, side="right"))
         n = int(lengths[first:last].sum())
+        left = {name: values[n:] for name, values in found.items()}
         rows = sessions.slice(first, last - first)
+        full_ids = found["id"][:n]
         yield Chunk(
-            tracks=index[:n],
-            skips=skip[:n],
-            log=np.zeros((n, len(schema.LOG_COLUMNS)), np.uint8),
+            tracks=np.where(full_ids < n_ids, full_ids, np.int32(vocab.UNK)),
+            skips=found["skip"][:n],
+            log=unpack_log(found["log"][:n]),
             lengths=lengths[first:last],
             session_id=rows["session_id"].combine_chunks(),
             day=rows["day"].combine_chunks(),
             file=file,
+            user=rows["user"].combine_chunks(),
+            full_ids=full_ids,
+            times=found["time"][:n] if has_times else None,
+            seconds=found["seconds"][:n] if "seconds" in found else None,
         )
-        index, skip, first = index[n:], skip[n:], last
+        first = last
 
 
-def read_plays(path: Path, columns: PlaysColumns, tracks: pa.Table, *, shortest: int = 2) -> tuple[Chunk, list[str]]:
-    """All sessions of a table of plays, with the ids of an existing dataset: for scoring a trained model on them.
-
-    Args:
-        path: CSV or Parquet, or a folder of them.
-        tracks: `track_id` and `index` of the dataset (its `tracks.parquet`).
-        shortest: sessions with fewer plays are left out.
-
-    Returns:
-        The sessions in order of their start, with `vocab.UNK` for tracks that the dataset does not know, and what is
-        to be said about them.
-
-    Raises:
-        UserError: see `arrange`.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        connection = connect(memory_limit=Config(out=work).memory_limit, folder=work).connection
-        try:
-            arranged = arrange(connection, path, columns, work, Rules(shortest=shortest, are_options=False))
-            known = ibis.memtable(tracks.select(["track_id", "index"]))
-            batches = indexed_batches(connection, arranged.events, known)
-            chunk = concatenate(list(chunks(batches, arranged.sessions, path.name)))
-        except (OSError, duckdb.Error) as error:
-            raise UserError(f"{path}: {error} (working in {folder}: is the disk full?)") from None
-        finally:
-            connection.disconnect()
-    dropped = [row for row in arranged.funnel.rows() if row["reason"].startswith("dropped") and row["rows"]]
-    notes = [f"{row['reason']}: {row['rows']} plays" for row in dropped]
-    return chunk, [*arranged.notes, *notes]
-
-
-def plays_as_split(path: Path, columns: PlaysColumns, dataset: Dataset, folder: Path) -> SessionArrays:
-    """Write the sessions of a table of plays as a split to `folder`, and print what was dropped or is unknown.
-
-    Raises:
-        UserError: see `read_plays`.
-    """
-    tracks = pq.read_table(dataset.folder / "tracks.parquet", columns=["track_id", "index"])
-    chunk, notes = read_plays(path, columns, tracks)
-    writer = SplitWriter(folder)
-    writer.add(chunk)
-    writer.close()
-    for note in notes:
-        print(note)
-    unknown = float((chunk.tracks == vocab.UNK).mean())
-    print(f"{unknown:.2%} of the plays are of tracks that {dataset.folder} does not know")
-    return SessionArrays.open(folder)
-
-
-def concatenate(parts: list[Chunk]) -> Chunk:
-    return Chunk(
-        tracks=np.concatenate([part.tracks for part in parts]),
-        skips=np.concatenate([part.skips for part in parts]),
-        log=np.concatenate([part.log for part in parts]),
-        lengths=np.concatenate([part.lengths for part in parts]),
-        session_id=pa.concat_arrays([part.session_id for part in parts]),
-        day=pa.concat_arrays([part.day for part in parts]),
-        file=parts[0].file,
-    )
+def optional_arrays(columns: PlaysColumns) -> list[str]:
+    """Those of `dataset_writer.OPTIONAL_ARRAYS` that the chunks of such a table have."""
+    there = {"full_ids": True, "times": bool(columns.time), "seconds": bool(columns.seconds)}
+    return [name for name, is_there in there.items() if is_there]

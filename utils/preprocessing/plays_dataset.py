@@ -1,4 +1,4 @@
-"""From a table of plays to a dataset folder: arrange in sessions, count, split by time, write."""
+"""From a table of plays to a dataset folder: arrange in sessions, split, count, write."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from utils.data import schema, vocab
-from utils.preprocessing import play_tables, split_rules
+from utils.preprocessing import play_tables, play_tracks, split_rules
 from utils.preprocessing.dataset_writer import (
     SplitWriter,
     any_in_session,
@@ -20,74 +21,100 @@ from utils.preprocessing.dataset_writer import (
 )
 from utils.preprocessing.engine import Engine, read_parquet
 from utils.preprocessing.options import Config, command_line
+from utils.preprocessing.play_files import plays_files
+from utils.preprocessing.play_logs import FLAGS, WORDS, unknown_words
+from utils.preprocessing.sources.plays import SourcePlays
 
 
 def prepare_plays(config: Config, folder: Path, work: Path, engine: Engine) -> dict[str, Any]:
     """Write the dataset of `config.plays` into `folder`, with temporary files in `work`; returns `dataset.json`."""
     assert config.plays is not None
-    arranged = play_tables.arrange(
-        engine.connection,
-        config.plays,
-        config.plays_columns,
-        work,
-        play_tables.Rules(
-            shortest=config.min_session_length,
-            longest=config.max_session_length,
-            keep_repeats=config.keep_repeats,
-            drop_without_track=config.drop_rows_without_track,
-        ),
+    connection = engine.connection
+    source = SourcePlays(plays_files(config.plays), config.plays_columns, [], [], [])
+    columns = source.columns
+    rules = play_tables.Rules(
+        shortest=config.min_session_length,
+        longest=config.max_session_length,
+        keep_repeats=config.keep_repeats,
+        drop_without_track=config.drop_rows_without_track,
     )
-    valid, test = split_rules.split_sessions(
-        arranged.sessions["whole"].to_pylist(),
-        valid_fraction=config.valid_fraction,
-        test_fraction=config.test_fraction,
-    )
-    training = arranged.events.filter(arranged.events.number < valid)
-    counts = training.group_by("track_id").agg(plays=training.count())
+    arranged = play_tables.arrange(connection, config.plays, source, work, rules)
+    split = choose_splits(config, arranged.sessions)
+    events = play_tables.number_sessions(connection, arranged, split, work)
+
+    counts = play_tracks.count_tracks(connection, events, work)
     min_count = split_rules.DEFAULT_MIN_COUNT if config.min_count is None else config.min_count
     tracks = build_vocabulary(counts, min_count=min_count)
     pq.write_table(tracks, work / "vocabulary.parquet")
-    known = read_parquet(engine.connection, work / "vocabulary.parquet")
+    known = read_parquet(connection, work / "vocabulary.parquet")
+    names = play_tracks.find_names(connection, arranged.coded, work)
+    new = play_tracks.with_names(connection, play_tracks.others(counts, known), names, "track_id")
+    pq.write_table(new, folder / "new_tracks.parquet")
+    n_ids = vocab.N_SPECIAL + len(tracks)
+    ids = play_tracks.number_tracks(connection, work / "ids.parquet", tracks, new, n_ids)
+    tracks = play_tracks.with_names(connection, known, names, "index")
 
-    writers = [SplitWriter(folder / split) for split in schema.SPLITS]
-    batches = play_tables.indexed_batches(engine.connection, arranged.events, known)
+    writers = [SplitWriter(folder / name, play_tables.optional_arrays(columns)) for name in schema.SPLITS]
+    words = [option for option in (*WORDS, *FLAGS) if getattr(columns, option)]
     total = int(arranged.sessions["plays"].to_numpy().sum())
     done = 0
-    n_unknown = sessions_unknown = 0
-    has_skips = False
+    has_skips = has_log = False
+    batches = play_tables.indexed_batches(connection, events, ids)
+    file, has_times = config.plays.name, bool(columns.time)
     with tqdm(total=total, desc="writing", unit=" rows", unit_scale=True) as bar:
-        for chunk in play_tables.chunks(batches, arranged.sessions, config.plays.name):
-            split = np.digitize(np.arange(done, done + len(chunk.lengths)), [valid, test])
+        for chunk in play_tables.chunks(batches, arranged.sessions, file, n_ids=n_ids, has_times=has_times):
+            mine = split[done : done + len(chunk.lengths)]
             for i, writer in enumerate(writers):
-                writer.add(chunk.take(split == i))
-            unknown = chunk.tracks == vocab.UNK
-            n_unknown += int(unknown.sum())
-            sessions_unknown += int(any_in_session(unknown, chunk.lengths).sum())
+                writer.add(chunk.take(mine == i))
+            some = [("a track outside the vocabulary", chunk.tracks == vocab.UNK)]
+            if words:
+                some.append(("an unknown category", unknown_words(chunk.log, words)))
+            for reason, events_of in some:
+                n_sessions = any_in_session(events_of, chunk.lengths).sum()
+                arranged.funnel.add(f"kept, of which {reason}", rows=events_of.sum(), sessions=n_sessions)
             has_skips |= bool((chunk.skips != schema.SKIP_UNKNOWN).any())
+            has_log |= bool(chunk.log.any())
             done += len(chunk.lengths)
             bar.update(len(chunk.tracks))
-    arranged.funnel.add("kept, of which a track outside the vocabulary", rows=n_unknown, sessions=sessions_unknown)
-    splits = {split: writer.close() for split, writer in zip(schema.SPLITS, writers, strict=True)}
+    splits = {name: writer.close() for name, writer in zip(schema.SPLITS, writers, strict=True)}
+    notes = ["a table of plays has no audio features", *([] if has_log else ["no log column is known"])]
     return write_dataset(
         folder,
         name=config.out.name,
         protocol="plays",
-        sources=[
-            {
-                "file": file.name if file == config.plays else str(file.relative_to(config.plays)),
-                "bytes": file.stat().st_size,
-                "rows": rows,
-            }
-            for file, rows in zip(arranged.files, arranged.rows, strict=True)
-        ],
+        sources=source.sources or account_of(config.plays, source.files, arranged.coded.rows),
         funnel=arranged.funnel,
         splits=splits,
         tracks=tracks,
         min_count=min_count,
         features=write_tracks(folder, tracks, tracks.select([])),
         has_skips=has_skips,
-        has_log=False,
-        notes=["a table of plays has no audio features and no log columns", *arranged.notes],
+        has_log=has_log,
+        notes=[*notes, *source.notes, *arranged.notes],
         engine=engine.name,
         command=command_line(config),
     )
+
+
+def choose_splits(config: Config, sessions: pa.Table) -> np.ndarray:
+    """Place in `schema.SPLITS` of each session, uint8 (M,).
+
+    Raises:
+        UserError: too few sessions.
+    """
+    valid, test = split_rules.split_sessions(
+        sessions["whole"].to_pylist(), valid_fraction=config.valid_fraction, test_fraction=config.test_fraction
+    )
+    return np.digitize(np.arange(len(sessions)), [valid, test]).astype(np.uint8)
+
+
+def account_of(path: Path, files: list[Path], rows: list[int]) -> list[dict[str, Any]]:
+    """What `dataset.json` says of the files of a table."""
+    return [
+        {
+            "file": file.name if file == path else str(file.relative_to(path)),
+            "bytes": file.stat().st_size,
+            "rows": n,
+        }
+        for file, n in zip(files, rows, strict=True)
+    ]

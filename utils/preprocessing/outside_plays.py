@@ -1,0 +1,128 @@
+"""A table of plays for a dataset that exists: its sessions with the ids of the dataset, to score a trained model on."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from utils.core.errors import UserError
+from utils.data import vocab
+from utils.data.dataset import Dataset, SessionArrays
+from utils.preprocessing import play_tables, play_tracks
+from utils.preprocessing.dataset_writer import OPTIONAL_ARRAYS, Chunk, SplitWriter
+from utils.preprocessing.engine import connect
+from utils.preprocessing.options import Config, PlaysColumns
+from utils.preprocessing.play_files import plays_files
+from utils.preprocessing.sources.plays import SourcePlays
+
+
+class Outside(NamedTuple):
+    """Sessions of a table of plays with the ids of a dataset."""
+
+    chunks: Iterator[Chunk]
+    new_tracks: pa.Table
+    """Tracks that the dataset has never seen, in order of their ids, the first that are free: `track_id`, and `name`,
+    `artist`, `album` where the table has them"""
+    notes: list[str]
+    """What is to be said about the plays."""
+
+
+@contextmanager
+def open_plays(
+    path: Path, columns: PlaysColumns, tracks: pa.Table, new_tracks: pa.Table | None = None, *, shortest: int = 2
+) -> Iterator[Outside]:
+    """The sessions of a table of plays in order of their start, until the block ends.
+
+    Args:
+        path: CSV or Parquet, or a folder of them.
+        tracks: `track_id` and `index` of the dataset (its `tracks.parquet`).
+        new_tracks: `track_id` of the tracks outside its vocabulary (`new_tracks.parquet`), if it tells them apart.
+        shortest: sessions with fewer plays are left out.
+
+    Raises:
+        UserError: see `play_tables.arrange`; in the block, too.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        connection = connect(memory_limit=Config(out=work).memory_limit, folder=work).connection
+        try:
+            source = SourcePlays(plays_files(path), columns, [], [], [])
+            rules = play_tables.Rules(shortest=shortest, are_options=False)
+            arranged = play_tables.arrange(connection, path, source, work, rules)
+            events = play_tables.number_sessions(connection, arranged, np.zeros(len(arranged.sessions), np.uint8), work)
+            n_ids = vocab.N_SPECIAL + len(tracks)
+            there = pa.table({"track_id": pa.array([], pa.string())}) if new_tracks is None else new_tracks
+            ids = play_tracks.number_tracks(connection, work / "dataset_ids.parquet", tracks, there, n_ids)
+            counts = play_tracks.count_tracks(connection, events, work)
+            names = play_tracks.find_names(connection, arranged.coded, work)
+            further = play_tracks.with_names(connection, play_tracks.others(counts, ids), names, "track_id")
+            new = pa.concat_tables([there.select(["track_id"]), further.select(["track_id"])])
+            ids = play_tracks.number_tracks(connection, work / "ids.parquet", tracks, new, n_ids)
+            batches = play_tables.indexed_batches(connection, events, ids)
+            has_times = bool(columns.time)
+            dropped = [row for row in arranged.funnel.rows() if row["reason"].startswith("dropped") and row["rows"]]
+            yield Outside(
+                play_tables.chunks(batches, arranged.sessions, path.name, n_ids=n_ids, has_times=has_times),
+                further,
+                [*arranged.notes, *(f"{row['reason']}: {row['rows']} plays" for row in dropped)],
+            )
+        except (OSError, duckdb.Error) as error:
+            raise UserError(f"{path}: {error} (working in {folder}: is the disk full?)") from None
+        finally:
+            connection.disconnect()
+
+
+def read_plays(path: Path, columns: PlaysColumns, tracks: pa.Table, *, shortest: int = 2) -> tuple[Chunk, list[str]]:
+    """All sessions of a table of plays in memory (`vocab.UNK` for tracks that the dataset does not know), and notes.
+
+    For the arguments and errors see `open_plays`.
+    """
+    with open_plays(path, columns, tracks, shortest=shortest) as outside:
+        return concatenate(list(outside.chunks)), outside.notes
+
+
+def plays_as_split(path: Path, columns: PlaysColumns, dataset: Dataset, folder: Path) -> SessionArrays:
+    """Write the sessions of a table of plays as a split to `folder`, and print what was dropped or is unknown.
+
+    Tracks that are new to the dataset's `new_tracks.parquet`, too, have the ids that follow, in the order of
+    `new_tracks.parquet` in `folder`.
+
+    Raises:
+        UserError: see `open_plays`.
+    """
+    tracks = pq.read_table(dataset.folder / "tracks.parquet", columns=["track_id", "index"])
+    new_file = dataset.folder / "new_tracks.parquet"
+    new_tracks = pq.read_table(new_file, columns=["track_id"]) if new_file.exists() else None
+    n_unknown = 0
+    with open_plays(path, columns, tracks, new_tracks) as outside:
+        writer = SplitWriter(folder, play_tables.optional_arrays(columns))
+        for chunk in outside.chunks:
+            writer.add(chunk)
+            n_unknown += int((chunk.tracks == vocab.UNK).sum())
+        writer.close()
+        pq.write_table(outside.new_tracks, folder / "new_tracks.parquet")
+    for note in outside.notes:
+        print(note)
+    print(f"{n_unknown / writer.events:.2%} of the plays are of tracks that {dataset.folder} does not know")
+    return SessionArrays.open(folder)
+
+
+def concatenate(parts: list[Chunk]) -> Chunk:
+    """Chunks as one."""
+
+    def joined(name: str) -> Any:
+        values = [getattr(part, name) for part in parts]
+        if values[0] is None:
+            return None
+        return (np.concatenate if isinstance(values[0], np.ndarray) else pa.concat_arrays)(values)
+
+    names = ("tracks", "skips", "log", "lengths", "session_id", "day", "user", *OPTIONAL_ARRAYS)
+    return Chunk(file=parts[0].file, **{name: joined(name) for name in names})
