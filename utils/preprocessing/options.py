@@ -64,7 +64,7 @@ class SourceOptions:
     skip_below: float = 0.5
     """yambda: share of a track below which a play of it counts as skipped."""
     time_zone: str = "UTC"
-    """spotify-account, lastfm: the zone of the times of the export."""
+    """lastfm: the zone of the times of the export."""
 
 
 @dataclass

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from utils.core.errors import UserError
 from utils.preprocessing.options import PlaysColumns, SourceOptions
 
-__all__ = ["SCHEMA", "SourceOptions", "SourcePlays", "write_plays"]
+__all__ = [
+    "SCHEMA",
+    "SourceOptions",
+    "SourcePlays",
+    "artist_and_title",
+    "check_options",
+    "columns_of",
+    "no_plays",
+    "write_plays",
+]
 
 SCHEMA = pa.schema(
     [
@@ -79,3 +90,32 @@ def write_plays(target: Path, columns: Sequence[str], rows: Iterable[Sequence[An
             writer.write_table(pa.table(arrays, schema=chosen))
             n += len(group)
     return n
+
+
+def columns_of(names: Sequence[str]) -> PlaysColumns:
+    """The options for files with these columns of `SCHEMA`."""
+    options: dict[str, Any] = {name: name for name in names}
+    return PlaysColumns(**options)
+
+
+def check_options(options: SourceOptions, source: str, used: Sequence[str] = ()) -> None:
+    """
+    Raises:
+        UserError: an option is given that this source has no use for.
+    """
+    for field in fields(options):
+        if field.name not in used and getattr(options, field.name) != field.default:
+            raise UserError(f"--source_options.{field.name} has no meaning for --source {source}; leave it out")
+
+
+def no_plays(path: Path, dropped: Sequence[tuple[str, int]]) -> UserError:
+    """What to say of an export in which nothing is left."""
+    if not sum(n for _, n in dropped):
+        return UserError(f"{path} has no plays: the export is empty; ask for another one")
+    reasons = ", ".join(f"{n} {reason}" for reason, n in dropped if n)
+    return UserError(f"{path} has no plays of tracks: {reasons}")
+
+
+def artist_and_title(artist: str, title: str) -> str:
+    """The id of a track that has none: its artist and its title, which no other pair of them shares."""
+    return f"{artist.replace('|', '||')} | {title}"
