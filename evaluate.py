@@ -1,6 +1,7 @@
 """Score a finished run again, on any split of its dataset or on other sessions.
 
     python evaluate.py --run RUN --plays plays.csv --plays_columns.session session_id --plays_columns.position position
+    python evaluate.py --run RUN --source spotify my_spotify_data.zip
     python evaluate.py --run RUN --predictions predictions.csv --split valid
     python evaluate.py --run runs/transformer_seq/STAMP --decoding.method beam --decoding.beam_width 20
     python evaluate.py --run runs/bert_finetune_seq/STAMP --filling.order confident --filling.passes 5
@@ -20,7 +21,7 @@ from typing import Any, Literal
 from utils.core.cli import cli
 from utils.core.errors import UserError
 from utils.evaluation.options import DecodingConfig, FillingConfig
-from utils.preprocessing.options import PlaysColumns
+from utils.preprocessing.options import PlaysColumns, SourceName, SourceOptions, check_source, spell_out_source
 
 
 @dataclass
@@ -34,6 +35,9 @@ class Config:
     plays: str | None = None
     """Score these sessions instead: a table of plays, CSV or Parquet."""
     plays_columns: PlaysColumns = field(default_factory=PlaysColumns)
+    source: SourceName | None = None
+    """Whose files --plays are, instead of a table of plays; also written --source NAME PATH."""
+    source_options: SourceOptions = field(default_factory=SourceOptions)
     data: str | None = None
     """Dataset folder, if it has moved since the run was trained."""
     decoding: DecodingConfig | None = None
@@ -58,6 +62,7 @@ def main(config: Config) -> dict[str, Any]:
     from utils.training.masked_tracks import masked_predictor
     from utils.training.rebuild import rebuild
 
+    check_source(config.plays_columns, config.source, config.source_options, config.plays)
     folder = Path(config.run)
     result = read_json(folder / "result.json")
     if result["kind"] != "model" or not (folder / "best.pt").exists():
@@ -68,7 +73,14 @@ def main(config: Config) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary:
         split = config.split
         if config.plays is not None:
-            outside = plays_as_split(Path(config.plays), config.plays_columns, dataset, Path(temporary) / "plays")
+            outside = plays_as_split(
+                Path(config.plays),
+                config.plays_columns,
+                dataset,
+                Path(temporary) / "plays",
+                source=config.source,
+                options=config.source_options,
+            )
             split, dataset = "test", replace(dataset, test=outside)
         if how is not None:
             decoding = mask_filling(how) if isinstance(how, FillingConfig) else step_by_step(how)
@@ -101,4 +113,4 @@ def decoding_of(trained: Any, config: Config) -> DecodingConfig | FillingConfig 
 
 
 if __name__ == "__main__":
-    cli(main, Config, description=__doc__)
+    cli(main, Config, description=__doc__, shorthand=spell_out_source)

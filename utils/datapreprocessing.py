@@ -1,9 +1,10 @@
-"""Raw listening logs to a dataset folder (`docs/data.md`): MSSD's files, or any table of plays.
+"""Raw listening logs to a dataset folder (`docs/data.md`): MSSD's files, exports of services, or any table of plays.
 
     python -m utils.datapreprocessing --raw data/raw/demo --out data/demo
     python -m utils.datapreprocessing --raw data/raw/mssd --out data/mssd_original --protocol original
     python -m utils.datapreprocessing --plays plays.parquet --plays_columns.session session_id \\
         --plays_columns.position position --out data/plays
+    python -m utils.datapreprocessing --source spotify my_spotify_data.zip --out data/mine
 
 Protocols for MSSD's files:
     temporal  split by day, train before valid before test; sessions of 10 to 20 plays; rare tracks count as new
@@ -22,7 +23,7 @@ from typing import Any
 
 from utils.core.cli import cli
 from utils.core.errors import UserError
-from utils.preprocessing.options import Config
+from utils.preprocessing.options import Config, check_source, spell_out_source
 
 OPTIONS_OF = {
     "workers": ("temporal", "original", "session"),
@@ -35,6 +36,8 @@ OPTIONS_OF = {
     "max_session_length": ("plays",),
     "keep_repeats": ("plays",),
     "drop_rows_without_track": ("plays",),
+    "source": ("plays",),
+    "source_options": ("plays",),
 }
 """The protocols that use an option; `plays` is the protocol of `--plays`."""
 
@@ -44,6 +47,7 @@ def check_config(config: Config) -> None:
     Raises:
         UserError: no input or two, a number out of range, or an option that would be ignored.
     """
+    check_source(config.plays_columns, config.source, config.source_options, config.plays)
     if (config.raw is None) == (config.plays is None):
         raise UserError("give either --raw (a folder with MSSD's files) or --plays (a table of plays)")
     if config.plays is not None and config.protocol != "temporal":
@@ -59,8 +63,10 @@ def check_config(config: Config) -> None:
     for name, meant_for in OPTIONS_OF.items():
         if protocol not in meant_for and getattr(config, name) != getattr(default, name):
             raise UserError(f"--{name} is for {', '.join(meant_for)}; it means nothing to {protocol}")
-    if config.keep_repeats and not config.plays_columns.time:
+    if config.keep_repeats and config.source is None and not config.plays_columns.time:
         raise UserError("--keep_repeats means nothing without --plays_columns.time: no play is dropped then")
+    if config.drop_rows_without_track and config.source is not None:
+        raise UserError("--drop_rows_without_track means nothing beside --source, which drops what is no track")
     if config.plays is not None and config.min_count == 0:
         raise UserError(
             "--min_count 0 takes in the tracks of track_features that nobody played, which a table of plays does not "
@@ -122,4 +128,4 @@ def main(config: Config) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    cli(main, Config, description=__doc__)
+    cli(main, Config, description=__doc__, shorthand=spell_out_source)

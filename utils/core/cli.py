@@ -48,6 +48,7 @@ def cli(
     description: str,
     args: Sequence[str] | None = None,
     processes: bool = False,
+    shorthand: Callable[[Sequence[str]], list[str]] | None = None,
 ) -> None:
     """Parse the command line into `config_class`, call `main` with it and exit.
 
@@ -59,8 +60,11 @@ def cli(
         description: for `--help`.
         args: instead of those of the command line.
         processes: whether `main` can share its work with the other processes that torchrun started.
+        shorthand: spells out arguments that the parser does not know as they are.
     """
     try:
+        if shorthand is not None:
+            args = shorthand(sys.argv[1:] if args is None else args)
         config = parse_config(config_class, args, description=description)
         choose_waiting()
         if "LOCAL_RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:

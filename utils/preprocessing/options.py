@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
+from utils.core.errors import UserError
 from utils.data.schema import OLDER_PROTOCOLS
+
+SourceName = Literal[
+    "spotify",
+    "spotify-account",
+    "listenbrainz",
+    "lastfm",
+    "yambda",
+    "apple-music",
+    "recbole",
+    "session-rec",
+]
+"""Services and tools whose files `sources/` reads, a module each."""
 
 
 @dataclass
@@ -79,6 +93,9 @@ class Config:
     """Instead of --raw: a table of plays (CSV or Parquet), or a folder of them."""
     plays_columns: PlaysColumns = field(default_factory=PlaysColumns)
     """Which column of --plays is what."""
+    source: SourceName | None = None
+    """Whose files --plays are, instead of a table of plays; also written --source NAME PATH."""
+    source_options: SourceOptions = field(default_factory=SourceOptions)
     protocol: Literal["temporal", "original", "session", "seed"] = "temporal"
     """How MSSD's sessions are chosen and split; see above (seed is the old name of original). Tables of plays are split
     by time."""
@@ -130,3 +147,45 @@ def command_line(config: Any) -> str:
                 yield from (f"--{prefix}{item.name}", str(here))
 
     return shlex.join(["python", "-m", "utils.datapreprocessing", *options(config, Config(out=Path()), "")])
+
+
+def spell_out_source(args: Sequence[str]) -> list[str]:
+    """Command-line arguments with `--source NAME PATH` as `--source NAME --plays PATH`.
+
+    Raises:
+        UserError: several paths.
+    """
+    found = list(args)
+    for i, word in enumerate(found):
+        if word != "--source" and not word.startswith("--source="):
+            continue
+        first = i + 1 if "=" in word else i + 2
+        paths = list(takewhile(lambda value: not value.startswith("-"), found[first:]))
+        named = [*paths, *(value for value in found if value == "--plays" or value.startswith("--plays="))]
+        if len(named) > 1:
+            raise UserError(
+                f"--source takes a name and one path, not {len(named)} ({', '.join(named)}); to read several files, "
+                "put them into a folder and name it"
+            )
+        return [*found[:first], *(["--plays"] if paths else []), *found[first:]]
+    return found
+
+
+def check_source(columns: PlaysColumns, source: str | None, options: SourceOptions, plays: object) -> None:
+    """
+    Raises:
+        UserError: a source without a path, or options that would be ignored.
+    """
+    if source is None:
+        for item in fields(options):
+            if getattr(options, item.name) != item.default:
+                raise UserError(f"--source_options.{item.name} is for --source; a table of plays has no such option")
+        return
+    if plays is None:
+        raise UserError(f"--source {source} needs the path of its files: --source {source} PATH")
+    for item in fields(columns):
+        if item.name != "gap" and getattr(columns, item.name) != item.default:
+            raise UserError(
+                f"--plays_columns.{item.name} has no meaning beside --source {source}, which knows its columns; leave "
+                "it out"
+            )

@@ -19,9 +19,8 @@ from utils.data.dataset import Dataset, SessionArrays
 from utils.preprocessing import play_tables, play_tracks
 from utils.preprocessing.dataset_writer import OPTIONAL_ARRAYS, Chunk, SplitWriter
 from utils.preprocessing.engine import connect
-from utils.preprocessing.options import Config, PlaysColumns
-from utils.preprocessing.play_files import plays_files
-from utils.preprocessing.sources.plays import SourcePlays
+from utils.preprocessing.options import Config, PlaysColumns, SourceOptions
+from utils.preprocessing.plays_source import open_plays
 
 
 class Outside(NamedTuple):
@@ -31,21 +30,31 @@ class Outside(NamedTuple):
     new_tracks: pa.Table
     """Tracks that the dataset has never seen, in order of their ids, the first that are free: `track_id`, and `name`,
     `artist`, `album` where the table has them"""
+    optional: list[str]
+    """The optional arrays that the chunks have."""
     notes: list[str]
     """What is to be said about the plays."""
 
 
 @contextmanager
-def open_plays(
-    path: Path, columns: PlaysColumns, tracks: pa.Table, new_tracks: pa.Table | None = None, *, shortest: int = 2
+def open_sessions(
+    path: Path,
+    columns: PlaysColumns,
+    tracks: pa.Table,
+    new_tracks: pa.Table | None = None,
+    *,
+    shortest: int = 2,
+    source: str | None = None,
+    options: SourceOptions | None = None,
 ) -> Iterator[Outside]:
     """The sessions of a table of plays in order of their start, until the block ends.
 
     Args:
-        path: CSV or Parquet, or a folder of them.
+        path: CSV or Parquet, a folder of them, or files of the source.
         tracks: `track_id` and `index` of the dataset (its `tracks.parquet`).
         new_tracks: `track_id` of the tracks outside its vocabulary (`new_tracks.parquet`), if it tells them apart.
         shortest: sessions with fewer plays are left out.
+        source: whose files `path` is, instead of a table of plays; `options` are for it.
 
     Raises:
         UserError: see `play_tables.arrange`; in the block, too.
@@ -54,9 +63,9 @@ def open_plays(
         work = Path(folder)
         connection = connect(memory_limit=Config(out=work).memory_limit, folder=work).connection
         try:
-            source = SourcePlays(plays_files(path), columns, [], [], [])
+            plays = open_plays(path, columns, source, options or SourceOptions(), work)
             rules = play_tables.Rules(shortest=shortest, are_options=False)
-            arranged = play_tables.arrange(connection, path, source, work, rules)
+            arranged = play_tables.arrange(connection, path, plays, work, rules)
             events = play_tables.number_sessions(connection, arranged, np.zeros(len(arranged.sessions), np.uint8), work)
             n_ids = vocab.N_SPECIAL + len(tracks)
             there = pa.table({"track_id": pa.array([], pa.string())}) if new_tracks is None else new_tracks
@@ -67,12 +76,13 @@ def open_plays(
             new = pa.concat_tables([there.select(["track_id"]), further.select(["track_id"])])
             ids = play_tracks.number_tracks(connection, work / "ids.parquet", tracks, new, n_ids)
             batches = play_tables.indexed_batches(connection, events, ids)
-            has_times = bool(columns.time)
+            has_times = bool(plays.columns.time)
             dropped = [row for row in arranged.funnel.rows() if row["reason"].startswith("dropped") and row["rows"]]
             yield Outside(
                 play_tables.chunks(batches, arranged.sessions, path.name, n_ids=n_ids, has_times=has_times),
                 further,
-                [*arranged.notes, *(f"{row['reason']}: {row['rows']} plays" for row in dropped)],
+                play_tables.optional_arrays(plays.columns),
+                [*plays.notes, *arranged.notes, *(f"{row['reason']}: {row['rows']} plays" for row in dropped)],
             )
         except (OSError, duckdb.Error) as error:
             raise UserError(f"{path}: {error} (working in {folder}: is the disk full?)") from None
@@ -83,27 +93,35 @@ def open_plays(
 def read_plays(path: Path, columns: PlaysColumns, tracks: pa.Table, *, shortest: int = 2) -> tuple[Chunk, list[str]]:
     """All sessions of a table of plays in memory (`vocab.UNK` for tracks that the dataset does not know), and notes.
 
-    For the arguments and errors see `open_plays`.
+    For the arguments and errors see `open_sessions`.
     """
-    with open_plays(path, columns, tracks, shortest=shortest) as outside:
+    with open_sessions(path, columns, tracks, shortest=shortest) as outside:
         return concatenate(list(outside.chunks)), outside.notes
 
 
-def plays_as_split(path: Path, columns: PlaysColumns, dataset: Dataset, folder: Path) -> SessionArrays:
+def plays_as_split(
+    path: Path,
+    columns: PlaysColumns,
+    dataset: Dataset,
+    folder: Path,
+    *,
+    source: str | None = None,
+    options: SourceOptions | None = None,
+) -> SessionArrays:
     """Write the sessions of a table of plays as a split to `folder`, and print what was dropped or is unknown.
 
     Tracks that are new to the dataset's `new_tracks.parquet`, too, have the ids that follow, in the order of
     `new_tracks.parquet` in `folder`.
 
     Raises:
-        UserError: see `open_plays`.
+        UserError: see `open_sessions`.
     """
     tracks = pq.read_table(dataset.folder / "tracks.parquet", columns=["track_id", "index"])
     new_file = dataset.folder / "new_tracks.parquet"
     new_tracks = pq.read_table(new_file, columns=["track_id"]) if new_file.exists() else None
     n_unknown = 0
-    with open_plays(path, columns, tracks, new_tracks) as outside:
-        writer = SplitWriter(folder, play_tables.optional_arrays(columns))
+    with open_sessions(path, columns, tracks, new_tracks, source=source, options=options) as outside:
+        writer = SplitWriter(folder, outside.optional)
         for chunk in outside.chunks:
             writer.add(chunk)
             n_unknown += int((chunk.tracks == vocab.UNK).sum())

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from utils.core.errors import UserError
 from utils.data import schema, vocab
 from utils.preprocessing import play_tables, play_tracks, split_rules
 from utils.preprocessing.dataset_writer import (
@@ -21,17 +22,18 @@ from utils.preprocessing.dataset_writer import (
 )
 from utils.preprocessing.engine import Engine, read_parquet
 from utils.preprocessing.options import Config, command_line
-from utils.preprocessing.play_files import plays_files
 from utils.preprocessing.play_logs import FLAGS, WORDS, unknown_words
-from utils.preprocessing.sources.plays import SourcePlays
+from utils.preprocessing.plays_source import open_plays
 
 
 def prepare_plays(config: Config, folder: Path, work: Path, engine: Engine) -> dict[str, Any]:
     """Write the dataset of `config.plays` into `folder`, with temporary files in `work`; returns `dataset.json`."""
     assert config.plays is not None
     connection = engine.connection
-    source = SourcePlays(plays_files(config.plays), config.plays_columns, [], [], [])
+    source = open_plays(config.plays, config.plays_columns, config.source, config.source_options, work)
     columns = source.columns
+    if config.keep_repeats and not columns.time:
+        raise UserError("--keep_repeats means nothing where plays have no times: no play is dropped then")
     rules = play_tables.Rules(
         shortest=config.min_session_length,
         longest=config.max_session_length,
