@@ -36,6 +36,9 @@ OPTIONS_OF = {
     "max_session_length": ("plays",),
     "keep_repeats": ("plays",),
     "drop_rows_without_track": ("plays",),
+    "split_by": ("plays",),
+    "features": ("plays",),
+    "features_track": ("plays",),
     "source": ("plays",),
     "source_options": ("plays",),
 }
@@ -63,6 +66,8 @@ def check_config(config: Config) -> None:
     for name, meant_for in OPTIONS_OF.items():
         if protocol not in meant_for and getattr(config, name) != getattr(default, name):
             raise UserError(f"--{name} is for {', '.join(meant_for)}; it means nothing to {protocol}")
+    if config.features is None and config.features_track != default.features_track:
+        raise UserError("--features_track is for --features")
     if config.keep_repeats and config.source is None and not config.plays_columns.time:
         raise UserError("--keep_repeats means nothing without --plays_columns.time: no play is dropped then")
     if config.drop_rows_without_track and config.source is not None:
@@ -81,8 +86,9 @@ def check_config(config: Config) -> None:
     if config.workers < 0:
         raise UserError(f"--workers {config.workers}: must be 1 or more, or 0 to choose it")
     for name in ("valid_fraction", "test_fraction"):
-        if not 0 < getattr(config, name) < 1:
-            raise UserError(f"--{name} {getattr(config, name)}: must be between 0 and 1")
+        value = getattr(config, name)
+        if not (0 < value < 1 or (value == 0 and protocol == "plays")):
+            raise UserError(f"--{name} {value}: must be between 0 and 1" + (", or 0" if protocol == "plays" else ""))
     if protocol != "original" and config.valid_fraction + config.test_fraction >= 1:
         raise UserError("--valid_fraction and --test_fraction leave nothing to train on; their sum must be below 1")
 

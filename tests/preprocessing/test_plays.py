@@ -147,12 +147,33 @@ def test_long_sessions_are_cut_and_their_pieces_stay_together(tmp_path: Path) ->
 
 
 def test_split_sessions_keeps_pieces_together() -> None:
-    assert split_rules.split_sessions(list("abcdefghij"), valid_fraction=0.1, test_fraction=0.2) == (7, 8)
-    assert split_rules.split_sessions(list("abccccghij"), valid_fraction=0.4, test_fraction=0.3) == (6, 7)
-    with pytest.raises(UserError, match="2 sessions are too few"):
-        split_rules.split_sessions(["a", "b"], valid_fraction=0.1, test_fraction=0.1)
-    with pytest.raises(UserError, match="too few"):
-        split_rules.split_sessions(list("abccccc"), valid_fraction=0.3, test_fraction=0.3)
+    def split(names: str, *fractions: float) -> str:
+        continues = np.array([name == before for name, before in zip(names, " " + names, strict=False)])
+        valid, test = fractions
+        found = split_rules.split_in_order(
+            np.zeros(len(names), np.int64), continues, valid_fraction=valid, test_fraction=test
+        )
+        return "".join("-vt"[part] for part in found)
+
+    assert split("abcdefghij", 0.1, 0.2) == "-------vtt"
+    assert split("abccccghij", 0.4, 0.3) == "------" + "vttt"
+    assert split("ab", 0.1, 0.1) == "--"  # too few
+    assert split("abccccc", 0.3, 0.3) == "-------"
+    assert split("ab", 0, 0.1) == "-t"
+    assert split("ab", 0.1, 0) == "-v"
+
+
+def test_split_within_each_listener() -> None:
+    """Listener 0 has ten sessions, 1 three, the last of which is in two pieces, 2 two."""
+    group = np.array([0, 1, 0, 0, 1, 0, 2, 0, 0, 0, 1, 1, 0, 2, 0, 0])
+    continues = np.zeros(16, bool)
+    continues[11] = True
+    found = split_rules.split_in_order(group, continues, valid_fraction=0.1, test_fraction=0.2)
+    t, v, x = split_rules.TRAIN, split_rules.VALID, split_rules.TEST
+    assert found[group == 0].tolist() == [t] * 7 + [v, x, x]
+    assert found[group == 1].tolist() == [t, t, t, t]  # its last two pieces are one session: nothing is left for test
+    assert found[group == 2].tolist() == [t, t]
+    assert found.dtype == np.uint8
 
 
 def test_a_folder_of_files_is_one_table(tmp_path: Path) -> None:

@@ -23,6 +23,11 @@ def check_length(arrays: SessionArrays, min_length: int) -> None:
     Raises:
         UserError: no session has `min_length` plays.
     """
+    if arrays.n_sessions == 0:
+        raise UserError(
+            f"{arrays.folder} has no sessions, as --{arrays.folder.name}_fraction 0 asked for: make the dataset with "
+            "this split, or leave out what needs it"
+        )
     if not (arrays.lengths >= min_length).any():
         raise UserError(f"{arrays.folder} has no session of at least {min_length} plays")
 

@@ -235,7 +235,7 @@ class Features(NamedTuple):
     std: list[float]
 
 
-def standardise(raw: pa.Table) -> Features:
+def standardise(raw: pa.Table, *, categories: bool = True) -> Features:
     """Turn raw audio features of the vocabulary's tracks, in order of their ids, into a matrix of comparable columns.
 
     Numbers become z-scores over the tracks (each track once, however often it is played). `mode` is 1 for major, 0 for
@@ -244,11 +244,13 @@ def standardise(raw: pa.Table) -> Features:
 
     Args:
         raw: one row a track, the columns of `schema.FEATURE_COLUMNS` without `track_id`; null where missing.
+        categories: whether `mode`, `key` and `time_signature` are MSSD's; otherwise all columns are numbers.
     """
     names: list[str] = []
     means: list[float] = []
     stds: list[float] = []
-    width = sum(len(schema.CATEGORICAL_FEATURES.get(name, (name,))) for name in raw.column_names)
+    special = schema.CATEGORICAL_FEATURES if categories else {}
+    width = sum(len(special.get(name, (name,))) for name in raw.column_names)
     matrix = np.zeros((vocab.N_SPECIAL + len(raw), width), np.float32)
 
     def add(name: str, column: np.ndarray, mean: float = 0.0, std: float = 1.0) -> None:
@@ -259,10 +261,10 @@ def standardise(raw: pa.Table) -> Features:
 
     for name in raw.column_names:
         values = raw[name].to_numpy()
-        if name == "mode":
+        if name == "mode" and categories:
             add(name, values == "major")
-        elif name in schema.CATEGORICAL_FEATURES:
-            for category in schema.CATEGORICAL_FEATURES[name]:
+        elif name in special:
+            for category in special[name]:
                 add(f"{name}_{category}", values == category)
         else:
             values = np.where(np.isfinite(values), values, np.nan).astype(np.float64)
@@ -274,19 +276,20 @@ def standardise(raw: pa.Table) -> Features:
     return Features(matrix, names, means, stds)
 
 
-def write_tracks(folder: Path, tracks: pa.Table, raw: pa.Table) -> dict[str, Any]:
+def write_tracks(folder: Path, tracks: pa.Table, raw: pa.Table, *, categories: bool = True) -> dict[str, Any]:
     """Write `tracks.parquet` and `track_features.npy`; returns the `features` entry of `dataset.json`.
 
     Args:
         tracks: what `build_vocabulary` returns, with names of the tracks where there are any.
         raw: the features of its tracks, row for row; no columns where there are none.
+        categories: see `standardise`.
     """
     first = ["index", "track_id", "train_plays"]
     table = tracks.select([*first, *(name for name in tracks.column_names if name not in first)])
     for name in raw.column_names:
         table = table.append_column(name, raw[name])
     pq.write_table(table, folder / "tracks.parquet", use_dictionary=["mode"])  # floats hardly repeat
-    features = standardise(raw)
+    features = standardise(raw, categories=categories)
     np.save(folder / "track_features.npy", features.matrix)
     return {"names": features.names, "mean": features.mean, "std": features.std}
 
@@ -299,6 +302,7 @@ def write_dataset(
     sources: Sequence[Mapping[str, Any]],
     funnel: Funnel,
     splits: Mapping[str, Mapping[str, Any]],
+    empty_splits: Sequence[str] = (),
     tracks: pa.Table,
     min_count: int,
     features: Mapping[str, Any],
@@ -310,11 +314,14 @@ def write_dataset(
 ) -> dict[str, Any]:
     """Write `dataset.json` and return it.
 
+    Args:
+        empty_splits: splits that are to be empty.
+
     Raises:
-        UserError: a split is empty.
+        UserError: another split is empty.
     """
     for split, counts in splits.items():
-        if counts["sessions"] == 0:
+        if counts["sessions"] == 0 and split not in empty_splits:
             dropped = "; ".join(f"{row['reason']}: {row['sessions']} sessions" for row in funnel.rows())
             raise UserError(f"no session is left for the {split} split ({dropped})")
     dataset = {
@@ -324,6 +331,7 @@ def write_dataset(
         "sources": list(sources),
         "funnel": funnel.rows(),
         "splits": dict(splits),
+        "empty_splits": list(empty_splits),
         "vocabulary": {
             "tracks": tracks.num_rows,
             "n_ids": vocab.N_SPECIAL + tracks.num_rows,

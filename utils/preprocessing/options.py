@@ -5,10 +5,10 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from utils.core.errors import UserError
 from utils.data.schema import OLDER_PROTOCOLS
@@ -93,6 +93,10 @@ class Config:
     """Instead of --raw: a table of plays (CSV or Parquet), or a folder of them."""
     plays_columns: PlaysColumns = field(default_factory=PlaysColumns)
     """Which column of --plays is what."""
+    features: Path | None = None
+    """plays: a table of track features, CSV or Parquet: an id, and columns of numbers or one of lists."""
+    features_track: str = "track_id"
+    """The column of --features that holds the id of the track."""
     source: SourceName | None = None
     """Whose files --plays are, instead of a table of plays; also written --source NAME PATH."""
     source_options: SourceOptions = field(default_factory=SourceOptions)
@@ -106,9 +110,15 @@ class Config:
     test_days: int | None = None
     """temporal: test days, the last ones; if not given a tenth of all, at least one."""
     valid_fraction: float = 0.1
-    """original, session, plays: share of the sessions for validation (original: of the training sessions)."""
+    """original, session, plays: share of the sessions for validation (original: of the training sessions); plays: 0 for
+    none."""
     test_fraction: float = 0.1
-    """session, plays: share of the sessions for testing."""
+    """session, plays: share of the sessions for testing; plays: 0 for none."""
+    split_by: Literal["time", "listener"] | None = None
+    """plays: the last sessions of all, or of each listener, validate and test; if not given, as suits the source: time
+    for a table."""
+    split_column: str = ""
+    """The same as --plays_columns.split."""
     min_session_length: int = 2
     """plays: shorter sessions are dropped."""
     max_session_length: int | None = None
@@ -133,6 +143,11 @@ class Config:
             current = OLDER_PROTOCOLS[self.protocol]
             print(f"--protocol {self.protocol} is called --protocol {current} now", file=sys.stderr)
             self.protocol = current
+        if self.split_column:
+            if self.plays_columns.split not in ("", self.split_column):
+                raise UserError("--split_column and --plays_columns.split are the same option; give one of them")
+            self.plays_columns = replace(self.plays_columns, split=self.split_column)
+            self.split_column = ""
 
 
 def command_line(config: Any) -> str:
@@ -153,13 +168,16 @@ def spell_out_source(args: Sequence[str]) -> list[str]:
     """Command-line arguments with `--source NAME PATH` as `--source NAME --plays PATH`.
 
     Raises:
-        UserError: several paths.
+        UserError: an unknown name, or several paths.
     """
     found = list(args)
     for i, word in enumerate(found):
         if word != "--source" and not word.startswith("--source="):
             continue
         first = i + 1 if "=" in word else i + 2
+        name = word.partition("=")[2] if "=" in word else "".join(found[i + 1 : i + 2])
+        if name not in get_args(SourceName) and not name.startswith("-"):
+            raise UserError(f"--source {name}: there is no such source; there are {', '.join(get_args(SourceName))}")
         paths = list(takewhile(lambda value: not value.startswith("-"), found[first:]))
         named = [*paths, *(value for value in found if value == "--plays" or value.startswith("--plays="))]
         if len(named) > 1:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
@@ -23,7 +21,9 @@ from utils.preprocessing.dataset_writer import (
 from utils.preprocessing.engine import Engine, read_parquet
 from utils.preprocessing.options import Config, command_line
 from utils.preprocessing.play_logs import FLAGS, WORDS, unknown_words
+from utils.preprocessing.play_splits import choose_splits
 from utils.preprocessing.plays_source import open_plays
+from utils.preprocessing.track_tables import read_features
 
 
 def prepare_plays(config: Config, folder: Path, work: Path, engine: Engine) -> dict[str, Any]:
@@ -41,7 +41,13 @@ def prepare_plays(config: Config, folder: Path, work: Path, engine: Engine) -> d
         drop_without_track=config.drop_rows_without_track,
     )
     arranged = play_tables.arrange(connection, config.plays, source, work, rules)
-    split = choose_splits(config, arranged.sessions)
+    split, training_only, empty = choose_splits(config, arranged.sessions, per_listener=source.per_listener)
+    if training_only is not None:
+        arranged.funnel.add(
+            "kept, of which by listeners with too few sessions to be split",
+            rows=arranged.sessions["plays"].to_numpy()[training_only].sum(),
+            sessions=training_only.sum(),
+        )
     events = play_tables.number_sessions(connection, arranged, split, work)
 
     counts = play_tracks.count_tracks(connection, events, work)
@@ -62,9 +68,9 @@ def prepare_plays(config: Config, folder: Path, work: Path, engine: Engine) -> d
     done = 0
     has_skips = has_log = False
     batches = play_tables.indexed_batches(connection, events, ids)
-    file, has_times = config.plays.name, bool(columns.time)
+    name, has_times = config.plays.name, bool(columns.time)
     with tqdm(total=total, desc="writing", unit=" rows", unit_scale=True) as bar:
-        for chunk in play_tables.chunks(batches, arranged.sessions, file, n_ids=n_ids, has_times=has_times):
+        for chunk in play_tables.chunks(batches, arranged.sessions, name, n_ids=n_ids, has_times=has_times):
             mine = split[done : done + len(chunk.lengths)]
             for i, writer in enumerate(writers):
                 writer.add(chunk.take(mine == i))
@@ -79,7 +85,13 @@ def prepare_plays(config: Config, folder: Path, work: Path, engine: Engine) -> d
             done += len(chunk.lengths)
             bar.update(len(chunk.tracks))
     splits = {name: writer.close() for name, writer in zip(schema.SPLITS, writers, strict=True)}
-    notes = ["a table of plays has no audio features", *([] if has_log else ["no log column is known"])]
+    raw, notes = tracks.select([]), ["no --features: tracks have no features"]
+    file = config.features or source.features
+    if file is not None:
+        column = config.features_track if config.features else "track_id"
+        raw, notes = read_features(connection, file, column, known, work)
+    if not has_log:
+        notes.append("no log column is known")
     return write_dataset(
         folder,
         name=config.out.name,
@@ -87,27 +99,16 @@ def prepare_plays(config: Config, folder: Path, work: Path, engine: Engine) -> d
         sources=source.sources or account_of(config.plays, source.files, arranged.coded.rows),
         funnel=arranged.funnel,
         splits=splits,
+        empty_splits=empty,
         tracks=tracks,
         min_count=min_count,
-        features=write_tracks(folder, tracks, tracks.select([])),
+        features=write_tracks(folder, tracks, raw, categories=False),
         has_skips=has_skips,
         has_log=has_log,
         notes=[*notes, *source.notes, *arranged.notes],
         engine=engine.name,
         command=command_line(config),
     )
-
-
-def choose_splits(config: Config, sessions: pa.Table) -> np.ndarray:
-    """Place in `schema.SPLITS` of each session, uint8 (M,).
-
-    Raises:
-        UserError: too few sessions.
-    """
-    valid, test = split_rules.split_sessions(
-        sessions["whole"].to_pylist(), valid_fraction=config.valid_fraction, test_fraction=config.test_fraction
-    )
-    return np.digitize(np.arange(len(sessions)), [valid, test]).astype(np.uint8)
 
 
 def account_of(path: Path, files: list[Path], rows: list[int]) -> list[dict[str, Any]]:

@@ -162,24 +162,33 @@ def original_logs(logs: Sequence[LogFile]) -> list[LogFile]:
     return chosen
 
 
-def split_sessions(whole: Sequence[str], *, valid_fraction: float, test_fraction: float) -> tuple[int, int]:
-    """Where valid and test begin in sessions that are in order of time.
+def split_in_order(
+    group: np.ndarray, continues: np.ndarray, *, valid_fraction: float, test_fraction: float
+) -> np.ndarray:
+    """TRAIN, VALID or TEST for each session, uint8 (M,): of each group, the last sessions test, those before validate.
+
+    A part of a group's sessions is `fraction` of them, rounded, and at least one, unless the fraction is 0. A group too
+    small for all three (two without test or valid) trains.
 
     Args:
-        whole: for each session, the session that it was cut from, whose pieces stay together.
-
-    Raises:
-        UserError: too few sessions for three splits.
+        group: int (M,), from 0 on: which sessions are split together, such as those of a listener; in order of time.
+        continues: bool (M,): whether a session is a piece of the one before it in its group; pieces stay together.
     """
-    n = len(whole)
-    n_test, n_valid = (max(1, round(n * fraction)) for fraction in (test_fraction, valid_fraction))
-
-    def next_session(i: int) -> int:
-        while 0 < i < n and whole[i] == whole[i - 1]:
-            i += 1
-        return i
-
-    valid, test = next_session(n - n_test - n_valid), next_session(n - n_test)
-    if not 0 < valid < test < n:
-        raise UserError(f"{n} sessions are too few to train, validate and test; add plays or change the fractions")
-    return valid, test
+    order = np.argsort(group, kind="stable")
+    mine = group[order]
+    size = np.bincount(mine)
+    place = np.arange(len(mine)) - (np.cumsum(size) - size)[mine]
+    n_test, n_valid = (
+        np.maximum(1, np.round(size * fraction)).astype(np.int64) if fraction else np.zeros_like(size)
+        for fraction in (test_fraction, valid_fraction)
+    )
+    found = np.full(len(mine), TRAIN, np.uint8)
+    found[place >= (size - n_test - n_valid)[mine]] = VALID
+    found[place >= (size - n_test)[mine]] = TEST
+    found = found[np.maximum.accumulate(np.where(continues[order], 0, np.arange(len(mine))))]
+    wanted = [TRAIN, *([VALID] if valid_fraction else []), *([TEST] if test_fraction else [])]
+    whole = np.all([np.bincount(mine[found == part], minlength=len(size)) > 0 for part in wanted], axis=0)
+    found[~whole[mine]] = TRAIN
+    split = np.empty_like(found)
+    split[order] = found
+    return split
