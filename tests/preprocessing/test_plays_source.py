@@ -102,7 +102,7 @@ def test_options_of_the_command_go_before_those_of_the_source(tmp_path: Path, as
     config.min_session_length = 1
     info = main(config)
     assert info["features"]["names"] == ["y", "z"]
-    assert list(read_sessions(tmp_path / "d")["test"]) == ["bob_4", "bob_5", "bob_6"][-2:] or True
+    assert list(read_sessions(tmp_path / "d")["test"]) == ["bob_6", "bob_7"]
     assert {len(tracks) for split in read_sessions(tmp_path / "d").values() for tracks in split.values()} == {1}
     assert "--plays_columns.gap 30.0" in info["command"]
 
@@ -131,7 +131,7 @@ def test_evaluate_reads_the_same_source(tmp_path: Path, asked: list[Path]) -> No
     [
         (["--source", "spotify", "x.zip", "--out", "d"], ["--source", "spotify", "--plays", "x.zip", "--out", "d"]),
         (["--out", "d", "--source", "spotify", "x.zip"], ["--out", "d", "--source", "spotify", "--plays", "x.zip"]),
-        (["--source=last" + "fm", "a b.csv"], ["--source=lastfm", "--plays", "a b.csv"]),
+        (["--source=lastfm", "a b.csv"], ["--source=lastfm", "--plays", "a b.csv"]),
         (["--source", "yambda", "--plays", "x"], ["--source", "yambda", "--plays", "x"]),
         (["--plays", "x", "--source", "yambda"], ["--plays", "x", "--source", "yambda"]),
         (["--source", "recbole"], ["--source", "recbole"]),
