@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,26 +11,44 @@ from tqdm import tqdm
 
 from utils.core.errors import UserError
 from utils.data import schema, vocab
-from utils.preprocessing import play_tables, play_tracks, split_rules
+from utils.preprocessing import play_tables, play_tracks, plays_spark, split_rules
 from utils.preprocessing.dataset_writer import (
     SplitWriter,
     any_in_session,
-    build_vocabulary,
     write_dataset,
     write_tracks,
 )
-from utils.preprocessing.engine import Engine, read_parquet
+from utils.preprocessing.engine import Engine, connect, read_parquet
 from utils.preprocessing.options import Config, command_line
 from utils.preprocessing.play_logs import FLAGS, WORDS, unknown_words
+from utils.preprocessing.play_order import Order
 from utils.preprocessing.play_splits import choose_splits
 from utils.preprocessing.plays_source import open_plays
 from utils.preprocessing.track_tables import read_features
 
 
 def prepare_plays(config: Config, folder: Path, work: Path, engine: Engine) -> dict[str, Any]:
-    """Write the dataset of `config.plays` into `folder`, with temporary files in `work`; returns `dataset.json`."""
+    """Write the dataset of `config.plays` into `folder`; returns `dataset.json`.
+
+    Args:
+        work: folder for temporary files.
+        engine: numbers and sorts the plays; everything else is done by DuckDB here.
+    """
+    if config.engine == "duckdb":
+        return make_dataset(config, folder, work, engine.connection, None, engine.name)
+    here = connect(memory_limit=config.memory_limit, folder=work).connection
+    try:
+        order = partial(plays_spark.order_plays, engine.connection, here)
+        return make_dataset(config, folder, work, here, order, engine.name)
+    finally:
+        here.disconnect()
+
+
+def make_dataset(
+    config: Config, folder: Path, work: Path, connection: Any, order: Order | None, engine: str
+) -> dict[str, Any]:
+    """`prepare_plays`, once it is settled who orders the plays."""
     assert config.plays is not None
-    connection = engine.connection
     source = open_plays(config.plays, config.plays_columns, config.source, config.source_options, work)
     columns = source.columns
     if config.keep_repeats and not columns.time:
@@ -40,37 +59,30 @@ def prepare_plays(config: Config, folder: Path, work: Path, engine: Engine) -> d
         keep_repeats=config.keep_repeats,
         drop_without_track=config.drop_rows_without_track,
     )
-    arranged = play_tables.arrange(connection, config.plays, source, work, rules)
-    split, training_only, empty = choose_splits(config, arranged.sessions, per_listener=source.per_listener)
+    arranged = play_tables.arrange(connection, config.plays, source, work, rules, order)
+    sessions = arranged.sessions
+    split, training_only, empty = choose_splits(config, sessions, per_listener=source.per_listener)
     if training_only is not None:
         arranged.funnel.add(
             "kept, of which by listeners with too few sessions to be split",
-            rows=arranged.sessions["plays"].to_numpy()[training_only].sum(),
+            rows=sessions.lengths[training_only].sum(),
             sessions=training_only.sum(),
         )
-    events = play_tables.number_sessions(connection, arranged, split, work)
-
-    counts = play_tracks.count_tracks(connection, events, work)
+    buckets, counts = play_tables.deal(arranged, split == split_rules.TRAIN, work)
     min_count = split_rules.DEFAULT_MIN_COUNT if config.min_count is None else config.min_count
-    tracks = build_vocabulary(counts, min_count=min_count)
-    pq.write_table(tracks, work / "vocabulary.parquet")
-    known = read_parquet(connection, work / "vocabulary.parquet")
-    names = play_tracks.find_names(connection, arranged.coded, work)
-    new = play_tracks.with_names(connection, play_tracks.others(counts, known), names, "track_id")
+    tracks, new, ids = play_tracks.vocabulary(counts, arranged.tracks, min_count=min_count)
+    new = play_tracks.with_names(connection, new, arranged.names, work)
     pq.write_table(new, folder / "new_tracks.parquet")
+    tracks = play_tracks.with_names(connection, tracks, arranged.names, work)
     n_ids = vocab.N_SPECIAL + len(tracks)
-    ids = play_tracks.number_tracks(connection, work / "ids.parquet", tracks, new, n_ids)
-    tracks = play_tracks.with_names(connection, known, names, "index")
 
     writers = [SplitWriter(folder / name, play_tables.optional_arrays(columns)) for name in schema.SPLITS]
     words = [option for option in (*WORDS, *FLAGS) if getattr(columns, option)]
-    total = int(arranged.sessions["plays"].to_numpy().sum())
+    total = int(sessions.lengths.sum())
     done = 0
     has_skips = has_log = False
-    batches = play_tables.indexed_batches(connection, events, ids)
-    name, has_times = config.plays.name, bool(columns.time)
     with tqdm(total=total, desc="writing", unit=" rows", unit_scale=True) as bar:
-        for chunk in play_tables.chunks(batches, arranged.sessions, name, n_ids=n_ids, has_times=has_times):
+        for chunk in play_tables.chunks(buckets, sessions, ids, config.plays.name, n_ids=n_ids):
             mine = split[done : done + len(chunk.lengths)]
             for i, writer in enumerate(writers):
                 writer.add(chunk.take(mine == i))
@@ -89,6 +101,8 @@ def prepare_plays(config: Config, folder: Path, work: Path, engine: Engine) -> d
     file = config.features or source.features
     if file is not None:
         column = config.features_track if config.features else "track_id"
+        pq.write_table(tracks.select(["track_id", "index"]), work / "vocabulary.parquet")
+        known = read_parquet(connection, work / "vocabulary.parquet")
         raw, notes = read_features(connection, file, column, known, work)
     if not has_log:
         notes.append("no log column is known")
@@ -96,7 +110,7 @@ def prepare_plays(config: Config, folder: Path, work: Path, engine: Engine) -> d
         folder,
         name=config.out.name,
         protocol="plays",
-        sources=source.sources or account_of(config.plays, source.files, arranged.coded.rows),
+        sources=source.sources or account_of(config.plays, source.files, arranged.rows),
         funnel=arranged.funnel,
         splits=splits,
         empty_splits=empty,
@@ -106,7 +120,7 @@ def prepare_plays(config: Config, folder: Path, work: Path, engine: Engine) -> d
         has_skips=has_skips,
         has_log=has_log,
         notes=[*notes, *source.notes, *arranged.notes],
-        engine=engine.name,
+        engine=engine,
         command=command_line(config),
     )
 
