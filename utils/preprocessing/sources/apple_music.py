@@ -76,11 +76,11 @@ SHORT_SECONDS = 10.0
 FIRST_YEAR = 2015
 """Apple Music began; earlier times are those of a clock that was not set."""
 
-OTHER_EVENT = "rows of other events than the end of a play (lyrics, aggregates)"
+OTHER_EVENT = "rows that are no ends of plays (lyrics, aggregates)"
 VIDEO, FAILURE = "videos", "tracks that failed to load"
 NO_TRACK, NO_TIME = "rows without a title", "rows without a time"
-REPEAT = "repeats: a row with the same listener, start, track, length and reason was read before"
-MERGED = "rows merged into the play that a pause or a jump had cut"
+REPEAT = "repeats of a row that was read before"
+MERGED = "rows of pauses and jumps, merged into their play"
 FUNNEL = (OTHER_EVENT, VIDEO, FAILURE, NO_TRACK, NO_TIME, REPEAT, MERGED)
 
 

@@ -30,7 +30,7 @@ MONTH = re.compile(r"(.*/)?(\d{4})/(\d{1,2})\.jsonl", re.IGNORECASE)
 
 NO_TIME = "listens without a time"
 NO_TRACK = "listens without an artist or a title"
-REPEAT = "repeats: a listen with the same listener, second and track was read before"
+REPEAT = "repeats of a listen that was read before"
 REASONS = (NO_TIME, NO_TRACK, REPEAT)
 
 

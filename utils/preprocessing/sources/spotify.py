@@ -50,7 +50,7 @@ SHORT_MS = 10_000
 
 PODCAST, AUDIOBOOK = "episodes of podcasts", "chapters of audiobooks"
 NO_TRACK, PRIVATE = "rows without a track", "plays in private sessions"
-REPEAT = "repeats: a play with the same listener, end, track and length was read before"
+REPEAT = "repeats of a play that was read before"
 MOST_SHARED = 0.5
 """Share of the plays of two listeners that are the same, from which they are taken for one."""
 FEW = 20

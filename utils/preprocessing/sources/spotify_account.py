@@ -37,7 +37,7 @@ UNKNOWN = ("", "Unknown Artist", "Unknown Track")
 """What Spotify writes for tracks that it no longer knows."""
 
 NO_TRACK = "rows without an artist or a title"
-REPEAT = "repeats: a play with the same listener, minute, track and length was read before"
+REPEAT = "repeats of a play that was read before"
 
 
 class Row(NamedTuple):
