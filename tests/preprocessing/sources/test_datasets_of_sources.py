@@ -73,18 +73,18 @@ def test_spotify(tmp_path):
 
 def test_a_minute_of_the_account_data_stays_in_order(tmp_path):
     rows = [account_row(f"{hours(n):%Y-%m-%d %H:%M}", title=title, ms=ms) for n in range(12) for title, ms in TITLES]
-    dataset, _, out = prepared(tmp_path, "spotify-account", account_export(tmp_path, rows))
-    names = {row["id"]: row["name"] for row in pq.read_table(out / "tracks.parquet").to_pylist()}
+    dataset, info, out = prepared(tmp_path, "spotify-account", account_export(tmp_path, rows))
+    names = {row["index"]: row["name"] for row in pq.read_table(out / "tracks.parquet").to_pylist()}
     assert [names[track] for track in whole(dataset, "tracks")] == ["C", "A", "B"] * 12
-    assert not dataset.has_skips
+    assert not info["has_skips"]
     np.testing.assert_array_equal(whole(dataset, "seconds")[:3], np.float32([1, 50, 0]))
 
 
 def test_listenbrainz(tmp_path):
     listens = [listen(hours(n).timestamp() + 60 * i, msid=f"track{i}") for n in range(12) for i in range(3)]
-    dataset, _, _ = prepared(tmp_path, "listenbrainz", listenbrainz_export(tmp_path, {"2024/2": listens}))
+    dataset, info, _ = prepared(tmp_path, "listenbrainz", listenbrainz_export(tmp_path, {"2024/2": listens}))
     assert len(whole(dataset, "tracks")) == 36
-    assert not dataset.has_skips
+    assert not info["has_skips"]
     assert whole(dataset, "times")[:2].tolist() == [START.timestamp() * 1e6, (START.timestamp() + 60) * 1e6]
 
 
