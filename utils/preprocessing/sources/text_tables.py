@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import csv
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import duckdb
 import ibis
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
 
 from utils.core.errors import UserError
 from utils.core.files import only
+from utils.preprocessing import play_times
 from utils.preprocessing.csv_files import open_text
 from utils.preprocessing.play_files import not_utf8, plain, reading
+from utils.preprocessing.sources.plays import ROWS_A_GROUP, SCHEMA
 
 NO_TEXT = {"{": "JSON", "[": "JSON", "PK": "a zip file", "PAR1": "Parquet"}
 """How other files begin, and what they are."""
@@ -119,3 +125,90 @@ def explain(file: Path, layout: Layout, error: Exception) -> UserError:
     except csv.Error as damage:
         return UserError(f"{file}, below line {line}: {damage}; correct it, or export or download the file again")
     return UserError(f"{file} cannot be read: {' '.join(str(error).split())[:300]}")
+
+
+Extend = Callable[[dict[str, pa.Array]], dict[str, pa.Array]]
+"""Adds columns of `SCHEMA` to those of a batch."""
+
+
+def copy_plays(
+    connection: Any,
+    file: Path,
+    layout: Layout,
+    target: Path,
+    work: Path,
+    *,
+    names: Sequence[str],
+    extend: Extend = lambda columns: columns,
+) -> int:
+    """Write the rows of a text file as plays, in their order.
+
+    Args:
+        layout: columns called track, time, session and user are taken, others are not.
+        names: columns of `SCHEMA` to write. `position` is the place in the file, from 0.
+        extend: makes those that the file lacks.
+
+    Returns:
+        The number of rows.
+
+    Raises:
+        UserError: damaged, a time that is none, or a row without track, session or user.
+    """
+    fields = pa.schema([SCHEMA.field(name) for name in names])
+    taken = [name for name in ("track", "session", "user") if name in layout.columns]
+    n_before = 0
+    with (
+        open_rows(connection, file, layout, work) as table,
+        pq.ParquetWriter(target, fields) as writer,
+        tqdm(desc=file.name, unit=" rows", unit_scale=True, leave=False) as bar,
+    ):
+        chosen: dict[str, ibis.Value] = {name: table[name].strip().nullif("") for name in taken}
+        if "time" in layout.columns:
+            chosen["time"] = play_times.read_times(table.time)[0]
+        for batch in table.select(**chosen).to_pyarrow_batches(chunk_size=ROWS_A_GROUP):
+            for name in chosen:
+                if batch[name].null_count:
+                    missing = np.flatnonzero(batch[name].is_null().to_numpy(zero_copy_only=False))
+                    raise no_value(file, layout, name, n_before + int(missing[0]))
+            columns = {name: batch[name] for name in taken}
+            if "time" in chosen:
+                columns["time"] = batch["time"].cast(SCHEMA.field("time").type)
+            columns["position"] = pa.array(np.arange(n_before, n_before + len(batch), dtype=np.float64))
+            columns = extend(columns)
+            writer.write_table(pa.table([columns[name].cast(fields.field(name).type) for name in names], schema=fields))
+            n_before += len(batch)
+            bar.update(len(batch))
+    return n_before
+
+
+def no_value(file: Path, layout: Layout, name: str, row: int) -> UserError:
+    """What to say of a value that is missing, or of a time that is none, in the `row`-th row (from 0)."""
+    line, fields = next(itertools.islice(layout.records(file), row, None))
+    if name != "time":
+        return UserError(f"{file}, line {line}: no {name}; correct or remove the line")
+    value = fields[list(layout.columns).index("time")]
+    return UserError(
+        f"{file}, line {line}: the time is {value!r}, not one that is read ({play_times.FORMS}); correct or remove "
+        "the line"
+    )
+
+
+def column_names(header: Sequence[str], known: Mapping[str, Sequence[str]]) -> list[str]:
+    """Our names of the columns of a header, "unused_3" for others.
+
+    Args:
+        known: our name -> names in headers in small letters, the best first; each of ours is given once.
+    """
+    small = [name.strip().lower() for name in header]
+    places: dict[int, str] = {}
+    for ours, theirs in known.items():
+        found = [small.index(name) for name in theirs if name in small and small.index(name) not in places]
+        if found:
+            places[found[0]] = ours
+    return [places.get(i, f"unused_{i}") for i in range(len(header))]
+
+
+def source_of(path: Path, file: Path, rows: int) -> dict[str, Any]:
+    """What `dataset.json` says of a file of the input `path`."""
+    name = file.name if file == path or not path.is_dir() else str(file.relative_to(path))
+    return {"file": name, "bytes": file.stat().st_size, "rows": rows}
