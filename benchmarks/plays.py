@@ -12,7 +12,10 @@ some 8 GB in the temporary folder (TMPDIR).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +24,17 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from benchmarks.options import fill_in
+from benchmarks.options import fill_in, has_usual_sizes, settings
+from benchmarks.rounds import Contender, Step, measure, rows_of
+from benchmarks.rows import Row, heading, save_rows, table
 from utils.core.checks import check_at_least
+from utils.core.cli import cli
 from utils.core.errors import UserError
 
 LATEST_PLAYS = Path(__file__).parent / "latest_plays.json"
 ROWS = [1_000_000, 10_000_000, 100_000_000]
+FEW, MANY = 100_000, 100_000_000
+"""Plays if it is quick; plays from which on there is one round."""
 SCHEMA = pa.schema(
     [
         ("uid", pa.uint32()),
@@ -67,7 +75,7 @@ class Config:
     def __post_init__(self) -> None:
         fill_in(self, rounds=(3, 1))
         check_at_least(self, "benchmark", rounds=1)
-        self.rows = sorted(set(self.rows or (ROWS[:1] if not self.quick else [100_000])))
+        self.rows = sorted(set(self.rows or ([FEW] if self.quick else ROWS)))
         if self.rows[0] < 1:
             raise UserError("rows must be a list of numbers of 1 or more, such as [1000000]")
 
@@ -136,3 +144,98 @@ def draw_plays(rng: np.random.Generator, sizes: NDArray[np.int64], tracks: int) 
         "played_ratio_pct": ratio,
         "track_length_seconds": length,
     }
+
+
+# ---------------------------------------------------------------------------------------------------- contenders
+
+
+Job = Callable[[Path, Path], None]
+"""Makes something of a file of plays in an empty place."""
+
+
+def scan_duckdb(path: Path, out: Path) -> None:
+    """DuckDB reads all columns, and adds them up."""
+    import duckdb
+
+    sums = ", ".join(f'sum("{name}")' for name in SCHEMA.names)
+    duckdb.connect().execute(f"SELECT {sums} FROM read_parquet(?)", [str(path)]).fetchall()
+
+
+def scan_pyarrow(path: Path, out: Path) -> None:
+    """PyArrow reads all columns, a batch at a time."""
+    for batch in pq.ParquetFile(path).iter_batches():
+        del batch
+
+
+def source(path: Path, out: Path) -> None:
+    """The source writes plays."""
+    from utils.preprocessing.options import SourceOptions
+    from utils.preprocessing.sources.yambda import read
+
+    out.mkdir()
+    read(path, out, SourceOptions())
+
+
+def whole(path: Path, out: Path) -> None:
+    """`utils.datapreprocessing --source yambda`."""
+    from utils.datapreprocessing import main
+    from utils.preprocessing.options import Config
+
+    main(Config(source="yambda", plays=path, out=out))
+
+
+JOBS: tuple[Job, ...] = (scan_duckdb, scan_pyarrow, source, whole)
+
+
+def setup(job: Job, path: Path, out: Path, rows: int) -> Step:
+    """The job after its imports; units are plays."""
+    import duckdb  # noqa: F401  all jobs have the same modules in memory
+    import ibis.backends.duckdb  # noqa: F401
+
+    import utils.datapreprocessing
+    import utils.preprocessing.plays_dataset
+    import utils.preprocessing.sources.yambda  # noqa: F401
+
+    def step() -> float:
+        shutil.rmtree(out, ignore_errors=True)
+        job(path, out)
+        return rows
+
+    return step
+
+
+# --------------------------------------------------------------------------------------------------- measurement
+
+
+def measure_all(config: Config, out: Path | None) -> Iterator[Row]:
+    """All jobs with the same plays, one number of plays after another; rows are saved at once, if there is a file."""
+    for n in config.rows:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "listens.parquet"
+            simulate(path, n)
+            contenders = [
+                Contender(
+                    f"plays/{job.__name__.replace('_', '-')}-{n}",
+                    setup,
+                    {"job": job, "path": path, "out": Path(folder) / job.__name__, "rows": n},
+                )
+                for job in JOBS
+            ]
+            rounds = min(config.rounds, 1) if n >= MANY else config.rounds
+            measured = measure(contenders, rounds=rounds, title=f"{n:,} plays")
+        found = [replace(row, settings=settings(config)) for row in rows_of(measured, "rows/s", quick=config.quick)]
+        if out is not None:
+            save_rows(found, out)
+        yield from found
+
+
+def main(config: Config) -> list[Row]:
+    """Measure, print and save."""
+    is_latest = has_usual_sizes(config) and not config.quick
+    rows = list(measure_all(config, config.out or (LATEST_PLAYS if is_latest else None)))
+    print(heading(), table(rows), sep="\n\n")
+    return rows
+
+
+if __name__ == "__main__":
+    cli(main, Config, description=__doc__)
