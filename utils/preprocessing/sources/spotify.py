@@ -44,13 +44,13 @@ ACCOUNT = re.compile(r"streaminghistory(_music_)?\d*\.json", re.IGNORECASE)
 
 SKIPS = frozenset(("fwdbtn", "backbtn", "endplay", "clickrow", "popup"))
 """Reasons of an end that is a skip. `skipped` says the same in every row since late 2022; before, it is mostly null."""
-SHUFFLE = {True: "true", False: "false"}
+SHUFFLE = {"True": "true", "False": "false"}
 SHORT_MS = 10_000
 """A skip before this is a very brief play (skip_1)."""
 
 PODCAST, AUDIOBOOK = "episodes of podcasts", "chapters of audiobooks"
 NO_TRACK, PRIVATE = "rows without a track", "plays in private sessions"
-REPEAT = "repeats: a play with the same listener, end, track and length was read before"
+REPEAT = "repeats of a play that was read before"
 MOST_SHARED = 0.5
 """Share of the plays of two listeners that are the same, from which they are taken for one."""
 FEW = 20
@@ -82,7 +82,7 @@ def read(path: Path, work: Path, options: SourceOptions) -> SourcePlays:
             target = work / f"spotify_{i:06}.parquet"
             if n := write_plays(target, COLUMNS, rows):
                 written.append(target)
-            n_unknown += counted.pop("unknown skip")
+            n_unknown += counted.pop("unknown skip", 0)
             n_plays += n
             dropped += counted
             sources.append({"file": file.name, "bytes": file.size, "rows": n + counted.total()})
@@ -152,7 +152,7 @@ def plays(
             ms / 1000,
             text(file, n, row, "reason_start") or None,
             reason_end or None,
-            SHUFFLE.get(row["shuffle"]),
+            SHUFFLE.get(str(row["shuffle"])),
         )
 
 
