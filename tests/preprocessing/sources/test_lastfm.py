@@ -5,29 +5,25 @@ from __future__ import annotations
 import gzip
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
+from exported import read_plays
 
 from utils.core.errors import UserError
 from utils.preprocessing.options import SourceOptions
-from utils.preprocessing.sources.lastfm import ONE_K, read
+from utils.preprocessing.sources import lastfm
 from utils.preprocessing.sources.plays import SourcePlays
 
 FIRST = datetime(2024, 5, 31, 10, 20, tzinfo=UTC)
 
 
-def plays(path: Path, **options: str) -> tuple[SourcePlays, list[dict]]:
+def plays(path: Path, **options: Any) -> tuple[SourcePlays, list[dict]]:
     """What the source hands over, and its rows."""
-    work = path.parent / f"work_{len(list(path.parent.iterdir()))}"
-    work.mkdir()
-    found = read(path, work, SourceOptions(**options))
-    rows = [row for file in found.files for row in pq.read_table(file).to_pylist()]
-    assert sum(source["rows"] for source in found.sources) == len(rows) + sum(n for _, n in found.dropped)
-    return found, rows
+    return read_plays(lastfm, path, path.parent / f"work_{len(list(path.parent.iterdir()))}", **options)
 
 
-def message(path: Path, **options: str) -> str:
+def message(path: Path, **options: Any) -> str:
     with pytest.raises(UserError) as caught:
         plays(path, **options)
     return str(caught.value)
@@ -72,8 +68,8 @@ def test_lastfm_to_csv(tmp_path: Path) -> None:
         ("a time before 2002, when Last.fm began: a player without a clock", 1),
     ]
     assert found.per_listener
-    assert "user" not in rows[0]
-    assert (found.columns.user, found.columns.skip, found.columns.seconds) == ("", "", "")
+    assert {row["user"] for row in rows} == {"listener"}
+    assert (found.columns.skip, found.columns.seconds) == ("", "")
     assert found.sources == [{"file": "me.csv", "bytes": path.stat().st_size, "rows": 7}]
     assert found.notes[1] == "read from the last line to the first, since the newest play is the first: me.csv"
 
@@ -146,19 +142,20 @@ def test_columns_by_their_names(tmp_path: Path) -> None:
 
 
 def test_files_of_several_listeners(tmp_path: Path) -> None:
-    """Each has its own file; it is named by the header, the file's name, or the account in it."""
+    """Each file is a listener, and each folder; the account that lastfmstats puts into the header is left there."""
     folder = tmp_path / "all"
-    folder.mkdir()
+    (folder / "bob").mkdir(parents=True)
     write(folder / "ann.csv", "A,,x,31 May 2024 10:20\n")
-    write(folder / "lastfmstats.csv", "Artist;Album;AlbumId;Track;Date#bob\nA;;;x;1717150800000\n")
-    write(folder / "recenttracks-c-d-1717150900.csv", "uts,artist,track\n1717150800,A,x\n")
+    write(folder / "bob" / "stats.csv", "Artist;Album;AlbumId;Track;Date#bobby\nA;;;x;1717150800000\n")
+    write(folder / "bob" / "recenttracks-c-1717150900.csv", "uts,artist,track\n1717150800,A,x\n")
     write(folder / "README.txt", "not plays")
     write(folder / "._ann.csv", "\0\1")
     found, rows = plays(folder)
-    assert [row["user"] for row in rows] == ["ann", "bob", "c-d"]
+    assert [row["user"] for row in rows] == ["ann", "bob", "bob"]
     assert [source["file"] for source in found.sources] == [
-        "ann.csv", "lastfmstats.csv", "recenttracks-c-d-1717150900.csv"
+        "ann.csv", "bob/recenttracks-c-1717150900.csv", "bob/stats.csv"
     ]  # fmt: skip
+    assert {row["user"] for row in plays(folder / "bob")[1]} == {"recenttracks-c-1717150900", "stats"}
 
 
 def test_time_zone_of_local_times(tmp_path: Path) -> None:
@@ -202,9 +199,9 @@ def test_lastfm_1k(tmp_path: Path, packed: bool) -> None:
         folder / "userid-profile.tsv", "#id\tgender\tage\tcountry\tregistered\nuser_000001\tm\t\tJapan\tAug 13, 2006\n"
     )
     if packed:
-        (folder / f"{ONE_K}.gz").write_bytes(gzip.compress(ROWS_1K.encode()))
+        (folder / f"{lastfm.ONE_K}.gz").write_bytes(gzip.compress(ROWS_1K.encode()))
     else:
-        write(folder / ONE_K, ROWS_1K)
+        write(folder / lastfm.ONE_K, ROWS_1K)
     found, rows = plays(folder)
     assert [(row["user"], row["track"], row["time"].isoformat()) for row in rows] == [
         ("user_000001", "björk | jóga", "2009-05-04T13:54:10+00:00"),
@@ -264,4 +261,4 @@ def test_other_errors(tmp_path: Path) -> None:
     path.write_bytes(gzip.compress(b"artist,track,date\nA,x,2024-05-31\n" * 100)[:-9])
     assert "cut off or damaged" in message(path)
     with pytest.raises(UserError, match="skip_below has no meaning for --source lastfm"):
-        read(path, tmp_path, SourceOptions(skip_below=0.3))
+        lastfm.read(path, tmp_path, SourceOptions(skip_below=0.3))

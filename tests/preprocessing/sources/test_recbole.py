@@ -6,23 +6,18 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from exported import read_plays
 
 from utils.core.errors import UserError
-from utils.preprocessing.options import SourceOptions
+from utils.preprocessing.sources import recbole
 from utils.preprocessing.sources.plays import SourcePlays
-from utils.preprocessing.sources.recbole import read
 
 INTER = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
 
 
 def plays(path: Path) -> tuple[SourcePlays, list[dict]]:
-    work = path.parent / f"work_{len(list(path.parent.iterdir()))}"
-    work.mkdir()
-    found = read(path, work, SourceOptions())
-    rows = [row for file in found.files for row in pq.read_table(file).to_pylist()]
-    assert sum(source["rows"] for source in found.sources) == len(rows) + sum(n for _, n in found.dropped)
-    assert all({getattr(found.columns, name) for name in rows[0]} == set(rows[0]) for _ in rows[:1])
-    return found, rows
+    """What the source hands over, and its rows."""
+    return read_plays(recbole, path, path.parent / f"work_{len(list(path.parent.iterdir()))}")
 
 
 def message(path: Path) -> str:

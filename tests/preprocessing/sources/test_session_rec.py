@@ -4,25 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
+from exported import read_plays
 
 from utils.core.errors import UserError
-from utils.preprocessing.options import SourceOptions
+from utils.preprocessing.sources import session_rec
 from utils.preprocessing.sources.plays import SourcePlays
-from utils.preprocessing.sources.session_rec import read
 
 HEAD = "SessionId\tTime\tItemId\n"
 
 
 def plays(path: Path) -> tuple[SourcePlays, list[dict]]:
-    work = path.parent / f"work_{len(list(path.parent.iterdir()))}"
-    work.mkdir()
-    found = read(path, work, SourceOptions())
-    rows = [row for file in found.files for row in pq.read_table(file).to_pylist()]
-    assert sum(source["rows"] for source in found.sources) == len(rows)
-    assert found.dropped == []
-    return found, rows
+    """What the source hands over, and its rows."""
+    return read_plays(session_rec, path, path.parent / f"work_{len(list(path.parent.iterdir()))}")
 
 
 def message(path: Path) -> str:

@@ -52,6 +52,7 @@ from utils.preprocessing.sources.text_tables import Layout, first_lines, open_ro
 
 MEMORY = "1GB"
 """Of the engine; files stream through it."""
+COLUMNS = ("user", "time", "track", "name", "artist", "album")
 SUFFIXES = (".csv", ".tsv", ".txt")
 PROFILES = "userid-profile.tsv"
 """Lies beside the plays of lastfm-1K, and holds none."""
@@ -84,8 +85,8 @@ class Export(NamedTuple):
 
     path: Path
     layout: Layout
-    account: str
-    """Whose they are, if the file says it once for all."""
+    listener: str
+    """Whose plays they are, where rows do not say it."""
     is_1k: bool
 
 
@@ -104,8 +105,8 @@ def timezone(zone: str, moment: dt.Timestamp()) -> dt.Timestamp("UTC"):  # type:
 def read(path: Path, work: Path, options: SourceOptions) -> SourcePlays:
     """Plays of one file, or of all text files in a folder.
 
-    Listeners are told apart by a column, or, where there are several files, by the account of which a file tells, or by
-    the name of the file. Of one file without such a column all plays are one listener's, who has no name.
+    Where the rows do not tell the listener, one file is one listener, called `listener`. In a folder, each file and
+    each folder right below it is a listener with that name.
 
     Raises:
         UserError: no such file, none of the forms above, a time that is none.
@@ -113,9 +114,8 @@ def read(path: Path, work: Path, options: SourceOptions) -> SourcePlays:
     check_options(options, "lastfm", ["time_zone"])
     if options.time_zone not in zoneinfo.available_timezones():
         raise UserError(f"--source_options.time_zone {options.time_zone!r}: no such zone; write it as Europe/Berlin")
-    exports = [recognise(file) for file in find_files(path)]
-    with_user = len(exports) > 1 or any("user" in export.layout.columns for export in exports)
-    names = [*(["user"] if with_user else []), "time", "track", "name", "artist", "album"]
+    files_of = listeners(path, find_files(path))
+    exports = [recognise(file, listener) for file, listener in files_of.items()]
     dropped = dict.fromkeys(REASONS.values(), 0)
     files: list[Path] = []
     sources: list[dict[str, Any]] = []
@@ -124,7 +124,7 @@ def read(path: Path, work: Path, options: SourceOptions) -> SourcePlays:
     engine = connect(memory_limit=MEMORY, folder=work)
     for i, export in enumerate(exports):
         part, target = work / f"part_{i}.parquet", work / f"plays_{i}.parquet"
-        found = convert(engine.connection, export, part, names, options.time_zone, work)
+        found = convert(engine.connection, export, part, options.time_zone, work)
         n_local += found.local
         for code, n in found.faults.items():
             dropped[REASONS[code]] += n
@@ -146,7 +146,7 @@ def read(path: Path, work: Path, options: SourceOptions) -> SourcePlays:
     notes = ["Last.fm knows neither skips nor seconds played"]
     if turned:
         notes.append(f"read from the last line to the first, since the newest play is the first: {', '.join(turned)}")
-    given: dict[str, Any] = {name: name for name in names}
+    given: dict[str, Any] = {name: name for name in COLUMNS}
     return SourcePlays(files, PlaysColumns(**given), sources, reasons, notes, per_listener=True)
 
 
@@ -172,7 +172,16 @@ def find_files(path: Path) -> list[Path]:
     return found
 
 
-def recognise(file: Path) -> Export:
+def listeners(path: Path, files: Sequence[Path]) -> dict[Path, str]:
+    """File -> its listener."""
+    if len(files) == 1:
+        return {files[0]: "listener"}
+    parts = {file: file.relative_to(path).parts for file in files}
+    names = {file: each[0] if len(each) > 1 else each[0].split(".")[0] for file, each in parts.items()}
+    return names if len(set(names.values())) > 1 else dict.fromkeys(files, "listener")
+
+
+def recognise(file: Path, listener: str) -> Export:
     """The form of a file, by its first lines.
 
     Raises:
@@ -180,27 +189,22 @@ def recognise(file: Path) -> Export:
     """
     lines = first_lines(file)
     tabs = [line.split("\t") for line in lines]
-    account = file.name.split(".")[0]
     columns: Sequence[str] | None
     if len(tabs[0]) == 6 and ISO.match(tabs[0][1]):
         columns = ("user", "time", "artist_mbid", "artist", "track_mbid", "title")
         layout = Layout(columns, "\t", header=False, quoted=False)
-        return Export(file, layout, "", is_1k=file.name.removesuffix(".gz") == ONE_K)
+        return Export(file, layout, listener, is_1k=file.name.removesuffix(".gz") == ONE_K)
     if len(tabs[0]) == 7 and (tabs[0][0].isdigit() or not tabs[0][0]):
         columns = ("time", "title", "artist", "album", "track_mbid", "artist_mbid", "album_mbid")
-        return Export(file, Layout(columns, "\t", header=False, quoted=False), account, is_1k=False)
+        return Export(file, Layout(columns, "\t", header=False, quoted=False), listener, is_1k=False)
     for delimiter in ";,\t":
         header = split(lines[0], delimiter)
         if (columns := name_columns(header)) is not None:
-            # lastfmstats writes the account behind the last column, other files in their names.
-            named = [name.partition("#")[2] for name in header if name.lower().startswith("date#")]
-            recent = re.fullmatch(r"recenttracks-(.+)-\d+", account)
-            account = named[0] if named else recent[1] if recent else account
-            return Export(file, Layout(columns, delimiter, header=True), account, is_1k=False)
+            return Export(file, Layout(columns, delimiter, header=True), listener, is_1k=False)
     rows = [split(line, ",") for line in lines]
     for n, columns in ((4, ("artist", "album", "title", "time")), (5, ("artist", "album", "title", "day", "clock"))):
         if len(rows[0]) == n and any(WRITTEN.fullmatch(", ".join(map(str.strip, row[3:]))) for row in rows):
-            return Export(file, Layout(columns, ",", header=False), account, is_1k=False)
+            return Export(file, Layout(columns, ",", header=False), listener, is_1k=False)
     raise UserError(
         f"{file} is of no form that is known: its first line is {lines[0][:100]!r}. Known are artist, album, title, "
         "31 May 2024, 10:20 without a header; a header with columns for artist, track and date; six columns of "
@@ -236,13 +240,13 @@ class Converted(NamedTuple):
     """Whether most plays are older than the one above them."""
 
 
-def convert(connection: Any, export: Export, target: Path, names: Sequence[str], zone: str, work: Path) -> Converted:
+def convert(connection: Any, export: Export, target: Path, zone: str, work: Path) -> Converted:
     """Write the plays of a file in its order.
 
     Raises:
         UserError: damaged, or a time that is none.
     """
-    fields = pa.schema([SCHEMA.field(name) for name in names])
+    fields = pa.schema([SCHEMA.field(name) for name in COLUMNS])
     rows = local = back = forth = 0
     faults: Counter[int] = Counter()
     last = np.zeros(0, np.int64)
@@ -263,10 +267,10 @@ def convert(connection: Any, export: Export, target: Path, names: Sequence[str],
             steps = np.diff(np.concatenate([last, times]))
             back, forth, last = back + int((steps < 0).sum()), forth + int((steps > 0).sum()), times[-1:]
             local += pc.sum(batch["local"]).as_py() or 0
-            columns = {name: batch[name] for name in names if name in batch.schema.names}
+            columns = {name: batch[name] for name in COLUMNS if name in batch.schema.names}
             columns["time"] = batch["us"].cast(fields.field("time").type)
-            columns.setdefault("user", pa.array([export.account] * len(batch), pa.string()))
-            writer.write_table(pa.table([columns[name] for name in names], schema=fields))
+            columns.setdefault("user", pa.array([export.listener] * len(batch), pa.string()))
+            writer.write_table(pa.table([columns[name] for name in COLUMNS], schema=fields))
     return Converted(rows, dict(faults), local, back > forth)
 
 

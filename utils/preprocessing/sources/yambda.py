@@ -45,6 +45,8 @@ BATCH = 1 << 18
 EMBEDDINGS_A_BATCH = 1 << 14
 TO_THE_END = 0.9
 """A track of which at least this share was played counts as played to its end."""
+BRIEFLY = 10
+"""Seconds of a skipped play below which it is a `skip_1`, as in other sources."""
 SKIPS = ("skip_1", "skip_2", "skip_3", "not_skipped")
 CONTEXTS = ("personalized_playlist", "catalog")
 """What `is_organic` 0 and 1 are called in MSSD's words."""
@@ -53,8 +55,8 @@ CONTEXTS = ("personalized_playlist", "catalog")
 def read(path: Path, work: Path, options: SourceOptions) -> SourcePlays:
     """Plays of one file of events, in its order; ids stay numbers.
 
-    A play is skipped if less than `options.skip_below` of the track was played: `skip_1` below a fifth of that, else
-    `skip_2`; it is `skip_3` below 90 %, and `not_skipped` from there on.
+    A play is skipped if less than `options.skip_below` of the track was played: `skip_1` below 10 s, else `skip_2`. It
+    is `skip_3` below 90 %, and `not_skipped` from there on.
 
     Raises:
         UserError: no such file, several sizes, other columns, a value that is missing.
@@ -163,19 +165,20 @@ def events(source: pq.ParquetFile, file: Path, dropped: dict[str, int]) -> Itera
 def plays_of(batch: pa.RecordBatch, skip_below: float, lookups: dict[str, Mapping]) -> dict[str, pa.Array]:
     """Column of `SCHEMA` -> its values for a batch of listens."""
     ratio = batch["played_ratio_pct"].cast(pa.float32())
+    share = pc.divide(ratio, pa.scalar(100, pa.float32()))
     seconds = pc.divide(
         pc.multiply(ratio, batch["track_length_seconds"].cast(pa.float32())), pa.scalar(100, pa.float32())
     )
-    share = pc.divide(ratio, pa.scalar(100, pa.float32())).fill_null(0).to_numpy(zero_copy_only=False)
-    limits = np.array([skip_below / 5, skip_below, max(skip_below, TO_THE_END)], np.float32)
-    unknown = ratio.is_null().to_numpy(zero_copy_only=False)
+    limits = np.array([skip_below, max(skip_below, TO_THE_END)], np.float32)
+    level = 1 + np.searchsorted(limits, share.fill_null(0).to_numpy(zero_copy_only=False), side="right")
+    level[(level == 1) & (seconds.fill_null(BRIEFLY).to_numpy(zero_copy_only=False) < BRIEFLY)] = 0
     organic = batch["is_organic"].cast(pa.int8())
     items = batch["item_id"].to_numpy()
     return {
         "user": batch["uid"].cast(pa.uint32()),
         "time": pc.multiply(batch["timestamp"].cast(pa.int64()), 1_000_000).cast(SCHEMA.field("time").type),
         "track": batch["item_id"].cast(pa.uint32()),
-        "skip": words(np.searchsorted(limits, share, side="right"), unknown, SKIPS),
+        "skip": words(level, ratio.is_null().to_numpy(zero_copy_only=False), SKIPS),
         "seconds": seconds,
         "context": words(
             organic.fill_null(0).to_numpy(zero_copy_only=False) != 0,
