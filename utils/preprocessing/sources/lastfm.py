@@ -256,19 +256,20 @@ def convert(connection: Any, export: Export, target: Path, zone: str, work: Path
         tqdm(desc=export.path.name, unit=" rows", unit_scale=True, leave=False) as bar,
     ):
         for batch in plays_of(table, export, zone).to_pyarrow_batches(chunk_size=ROWS_A_GROUP):
-            codes = batch["fault"].to_numpy()
+            codes = faults_of(batch, export)
             if (bad := codes == BAD_TIME).any():
                 raise bad_time(export, rows + int(bad.argmax()))
             faults.update(codes[codes != 0].tolist())
             rows += len(batch)
             bar.update(len(batch))
-            batch = batch.filter(pc.equal(batch["fault"], 0))
+            batch = batch.filter(pa.array(codes == 0))
             times = batch["us"].to_numpy()
             steps = np.diff(np.concatenate([last, times]))
             back, forth, last = back + int((steps < 0).sum()), forth + int((steps > 0).sum()), times[-1:]
             local += pc.sum(batch["local"]).as_py() or 0
             columns = {name: batch[name] for name in COLUMNS if name in batch.schema.names}
             columns["time"] = batch["us"].cast(fields.field("time").type)
+            columns["track"] = track_ids(batch["artist"], batch["name"])
             columns.setdefault("user", pa.array([export.listener] * len(batch), pa.string()))
             writer.write_table(pa.table([columns[name] for name in COLUMNS], schema=fields))
     return Converted(rows, dict(faults), local, back > forth)
@@ -295,34 +296,26 @@ def turn_round(file: Path, target: Path) -> None:
 
 
 def plays_of(table: ibis.Table, export: Export, zone: str) -> ibis.Table:
-    """`us` int64 (microseconds since 1970), `local` (whether it has no offset), `fault` (0, BAD_TIME or a code of
-    `REASONS`), and the other columns."""
+    """`us` int64 (microseconds since 1970, null where there is none or one that cannot be read), `given` (whether there
+    is a time), `local` (whether it has no offset), `name`, `artist`, `album`, and `user` where the file has it.
+
+    No expression is used twice: the engine would compute it twice.
+    """
     columns = export.layout.columns
     text = table.day + ibis.literal(" ") + table.clock if "day" in columns else table.time
-    text = text.strip().nullif("")
-    us, unit = play_times.read_times(text)
-    # A number is an instant, and so is a time with an offset; any other is what a clock showed.
-    local = us.notnull() & (unit == play_times.NO_NUMBER) & ~text.re_search(OFFSET)
+    us, unit = play_times.read_times(text.strip())
+    local: ibis.Value = ibis.literal(False)
     if zone != "UTC":
+        # A number is an instant, and so is a time with an offset; any other is what a clock showed.
+        local = (us.notnull() & (unit == play_times.NO_NUMBER) & ~text.re_search(OFFSET)).fill_null(False)
         us = ibis.ifelse(local, play_times.epoch_us(timezone(zone, make_timestamp(us))), us)
-    artist, title = tidy(table.artist), tidy(table.title)
-    late = us >= PUBLISHED * play_times.SECOND if export.is_1k else ibis.literal(False)
-    fault = ibis.cases(
-        (text.isnull(), 2),
-        (us.isnull(), BAD_TIME),
-        (artist.isnull() | title.isnull(), 3),
-        (us < BEGINNING * play_times.SECOND, 4),
-        (late, 5),
-        else_=0,
-    )
     more: dict[str, Any] = {"user": table.user} if "user" in columns else {}
     return table.select(
         us=us,
-        local=local.fill_null(False),
-        fault=fault.cast("uint8"),
-        track=artist.lower().replace("|", "||") + ibis.literal(" | ") + title.lower(),
-        name=title,
-        artist=artist,
+        given=(text.strip() != "").fill_null(False),
+        local=local,
+        name=tidy(table.title),
+        artist=tidy(table.artist),
         album=tidy(table.album) if "album" in columns else ibis.null("string"),
         **more,
     )
@@ -330,4 +323,22 @@ def plays_of(table: ibis.Table, export: Export, zone: str) -> ibis.Table:
 
 def tidy(name: ibis.Value) -> ibis.Value:
     """A name with single spaces and none around it; null if it is empty."""
-    return name.re_replace(r"\s+", " ").strip().nullif("")
+    plain = ibis.ifelse(name.contains("  "), name.re_replace(" +", " "), name)  # regular expressions are slow
+    return plain.strip().nullif("")
+
+
+def faults_of(batch: pa.RecordBatch, export: Export) -> np.ndarray:
+    """0, BAD_TIME or a code of `REASONS` for each row."""
+    us = batch["us"].fill_null(-1).to_numpy()
+    nameless = pc.or_(batch["artist"].is_null(), batch["name"].is_null()).to_numpy(zero_copy_only=False)
+    given = batch["given"].to_numpy(zero_copy_only=False)
+    unread = batch["us"].is_null().to_numpy(zero_copy_only=False)
+    late = (us >= PUBLISHED * play_times.SECOND) & export.is_1k
+    wrong = [~given, unread, nameless, us < BEGINNING * play_times.SECOND, late]
+    return np.select(wrong, [2, BAD_TIME, 3, 4, 5], 0)
+
+
+def track_ids(artist: pa.Array, title: pa.Array) -> pa.Array:
+    """`artist_and_title` of both in small letters."""
+    escaped = pc.replace_substring(pc.utf8_lower(artist), "|", "||")
+    return pc.binary_join_element_wise(escaped, pc.utf8_lower(title), " | ")
