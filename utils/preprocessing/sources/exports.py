@@ -285,18 +285,15 @@ class JsonText:
     def value(self) -> Any:
         self.peek()
         while True:
-            message, place = "", self.at
             try:
-                value, end = self.scan(self.buffer, self.at)
-                if end < len(self.buffer) or self.ended:
-                    self.at = end
-                    return value
+                value, self.at = self.scan(self.buffer, self.at)
+                return value
             except json.JSONDecodeError as error:
                 message, place = error.msg, error.pos
             except (ValueError, RecursionError) as error:  # a number of thousands of digits; thousands of brackets
                 raise self.wrong(str(error), self.at) from None
             if self.ended or len(self.buffer) - self.at > MAX_ROW:
-                raise self.wrong(message or "An entry is too long", place)
+                raise self.wrong(message, place)
             self.fill()
 
     def wrong(self, message: str, place: int) -> UserError:
