@@ -129,6 +129,12 @@ def test_pauses_and_jumps_do_not_end_a_play(tmp_path):
     assert dict(found.dropped)[apple_music.MERGED] == 3
 
 
+def test_a_play_that_was_paused_before_it_sounded_goes_on_from_its_start(tmp_path):
+    rows = [row("10:00:00", "10:00:00", 0, PAUSE), row("10:00:05", "10:03:05")]
+    _, plays = read_plays(apple_music, export(tmp_path, rows), tmp_path / "work")
+    assert [(play["time"].second, play["seconds"], play["skip"]) for play in plays] == [(0, 180.0, "not_skipped")]
+
+
 @pytest.mark.parametrize(
     ("first", "second"),
     [

@@ -55,7 +55,7 @@ def test_a_listen_is_a_play_at_its_time(tmp_path):
 def test_the_best_id_that_there_is(tmp_path):
     bare = {"artist_name": "Band", "track_name": "Song"}
     listens = [
-        listen(1, mbid="mapped"),
+        listen(1, mbid="mapped", additional_info={"recording_mbid": "sent"}),
         listen(2, additional_info={"recording_mbid": "sent", "recording_msid": "x"}),
         listen(3, msid="own"),
         listen(4, msid=None, additional_info={"recording_msid": "older"}),
