@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pandas as pd
@@ -16,7 +18,8 @@ from utils.core.files import read_json
 from utils.data.dataset import Dataset
 from utils.data.options import DataConfig
 from utils.evaluation.options import DecodingConfig
-from utils.preprocessing.options import PlaysColumns
+from utils.preprocessing.options import PlaysColumns, SourceOptions
+from utils.preprocessing.sources.plays import SourcePlays
 from utils.training.model_configs import SeqTransformerConfig, SkipTransformerConfig
 from utils.training.options import RunConfig, TrainConfig
 
@@ -71,6 +74,22 @@ def test_plays_score_as_the_same_sessions_in_the_dataset(skip_run, dataset_folde
     summary = evaluate.main(config)
     assert_scores_of_run(summary, skip_run, "test")
     assert "0.00% of the plays are of tracks that" in capsys.readouterr().out
+
+
+def test_a_source_scores_as_the_same_sessions_in_the_dataset(skip_run, dataset_folder, tmp_path, monkeypatch):
+    plays_of_test(dataset_folder, tmp_path / "plays.csv")
+
+    def read(path: Path, work: Path, options: SourceOptions) -> SourcePlays:
+        assert options == SourceOptions(time_zone="CET")
+        pd.read_csv(path).astype({"session": str}).to_parquet(work / "plays.parquet")
+        return SourcePlays([work / "plays.parquet"], COLUMNS, [], [], ["said by the source"])
+
+    module = ModuleType("source")
+    module.read = read
+    monkeypatch.setitem(sys.modules, "utils.preprocessing.sources.apple_music", module)
+    config = evaluate.Config(str(skip_run), plays=str(tmp_path / "plays.csv"), source="apple-music", device="cpu")
+    config.source_options.time_zone = "CET"
+    assert_scores_of_run(evaluate.main(config), skip_run, "test")
 
 
 def test_seq_plays_score_exactly_as_the_dataset_and_unknown_tracks_are_reported(dataset_folder, tmp_path, capsys):

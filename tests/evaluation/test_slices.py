@@ -119,6 +119,44 @@ def test_slices_that_the_source_does_not_know_are_left_out(tmp_path):
     assert set(session_slices(SessionLoader(arrays, batch_size=2))) == {"length"}
 
 
+def users_and_new_tracks(folder, users):
+    """Sessions of four plays, a listener each; session i has i plays of new tracks."""
+    tracks = np.arange(10, 10 + 4 * len(users)).reshape(-1, 4)
+    for i, row in enumerate(tracks):
+        row[: min(i, 4)] = UNK
+    arrays = with_sessions(slice_arrays(folder, np.full(tracks.shape, schema.SKIP_UNKNOWN), tracks), user=users)
+    np.save(folder / "full_ids.npy", np.arange(tracks.size, dtype=np.int32))
+    return SessionArrays.open(arrays.folder)
+
+
+def test_a_slice_for_each_listener(tmp_path):
+    arrays = users_and_new_tracks(tmp_path / "a", ["zoe", "ann", "zoe", "bob", "ann"])
+    slices = session_slices(SessionLoader(arrays, batch_size=2))
+    assert slices["listener"].tolist() == ["zoe", "ann", "zoe", "bob", "ann"]
+    assert slices["listener"].categories.tolist() == ["ann", "bob", "zoe"]
+    assert slices["new_tracks"].tolist() == ["none", "some", "half or more", "half or more", "half or more"]
+
+
+@pytest.mark.parametrize("users", [["ann"] * 3, [None] * 3, ["ann", None, "zoe"], [str(i) for i in range(21)]])
+def test_no_slice_where_there_is_one_listener_or_too_many(tmp_path, users):
+    arrays = users_and_new_tracks(tmp_path / "a", users)
+    assert "listener" not in session_slices(SessionLoader(arrays, batch_size=2))
+
+
+def test_twenty_listeners_have_slices(tmp_path):
+    users = [f"u{i:02d}" for i in range(20)]
+    arrays = users_and_new_tracks(tmp_path / "a", users[::-1])
+    assert session_slices(SessionLoader(arrays, batch_size=2))["listener"].tolist() == users[::-1]
+
+
+def test_shuffle_has_a_slice_without_contexts(tmp_path):
+    skips = np.full((2, 4), schema.SKIP_UNKNOWN)
+    arrays = with_sessions(slice_arrays(tmp_path / "a", skips, np.arange(10, 18).reshape(2, 4)), shuffle=[1, 2])
+    slices = session_slices(SessionLoader(arrays, batch_size=2))
+    assert set(slices) == {"length", "shuffle"}
+    assert slices["shuffle"].tolist() == ["no", "yes"]
+
+
 def test_pairs_across_sessions_are_not_seen(tmp_path):
     skips = np.full((2, 2), schema.SKIP_UNKNOWN)
     train = slice_arrays(tmp_path / "t", skips, np.array([[10, 11], [12, 13]]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from plays_door import BY_SESSION, COLUMNS, csv_of, error, funnel, make, read_sessions
 
 import train_baselines
+from utils.data import schema
 from utils.data.options import DataConfig
 from utils.datapreprocessing import main
 from utils.preprocessing.options import Config, PlaysColumns
@@ -161,7 +163,7 @@ def test_repeats_in_sessions_with_times(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------------------------------- properties
 
 PLAYS = st.lists(
-    st.tuples(st.integers(0, 3), st.integers(0, 40_000), st.integers(0, 5)),
+    st.tuples(st.integers(0, 3), st.integers(0, 40_000), st.integers(0, 5), st.integers(0, 999)),
     min_size=20,
     max_size=60,
     unique_by=lambda play: play[:2],  # no two plays of a listener share a time
@@ -175,11 +177,44 @@ SPELLINGS = [
     lambda seconds: f"{pd.Timestamp(seconds, unit='s'):%d %b %Y, %H:%M:%S}",
 ]
 NAMES = ["a", "track=7", "b[1]", "c*", "ünï"]
+SKIPS = {"skip_1": 4, "true": 3, "skip_3": 2, "0": 1, "none": 0, "?": 255}
+"""Words of a skip and their codes."""
+ALL_COLUMNS = PlaysColumns(
+    user="user", time="ts", track="track", skip="skip", seconds="seconds", name="n", artist="a", reason_start="start",
+    reason_end="end", context="context", shuffle="shuffle", premium="premium",
+)  # fmt: skip
+OFFICIAL = {0: "train", 1: "train", 2: "valid", 3: "test", 9: "train"}
+"""Of each listener."""
+SPLITS: list[tuple[PlaysColumns, dict[str, Any]]] = [
+    (ALL_COLUMNS, {}),
+    (ALL_COLUMNS, {"split_by": "listener", "valid_fraction": 0.2}),
+    (ALL_COLUMNS, {"test_fraction": 0}),
+    (replace(ALL_COLUMNS, split="part"), {}),
+]
 
 
-def arrays_of(where: Path, plays: list[tuple[int, Any, int]], columns: PlaysColumns = COLUMNS, **how: Any) -> dict:
+def with_columns(plays: list[tuple[int, Any, int, int]]) -> pd.DataFrame:
+    """Plays with a value in every column, or none: the last number of a play chooses them."""
+    frame = pd.DataFrame(plays, columns=["user", "ts", "track", "word"])
+    chosen = {
+        "skip": list(SKIPS),
+        "start": [*schema.REASONS_START, "?"],
+        "end": [*schema.REASONS_END, None],
+        "context": [*schema.CONTEXT_TYPES, ""],
+        "shuffle": ["true", "False", None],
+        "premium": ["1", "0"],
+    }
+    for name, words in chosen.items():
+        frame[name] = [words[word % len(words)] for word in frame["word"]]
+    frame["seconds"] = [word / 4 if word % 5 else None for word in frame["word"]]
+    frame["n"] = [f"name {track} {word % 2}" for track, word in zip(frame["track"], frame["word"], strict=True)]
+    frame["a"] = [f"artist {word % 3}" if word % 4 else None for word in frame["word"]]
+    frame["part"] = frame["user"].map(OFFICIAL)
+    return frame
+
+
+def arrays_of(where: Path, frame: pd.DataFrame, columns: PlaysColumns = COLUMNS, **how: Any) -> dict:
     """Every array and table of the dataset made of plays: `how` says into what files they go."""
-    frame = pd.DataFrame(plays, columns=["user", "ts", "track"])
     frame["user"] = "u" + frame["user"].astype(str)
     names, suffix = how.get("names", ["plays"]), how.get("suffix", "csv")
     source = where / how.get("folder", "plays")
@@ -195,14 +230,15 @@ def arrays_of(where: Path, plays: list[tuple[int, Any, int]], columns: PlaysColu
             some.to_csv(path, index=False)
     out = where / "out" / how.get("folder", "data")
     options = {"plays": source, "plays_columns": columns, "min_count": 1, "min_session_length": 1}
+    options |= how.get("options", {})
     info = main(Config(out, **options, max_session_length=how.get("longest")))
     funnel(info)
     made: dict[str, Any] = {"sessions": read_sessions(out), "funnel": info["funnel"], "splits": info["splits"]}
     for split in info["splits"]:
-        made |= {f"{split}/{name}": np.load(out / split / f"{name}.npy").tolist() for name in ("tracks", "offsets")}
+        made |= {f"{split}/{path.name}": np.load(path).tobytes() for path in (out / split).glob("*.npy")}
         table = pq.read_table(out / split / "sessions.parquet")
         made[f"{split}/sessions"] = table.drop_columns(["file"]).to_pydict()
-    made["tracks"] = pq.read_table(out / "tracks.parquet").to_pydict()
+    made |= {name: pq.read_table(out / f"{name}.parquet").to_pydict() for name in ("tracks", "new_tracks")}
     return made
 
 
@@ -215,17 +251,22 @@ def arrays_of(where: Path, plays: list[tuple[int, Any, int]], columns: PlaysColu
     folder=st.sampled_from(["plays", "ts=1", "user=x", "p[l]ays", "*"]),
     suffix=st.sampled_from(["csv", "csv.gz", "parquet"]),
     longest=st.sampled_from([None, 3]),
+    split=st.sampled_from(SPLITS),
 )
-def test_a_dataset_depends_on_plays_alone(plays, order, spelling, names, folder, suffix, longest):
+def test_a_dataset_depends_on_plays_alone(plays, order, spelling, names, folder, suffix, longest, split):
     """Not on the order of rows, the number, kind and names of files, or the spelling of times."""
-    at = [(user, 1_767_225_600 + second, track) for user, second, track in plays]
-    at += [(9, 1_768_000_000 + 10_000 * i, 5) for i in range(6)]  # sessions enough for three splits
+    at = [(user, 1_767_225_600 + second, *more) for user, second, *more in plays]
+    at += [(9, 1_768_000_000 + 10_000 * i, 5, i) for i in range(6)]  # sessions enough for three splits
     shuffled = order.sample(at, len(at))
-    spelled = [(user, spelling(second), track) for user, second, track in shuffled]
+    spelled = [(user, spelling(second), *more) for user, second, *more in shuffled]
+    columns, options = split
+    how = {"longest": longest, "options": options | {"min_count": 2}}
     with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
-        expected = arrays_of(Path(one), at, longest=longest)
-        found = arrays_of(Path(other), spelled, names=names, folder=folder, suffix=suffix, longest=longest)
+        expected = arrays_of(Path(one), with_columns(at), columns, **how)
+        files = {"names": names, "folder": folder, "suffix": suffix}
+        found = arrays_of(Path(other), with_columns(spelled), columns, **files, **how)
     assert found == expected
+    assert {f"train/{name}.npy" for name in ("tracks", "log", "full_ids", "times", "seconds")} < found.keys()
 
 
 @settings(max_examples=8, deadline=None, derandomize=True, phases=[Phase.generate])  # shrinking takes minutes
@@ -238,15 +279,22 @@ def test_a_dataset_depends_on_plays_alone(plays, order, spelling, names, folder,
 def test_every_row_is_in_the_funnel_once(plays, longest, suffix, n_files):
     """With many plays of one time: what is kept is what a dictionary keeps of them, in its order."""
     plays = plays + [(9, day, 0) for day in range(31)]  # sessions enough for three splits
-    first = dict.fromkeys((user, day, track) for user, day, track in plays)
-    tracks: dict[tuple[int, int], list[str]] = {}
-    for user, day, track in first:
-        tracks.setdefault((day, user), []).append(str(track))
+    plays += [(8, 0, track) for track in range(4)]  # no track is new
+    first = {play: i for i, play in reversed(list(enumerate(plays)))}
+    tracks: dict[tuple[int, int], list[tuple[str, int]]] = {}
+    for i, (user, day, track) in enumerate(plays):
+        if first[user, day, track] == i:
+            tracks.setdefault((day, user), []).append((str(track), list(SKIPS.values())[i % len(SKIPS)]))
     n = longest or len(plays)
-    expected = [names[i : i + n] for _, names in sorted(tracks.items()) for i in range(0, len(names), n)]
-    spelled = [(user, f"2026-01-{day + 1:02d}", track) for user, day, track in plays]
+    expected = [found[i : i + n] for _, found in sorted(tracks.items()) for i in range(0, len(found), n)]
+    spelled = with_columns([(user, f"2026-01-{day + 1:02d}", track, i) for i, (user, day, track) in enumerate(plays)])
+    files = {"suffix": suffix, "names": list("abc")[:n_files]}
     with tempfile.TemporaryDirectory() as folder:
-        made = arrays_of(Path(folder), spelled, suffix=suffix, names=list("abc")[:n_files], longest=longest)
+        made = arrays_of(Path(folder), spelled, ALL_COLUMNS, longest=longest, **files)
     rows = {row["reason"]: row["rows"] for row in made["funnel"]}
     assert (rows["read"], rows[AGAIN], rows["kept"]) == (len(plays), len(plays) - len(first), len(first))
-    assert [names for split in made["sessions"].values() for names in split.values()] == expected
+    assert [names for split in made["sessions"].values() for names in split.values()] == [
+        [track for track, _ in found] for found in expected
+    ]
+    skips = b"".join(made[f"{split}/skips.npy"] for split in made["sessions"])
+    assert list(skips) == [skip for found in expected for _, skip in found]

@@ -14,6 +14,7 @@ from typing import Any
 import duckdb
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
@@ -102,6 +103,19 @@ class SessionArrays:
         """Some columns of `sessions`, without reading the others: name -> (n_sessions,)."""
         table = pq.read_table(self.folder / "sessions.parquet", columns=list(names))
         return {name: table[name].to_numpy() for name in names}
+
+    @cached_property
+    def users(self) -> pa.DictionaryArray | None:
+        """The listener of each session, null where none is known; None in datasets that know of no listeners."""
+        path = self.folder / "sessions.parquet"
+        if "user" not in pq.read_schema(path).names:
+            return None
+        column = pq.read_table(path, columns=["user"], read_dictionary=["user"])["user"].unify_dictionaries()
+        if column.null_count == len(column):
+            return None
+        return pa.DictionaryArray.from_arrays(
+            pa.concat_arrays([chunk.indices for chunk in column.chunks]), column.chunk(0).dictionary
+        )
 
     @cached_property
     def sessions(self) -> pd.DataFrame:

@@ -8,12 +8,15 @@ from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from utils.data import schema
 from utils.data.dataloaders import SessionLoader
 from utils.data.dataset import SessionArrays, pair_keys
-from utils.data.vocab import N_SPECIAL
+from utils.data.vocab import N_SPECIAL, UNK
 
+MOST_LISTENERS = 20
+"""With more, there is no slice for each."""
 PLAYS = (0, 1, 5, 50, 500)
 """The training plays at which each group of `by_plays` begins."""
 Labels: TypeAlias = "pd.Categorical[str]"
@@ -21,7 +24,8 @@ Labels: TypeAlias = "pd.Categorical[str]"
 
 
 def session_slices(loader: SessionLoader, train: SessionArrays | None = None) -> dict[str, Labels]:
-    """Labels of each example for sliced scores: length, context, shuffle, premium, skipper type, first transition.
+    """Labels of each example for sliced scores: length, context, shuffle, premium, skipper type, listener, whether the
+    session has new tracks, first transition.
 
     Args:
         loader: an ordered loader of halves.
@@ -38,14 +42,18 @@ def session_slices(loader: SessionLoader, train: SessionArrays | None = None) ->
     slices = {"length": _labelled(np.minimum(lengths, longest + 1), names)}
     columns = arrays.columns_of_sessions("context_type", "shuffle", "premium")
     codes = {name: column[loader.session] for name, column in columns.items()}
-    if codes["context_type"].any():
-        slices["context_type"] = _labelled(codes["context_type"], ["unknown", *schema.CONTEXT_TYPES])
-        for name in ("shuffle", "premium"):
-            slices[name] = _labelled(codes[name], ["unknown", "no", "yes"])
+    for name, code in codes.items():
+        if code.any():
+            labels = schema.CONTEXT_TYPES if name == "context_type" else ("no", "yes")
+            slices[name] = _labelled(code, ["unknown", *labels])
     start = arrays.offsets[loader.session]
     cut = start + lengths // 2
     if (arrays.skips[start] != schema.SKIP_UNKNOWN).any():
         slices["history"] = _skipper_type(arrays, start, cut)
+    slices |= _listeners(arrays, loader.session)
+    if arrays.full_ids is not None:
+        new = np.add.reduceat(arrays.tracks == UNK, arrays.offsets[:-1], dtype=np.int64)[loader.session]
+        slices["new_tracks"] = _labelled((new > 0) + (2 * new >= lengths).astype(int), ["none", "some", "half or more"])
     if train is not None:
         seen = train.has_pairs(pair_keys(arrays.tracks[cut - 1], arrays.tracks[cut]))
         slices["continuation"] = _labelled(seen, ["unseen", "seen in training"])
@@ -55,6 +63,20 @@ def session_slices(loader: SessionLoader, train: SessionArrays | None = None) ->
 def _labelled(codes: np.ndarray, names: Sequence[str]) -> Labels:
     """The label of each code, a place in `names`."""
     return pd.Categorical.from_codes(codes.astype(np.int8), pd.Index(names))
+
+
+def _listeners(arrays: SessionArrays, session: np.ndarray) -> dict[str, Labels]:
+    """The slice `listener`, if there are two listeners or more, and not too many."""
+    users = arrays.users
+    if users is None or users.null_count:
+        return {}
+    codes = users.indices.to_numpy()[session]
+    there, place = np.unique(codes, return_inverse=True)
+    if not 2 <= len(there) <= MOST_LISTENERS:
+        return {}
+    names = users.dictionary.take(pa.array(there)).to_pylist()
+    order = np.argsort(names)
+    return {"listener": _labelled(np.argsort(order)[place], [names[i] for i in order])}
 
 
 def targets_by_plays(tracks: np.ndarray, known: np.ndarray, train_plays: np.ndarray) -> dict[str, np.ndarray]:

@@ -176,7 +176,9 @@ def spell_out_source(args: Sequence[str]) -> list[str]:
             continue
         first = i + 1 if "=" in word else i + 2
         name = word.partition("=")[2] if "=" in word else "".join(found[i + 1 : i + 2])
-        if name not in get_args(SourceName) and not name.startswith("-"):
+        if not name or name.startswith("-"):
+            return found  # the parser says that a name is missing
+        if name not in get_args(SourceName):
             raise UserError(f"--source {name}: there is no such source; there are {', '.join(get_args(SourceName))}")
         paths = list(takewhile(lambda value: not value.startswith("-"), found[first:]))
         named = [*paths, *(value for value in found if value == "--plays" or value.startswith("--plays="))]

@@ -112,7 +112,7 @@ def columns_of_numbers(
     lists: list[str] = []
     for place, name in named.items():
         value = source.table[place]
-        if value.type().is_numeric():
+        if value.type().is_numeric() or value.type().is_boolean():
             used[name] = value.try_cast("float64").try_cast("float32")
         elif value.type().is_array() and value.type().value_type.is_numeric():
             used[name] = value.cast("array<float32>")
