@@ -13,7 +13,7 @@ from exported import read_plays
 from utils.core.errors import UserError
 from utils.preprocessing.options import SourceOptions
 from utils.preprocessing.sources import lastfm
-from utils.preprocessing.sources.plays import SourcePlays
+from utils.preprocessing.sources.plays import SourcePlays, artist_and_title
 
 FIRST = datetime(2024, 5, 31, 10, 20, tzinfo=UTC)
 
@@ -94,6 +94,7 @@ def test_lastfmstats(tmp_path: Path) -> None:
     )
     found, rows = plays(path)
     assert [row["track"] for row in rows] == ['a||b | say "it"', "a | b | c"]
+    assert rows[0]["track"] == artist_and_title("a|b", 'say "it"'), "as other sources write it"
     assert rows[0]["time"] == FIRST
     assert rows[1]["time"] == FIRST.replace(microsecond=500_000)
     assert rows[0]["album"] == "One; two"

@@ -12,8 +12,8 @@ Its card (https://huggingface.co/datasets/yandex/yambda) and paper (arXiv 2505.2
     event_type              of multi_event.parquet only: listen, like, unlike, dislike, undislike
 
 Files are sorted by uid and timestamp, and about an eighth of the plays share their time with the one before, so the
-order of the file is kept. `embeddings.parquet` (item_id, embed, normalized_embed) has 128 numbers for each of 7.7 million tracks,
-`artist_item_mapping.parquet` and `album_item_mapping.parquet` pairs of ids.
+order of the file is kept. `embeddings.parquet` (item_id, embed, normalized_embed) has 128 numbers for each of 7.7
+million tracks, `artist_item_mapping.parquet` and `album_item_mapping.parquet` have pairs of ids.
 """
 
 from __future__ import annotations
