@@ -25,6 +25,11 @@ class Work(NamedTuple):
     config: PastConfig
     catalogue: Catalogue
 
+    @property
+    def is_outside(self) -> bool:
+        """Whether it is for sessions from outside."""
+        return len(self.sources) > len(SPLITS)
+
 
 class Block(NamedTuple):
     """Numbers of the plays of some sessions."""
@@ -60,7 +65,7 @@ def statistics_of(work: Work) -> Iterator[tuple[Plays, tuple[str, ...], np.ndarr
     if work.config.protocol == "none":
         still = np.zeros(sum(arrays.n_sessions for arrays in work.sources), np.int64)
         timeline = past_plays.timeline_of(work.sources, still, past_plays.starts_of(work.sources, work.facts))
-        if len(work.sources) > len(SPLITS):
+        if work.is_outside:
             timeline = timeline.take(timeline.source == len(SPLITS))
         for part in timeline.pieces(past_plays.PLAYS_AT_ONCE):
             plays = past_plays.gather(work.sources, timeline.take(part), work.catalogue, work.facts)
@@ -76,9 +81,9 @@ def statistics_of(work: Work) -> Iterator[tuple[Plays, tuple[str, ...], np.ndarr
 def personal_statistics(work: Work) -> Iterator[tuple[Plays, np.ndarray]]:
     """Statistics of each listener's past."""
     listeners, starts = past_plays.listeners_of(work.sources), past_plays.starts_of(work.sources, work.facts)
-    timeline = past_plays.timeline_of(work.sources, listeners, starts)
-    if len(work.sources) > len(SPLITS):
-        timeline = _of_outside(timeline, work.facts)
+    timeline = past_plays.timeline_of(work.sources, listeners, starts, _copies(work, listeners, starts))
+    if work.is_outside:
+        timeline = timeline.take(np.isin(timeline.group, timeline.group[timeline.source == len(SPLITS)]))
     slot_of = np.full(work.catalogue.n_entities, -1, np.int32)
     for part in timeline.parts(past_plays.PLAYS_AT_ONCE):
         sessions = timeline.take(part)
@@ -93,16 +98,15 @@ def personal_statistics(work: Work) -> Iterator[tuple[Plays, np.ndarray]]:
         past_pass.forget(state, 0)
 
 
-def _of_outside(timeline: Timeline, facts: Facts) -> Timeline:
-    """Sessions of the listeners from outside, without the dataset's copies of sessions from outside."""
-    outside = timeline.source == len(SPLITS)
-    timeline = timeline.take(np.isin(timeline.group, timeline.group[outside]))
-    if not facts.times:
-        return timeline
-    outside = timeline.source == len(SPLITS)
-    there = set(zip(timeline.group[outside].tolist(), timeline.start[outside].tolist(), strict=True))
-    copied = [pair in there for pair in zip(timeline.group.tolist(), timeline.start.tolist(), strict=True)]
-    return timeline.take(outside | ~np.array(copied, bool))
+def _copies(work: Work, listeners: np.ndarray, starts: np.ndarray) -> np.ndarray | None:
+    """Sessions of the dataset that come from outside, too, and so are not their own past: bool, if there may be any."""
+    if not work.is_outside:
+        return None
+    if not (work.facts.listeners and work.facts.times):
+        return past_plays.copies_in(work.sources)
+    n = work.sources[-1].n_sessions
+    pairs = np.stack([listeners, starts], axis=1).view("i8,i8")[:, 0]  # numbers of sessions differ between exports
+    return np.append(np.isin(pairs[:-n], pairs[-n:]), np.zeros(n, bool))
 
 
 def group_of(plays: Plays, work: Work) -> Any:
@@ -145,8 +149,9 @@ def shared_statistics(work: Work) -> Iterator[tuple[Plays, np.ndarray]]:
     days = past_plays.days_of(work.sources)
     if (days < 0).any():
         raise UserError(f"some sessions of {work.sources[-1].folder} have no day; choose --past.protocol none")
-    timeline = past_plays.timeline_of(work.sources, days, np.zeros(len(days), np.int64))
-    n_wanted = len(work.sources) - 1 if len(work.sources) > len(SPLITS) else 0
+    still = np.zeros(len(days), np.int64)
+    timeline = past_plays.timeline_of(work.sources, days, still, _copies(work, days, still))
+    n_wanted = len(SPLITS) if work.is_outside else 0
     shared = past_shared.Shared(np.zeros((work.catalogue.n_entities, 6)), np.zeros((past_shared.N_POSITIONS + 1, 2)))
     for part in timeline.parts(1):
         sessions = timeline.take(part)

@@ -145,18 +145,23 @@ def _runs(places: np.ndarray, plays: np.ndarray, at_once: int) -> Iterator[slice
         at = following
 
 
-def timeline_of(sources: Sequence[SessionArrays], groups: np.ndarray, starts: np.ndarray) -> Timeline:
+def timeline_of(
+    sources: Sequence[SessionArrays], groups: np.ndarray, starts: np.ndarray, without: np.ndarray | None = None
+) -> Timeline:
     """All sessions of the sources, by group and start; equal ones in order of the sources, then of the sessions.
 
     Args:
         sources: such as the three splits.
         groups: int64, of each session of the first source, then of the second, ...
         starts: int64, likewise.
+        without: bool, likewise: sessions that are left out.
     """
     source = np.repeat(np.arange(len(sources)), [arrays.n_sessions for arrays in sources])
     first = np.concatenate([arrays.offsets[:-1] for arrays in sources])
     length = np.concatenate([arrays.lengths for arrays in sources])
     order = np.lexsort((starts, groups))
+    if without is not None:
+        order = order[~without[order]]
     return Timeline(source, first, length, groups, starts).take(order)
 
 
@@ -177,6 +182,16 @@ def _users(arrays: SessionArrays) -> pa.ChunkedArray:
         raise UserError(f"{path} has no column user, so the past of its listeners is unknown; name the column of users")
     column = pq.read_table(path, columns=["user"], read_dictionary=["user"])["user"]
     return column.cast(pa.dictionary(pa.int32(), pa.string()))
+
+
+def copies_in(sources: Sequence[SessionArrays]) -> np.ndarray:
+    """Which sessions have the session id of one of the last source, and are not of it: bool."""
+    ids = [
+        pq.read_table(arrays.folder / "sessions.parquet", columns=["session_id"])["session_id"] for arrays in sources
+    ]
+    last = ids[-1].cast(pa.string()).combine_chunks()
+    found = [pc.is_in(each.cast(pa.string()), value_set=last).to_numpy() for each in ids[:-1]]
+    return np.concatenate([*found, np.zeros(len(last), bool)])
 
 
 def starts_of(sources: Sequence[SessionArrays], facts: Facts) -> np.ndarray:
