@@ -74,7 +74,7 @@ def blocks(work: Work, tables: dict[str, tuple[str, ...]]) -> Iterator[Block]:
 def statistics_of(work: Work) -> Iterator[tuple[Plays, np.ndarray]]:
     """All sessions with their statistics, in front of room for their relations: float32 (plays, columns)."""
     if work.config.protocol == "none":
-        still = np.zeros(sum(arrays.n_sessions for arrays in work.sources), np.int64)
+        still = np.zeros(sum(arrays.n_sessions for arrays in work.sources), np.int32)
         timeline = past_plays.timeline_of(work.sources, still, past_plays.starts_of(work.sources, work.facts))
         if work.is_outside:
             timeline = timeline.take(timeline.source == len(SPLITS))
