@@ -13,9 +13,10 @@ from utils.core.errors import UserError
 from utils.data import schema
 from utils.data.batch import History, Past, SessionBatch
 from utils.data.dataset import Dataset, SessionArrays
+from utils.data.new_plays import first_plays
 from utils.data.options import Cut, DataConfig
 from utils.data.schema import SPLITS
-from utils.data.vocab import PAD
+from utils.data.vocab import PAD, UNK
 
 
 def check_length(arrays: SessionArrays, min_length: int) -> None:
@@ -52,6 +53,7 @@ class SessionLoader:
         max_sessions: if given, an evenly spaced sample of at most that many sessions.
         shuffle: draw a new order in each epoch.
         seed: of the order and of random cuts.
+        new: bool (n_events,), plays that stand as `UNK` in histories and targets; their true tracks are `answers`.
     """
 
     def __init__(
@@ -66,8 +68,10 @@ class SessionLoader:
         max_sessions: int | None = None,
         shuffle: bool = False,
         seed: int = 0,
+        new: np.ndarray | None = None,
     ) -> None:
         self.arrays = arrays
+        self.new = new
         self.batch_size = batch_size
         self.cut = cut
         self.history_size = history_size
@@ -155,7 +159,12 @@ class SessionLoader:
 
     def _gather(self, rows: np.ndarray, cuts: np.ndarray) -> SessionBatch:
         tracks, skips, log = self._window(rows, cuts)
-        s = self.history_size
+        s, answers = self.history_size, None
+        outside = torch.from_numpy(tracks == PAD)
+        if self.new is not None:
+            answers = _long(tracks)
+            new = _windows(self.new, self._first(rows, cuts), tracks.shape[1])
+            tracks[new & (tracks != PAD)] = UNK
         # uint8 arithmetic wraps: 255 (unknown) + 1 is 0, the unknown state of a history.
         states = skips + np.uint8(1)
         return SessionBatch(
@@ -163,15 +172,20 @@ class SessionLoader:
             target_tracks=_long(tracks[:, s:]),
             target_skips=_long(_labels(skips[:, s:])),
             rows=_long(rows),
-            past=self._past(rows, cuts, torch.from_numpy(tracks == PAD)),
+            past=self._past(rows, cuts, outside),
+            answers=answers,
         )
+
+    def _first(self, rows: np.ndarray, cuts: np.ndarray) -> np.ndarray:
+        """Where the window of each row starts among all plays."""
+        return self.arrays.offsets[self.session[rows]] + cuts[rows] - self.history_size
 
     def _past(self, rows: np.ndarray, cuts: np.ndarray, outside: torch.Tensor) -> Past | None:
         """The past of some rows, if the split was opened with it; `outside` (B, S + T) says where no play is."""
         plays, details = self.arrays.past, self.arrays.details
         if plays is None and details is None:
             return None
-        first = self.arrays.offsets[self.session[rows]] + cuts[rows] - self.history_size
+        first = self._first(rows, cuts)
 
         def numbers(array: np.ndarray | None, width: int) -> torch.Tensor:
             if array is None:
@@ -225,4 +239,10 @@ def training_loader(dataset: Dataset, data: DataConfig, *, batch_size: int, seed
         target_size=data.target_size,
         shuffle=True,
         seed=seed,
+        new=new_plays(dataset, data),
     )
+
+
+def new_plays(dataset: Dataset, data: DataConfig) -> np.ndarray | None:
+    """Which training plays stand as new tracks: bool (n_events,), or None if none do."""
+    return first_plays(dataset.train.tracks, data.new_plays, n_ids=dataset.n_ids) if data.new_plays else None
