@@ -223,14 +223,32 @@ def _labels(skips: np.ndarray) -> np.ndarray:
     return labels
 
 
+def splits_to_score(dataset: Dataset, data: DataConfig) -> list[str]:
+    """The splits of `data.scored` that have sessions.
+
+    Raises:
+        UserError: none has.
+    """
+    splits = [split for split in data.scored if dataset.split(split).n_sessions]
+    if not splits:
+        raise UserError(
+            f"data.scored is {data.scored}, and {dataset.folder} has no such sessions; score its training sessions: "
+            "--data.scored '[train]'"
+        )
+    return splits
+
+
 def training_loader(dataset: Dataset, data: DataConfig, *, batch_size: int, seed: int) -> SessionLoader:
     """Shuffled training batches, cut as `data` says.
 
     Raises:
-        UserError: a split has no session that could be scored; it is better to learn this before training than after.
+        UserError: a split that is not empty has no session that could be scored, or all of `data.scored` are empty; it
+            is better to learn this before training than after.
     """
+    splits_to_score(dataset, data)
     for split in SPLITS:
-        check_length(dataset.split(split), data.min_length)
+        if dataset.split(split).n_sessions:
+            check_length(dataset.split(split), data.min_length)
     return SessionLoader(
         dataset.train,
         batch_size=batch_size,

@@ -142,8 +142,8 @@ class Dataset:
         """Open a dataset folder and check its promises.
 
         Raises:
-            UserError: not a dataset folder, another schema version, a session id in two splits, an empty split, or no
-                skips although `needs_skips`.
+            UserError: not a dataset folder, another schema version, a session id in two splits, no training sessions,
+                or no skips although `needs_skips`. Validation and test may be empty.
         """
         folder = Path(folder)
         if not (folder / "dataset.json").exists():
@@ -166,9 +166,8 @@ class Dataset:
             )
         _check_disjoint(folder)
         splits = {split: SessionArrays.open(folder / split) for split in SPLITS}
-        for split, arrays in splits.items():
-            if arrays.n_sessions == 0:
-                raise UserError(f"{folder}/{split} has no sessions; run the preprocessing on more data")
+        if splits["train"].n_sessions == 0:
+            raise UserError(f"{folder}/train has no sessions; run the preprocessing on more data")
         return cls(folder, info, features=features, **splits)
 
     @property
