@@ -5,7 +5,8 @@
     python train_baselines.py --data.folder data/mssd --task both --max_sessions 1000000
 
 They are fitted on the training split only. Settings are chosen by MRR@20 on validation; `trials` in `result.json` lists
-every setting that was tried. Without validation sessions, settings are the defaults. A dataset without skips gets the seq baselines only, and so does `--data.every_prefix`.
+every setting that was tried. Without validation sessions, settings are the defaults. A dataset without skips gets the
+seq baselines only, and so does `--data.every_prefix`.
 """
 
 from __future__ import annotations
