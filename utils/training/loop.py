@@ -121,6 +121,7 @@ def fit(
     if run.resumed:
         progress = _restore(run, model, optimizers, schedules, loader, vocabulary_hash)
         run.rewind(progress.step)
+        _follow(schedules, progress.step, total_steps)
 
     def validate() -> bool:
         """Evaluate, keep the best weights, save the state; true if training should stop."""
@@ -272,6 +273,21 @@ def _save(
     }
     if distributed.is_first():
         save_checkpoint(run.folder / "last.pt", state)
+
+
+def _follow(schedules: list[LambdaLR], step: int, total_steps: int) -> None:
+    """Go on with the learning rate of `step` in a training of `total_steps`, and say so if it is another than the
+    checkpoint's: a cosine is longer or shorter with another number of epochs."""
+    for i, schedule in enumerate(schedules):
+        for group, base, factor in zip(
+            schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
+        ):
+            before, group["lr"] = group["lr"], base * factor(step)
+        if i == 0 and not math.isclose(before, group["lr"], rel_tol=1e-9, abs_tol=1e-12):
+            tqdm.write(
+                f"learning rate {before:.3g} becomes {group['lr']:.3g}: the schedule follows the number of epochs, and "
+                f"{step:,} of {total_steps:,} steps are done now"
+            )
 
 
 def _restore(
