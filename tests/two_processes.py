@@ -19,6 +19,7 @@ from model.dropnet import DropNet
 from utils.core import distributed
 from utils.core.cli import cli
 from utils.core.errors import UserError
+from utils.data.batch import true_targets
 from utils.data.dataloaders import SessionLoader
 from utils.data.dataset import Dataset
 from utils.data.vocab import UNK
@@ -27,7 +28,7 @@ from utils.evaluation.options import DecodingConfig
 from utils.evaluation.predict import predict_seq
 from utils.training import data_parallel
 from utils.training.loop import update
-from utils.training.losses import Negatives, true_targets
+from utils.training.losses import Negatives
 from utils.training.optimizers import make_optimizers
 from utils.training.seeds import each_seed
 

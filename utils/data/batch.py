@@ -112,6 +112,11 @@ def true_sessions(batch: SessionBatch) -> Tensor:
     return whole_sessions(batch) if batch.answers is None else batch.answers
 
 
+def true_targets(batch: SessionBatch) -> Tensor:
+    """The true track of each target: int64 (B, T)."""
+    return true_sessions(batch)[:, batch.history.tracks.shape[1] :]
+
+
 def is_skipped(skips: Any) -> Any:
     """Which skip states of a history mean skip_2: an array or tensor in, bool of the same shape out."""
     return schema.is_skip(skips - 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from tqdm import tqdm
 
 from utils.data.vocab import N_SPECIAL
 
@@ -23,7 +24,8 @@ def first_plays(tracks: np.ndarray, n: int, *, n_ids: int) -> np.ndarray:
     first = np.zeros(len(tracks), bool)
     left = np.full(n_ids, n, np.int64)  # of each track's first plays
     left[:N_SPECIAL] = 0
-    for start in range(0, len(tracks), PLAYS_AT_ONCE):
+    starts = range(0, len(tracks), PLAYS_AT_ONCE)
+    for start in tqdm(starts, desc="first plays", unit="part", leave=False, delay=2):
         part = np.asarray(tracks[start : start + PLAYS_AT_ONCE])
         places = np.flatnonzero(left[part] > 0)  # few of them, once most tracks have been played
         order = places[np.argsort(part[places], kind="stable")]

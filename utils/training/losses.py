@@ -21,7 +21,7 @@ from model.embeddings import TrackHead
 from model.filling import SlotModel
 from model.gru import NextTrackGRU
 from utils.core import distributed
-from utils.data.batch import SessionBatch, device_of, to_device, true_sessions, whole_sessions
+from utils.data.batch import SessionBatch, device_of, to_device, true_sessions, true_targets, whole_sessions
 from utils.data.vocab import MASK, N_SPECIAL, PAD
 from utils.training.options import LossConfig, Weighting
 
@@ -274,11 +274,6 @@ def seq_loss(model: TargetModel, batch: SessionBatch, loss: TrackLoss) -> tuple[
     history, targets = batch.inputs(device_of(model.head))
     states = model(history, model.previous_tracks(history, targets))  # (B, T, D)
     return loss_inside(states, true_targets(batch), model.head, loss)
-
-
-def true_targets(batch: SessionBatch) -> Tensor:
-    """The true tracks of the targets: int64 (B, T)."""
-    return true_sessions(batch)[:, batch.history.tracks.shape[1] :]
 
 
 def next_track_loss(model: NextTrackGRU, batch: SessionBatch, loss: TrackLoss) -> tuple[Tensor, int]:
