@@ -56,13 +56,15 @@ def main(config: Config) -> dict[str, Any]:
     from utils.evaluation.decoding import allowed_tracks, mask_filling, step_by_step
     from utils.evaluation.predict import seq_predictor, skip_predictor
     from utils.evaluation.scoring import score_loader, scoring_loader
-    from utils.evaluation.tables import predictions_table, print_scores, write_table
+    from utils.evaluation.tables import check_table_path, predictions_table, print_scores, write_table
     from utils.preprocessing.outside_plays import plays_as_split
     from utils.training.machine import pick_device
     from utils.training.masked_tracks import masked_predictor
     from utils.training.rebuild import rebuild
 
     check_source(config.plays_columns, config.source, config.source_options, config.plays)
+    if config.predictions is not None:
+        check_table_path(Path(config.predictions))
     folder = Path(config.run)
     result = read_json(folder / "result.json")
     if result["kind"] != "model" or not (folder / "best.pt").exists():

@@ -36,7 +36,7 @@ from utils.core.cli import TYPE_CHECKING, cli, parse_config
 from utils.core.errors import UserError
 
 if TYPE_CHECKING:
-    from utils.training.sweeps import PlannedRun
+    from utils.training.sweeps import PlannedRun, Sweep
 
 ROOT = Path(__file__).parent
 
@@ -70,6 +70,8 @@ def main(config: Config) -> None:
     sweeps = [read_sweep(path, folder=config.folder, only=config.only, scripts=ROOT) for path in paths]
     for planned in chain(*(wave for each in sweeps for wave in each.waves)):  # finds mistakes before any run starts
         options_of(planned)
+    if not config.dry_run:
+        check_inputs(sweeps)
     failed: list[str] = []
     for each in sweeps:
         for wave in each.waves:
@@ -81,6 +83,27 @@ def main(config: Config) -> None:
             report(ReportConfig(runs=folder, compare=[pair for each in of_folder for pair in each.compare]))
     if failed:
         raise UserError("\n  python ".join(["these runs failed:", *failed]))
+
+
+def check_inputs(sweeps: list[Sweep]) -> None:
+    """Check that the runs to make find what they need, so that no run starts in vain.
+
+    Raises:
+        UserError: names each thing that is missing, once, and the runs that need it.
+    """
+    from utils.training.sweeps import missing_inputs, saved_runs, state_of
+
+    needed: dict[str, list[str]] = {}
+    made = {each.folder for each in sweeps}
+    for each in sweeps:
+        for planned in chain(*each.waves):
+            options, script = options_of(planned), planned.script
+            if state_of(options, saved_runs(each.folder / script, config_of(script)()))[0] != "finished":
+                for problem in missing_inputs(planned, options, made):
+                    needed.setdefault(problem, []).append(options["run.label"])
+    if needed:
+        lines = [f"{problem}\n  needed by {', '.join(dict.fromkeys(labels))}" for problem, labels in needed.items()]
+        raise UserError("no run was started:\n" + "\n".join(lines))
 
 
 @cache

@@ -5,7 +5,8 @@
     python train_baselines.py --data.folder data/mssd --task both --max_sessions 1000000
 
 They are fitted on the training split only. Settings are chosen by MRR@20 on validation; `trials` in `result.json` lists
-every setting that was tried. A dataset without skips gets the seq baselines only, and so does `--data.every_prefix`.
+every setting that was tried. Without validation sessions, settings are the defaults. A dataset without skips gets the
+seq baselines only, and so does `--data.every_prefix`.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def skip_baselines(config: Config, dataset: Dataset) -> list[Baseline]:
 
 
 def seq_baselines(config: Config, dataset: Dataset) -> list[Baseline]:
-    """The seq baselines, with settings that validation chooses."""
+    """The seq baselines, with settings that validation chooses, or their defaults if there is no validation."""
     from model import baselines_seq as seq
     from model import next_track
     from utils.evaluation.metrics import reciprocal_rank
@@ -83,8 +84,12 @@ def seq_baselines(config: Config, dataset: Dataset) -> list[Baseline]:
     offsets = dataset.train.offsets[-config.max_sessions - 1 :]
     plays = (dataset.train.tracks[offsets[0] :], offsets - offsets[0])
     popularity = seq.Popularity.fit(plays[0], n_ids=dataset.n_ids)
-    valid = scoring_loader(dataset, config.data, "valid", prefixes=config.data.every_prefix)
-    choose = partial(next_track.choose, valid, quality=lambda ranks: reciprocal_rank(ranks.rank, 20, ranks.tied))
+
+    def choose(model: Any) -> tuple[Any, dict[str, float]]:
+        if dataset.valid.n_sessions == 0:
+            return model, {}
+        valid = scoring_loader(dataset, config.data, "valid", prefixes=config.data.every_prefix)
+        return next_track.choose(valid, model, quality=lambda ranks: reciprocal_rank(ranks.rank, 20, ranks.tied))
 
     @cache  # asked for twice: it is a row of its own, and the n-gram's fallback
     def item_knn() -> tuple[Any, dict[str, float]]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import count
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.embeddings import TrackHead
+from model.random_numbers import uniform
 from utils.data.vocab import N_SPECIAL
 
 SCORES_AT_ONCE = 2**25
@@ -127,7 +129,7 @@ class Catalogue:
         *,
         top_p: float,
         temperature: float,
-        generator: torch.Generator,
+        keys: Tensor,
     ) -> Tensor:
         """One track for each state by nucleus sampling (Holtzman et al. 2020): int64 (N,).
 
@@ -135,16 +137,17 @@ class Catalogue:
             states, forbidden: as in `top_k`.
             top_p: draw among the most probable tracks that together have at least this probability, in (0, 1].
             temperature: divides the scores, above 0.
-            generator: draws the random numbers.
+            keys: int64 (N,), of the random numbers of each state (`random_numbers.keys_of`).
 
         Raises:
             ValueError: m forbidden tracks might be all, or scores are not finite.
         """
-        parts = []
+        parts: list[Tensor] = []
         for chunk in self._chunks(states, 1, forbidden):
             scores = self._scores(*chunk)
             probability = scores.sub_(scores.amax(1, keepdim=True)).div_(temperature).softmax(1)
-            parts.append(draw_from_nucleus(probability, top_p, generator))
+            done = sum(map(len, parts))
+            parts.append(draw_from_nucleus(probability, top_p, keys[done : done + len(scores)]))
         return self.ids[torch.cat(parts)]
 
     def _chunks(self, states: Tensor, k: int, forbidden: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -209,8 +212,8 @@ def best_of(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values, places
 
 
-def draw_from_nucleus(probability: Tensor, top_p: float, generator: torch.Generator) -> Tensor:
-    """A place for each row of probabilities (N, n), drawn from its nucleus: int64 (N,).
+def draw_from_nucleus(probability: Tensor, top_p: float, keys: Tensor) -> Tensor:
+    """A place for each row of probabilities (N, n), drawn from its nucleus by the row's own key (N,): int64 (N,).
 
     Nothing is sorted. A place is drawn from the whole row. It is accepted if the more probable places have less than
     `top_p` together. If not, the nucleus lies among those, and the next draw is from them. An accepted draw has the
@@ -226,9 +229,11 @@ def draw_from_nucleus(probability: Tensor, top_p: float, generator: torch.Genera
     left = torch.arange(len(probability), device=probability.device)
     # In float32 a rare track would be drawn with a probability of 0 or 2^-24; but MPS has no float64.
     dtype = torch.float32 if probability.device.type == "mps" else torch.float64
-    while len(left):
+    for draw in count():
+        if not len(left):
+            break
         cumulative = probability.cumsum(1, dtype=dtype)
-        u = torch.rand(len(left), 1, generator=generator, device=generator.device, dtype=dtype).to(cumulative.device)
+        u = uniform(keys[left.cpu()], draw)[:, None].to(dtype).to(cumulative.device)
         place = torch.searchsorted(cumulative, u * cumulative[:, -1:], right=True)
         place = place.clamp_(max=probability.shape[1] - 1)
         threshold = probability.gather(1, place)

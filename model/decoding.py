@@ -10,6 +10,7 @@ Probabilities are renormalised over the tracks that may come next; a forbidden t
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from model.catalogue import Catalogue
 from model.embeddings import TrackHead
+from model.random_numbers import keys_of
 from utils.data.batch import History
 
 State = Any
@@ -106,7 +108,8 @@ def sample(
     length: int,
     *,
     top_p: float,
-    generator: torch.Generator,
+    seed: int,
+    rows: Tensor,
     temperature: float = 1.0,
     catalogue: Catalogue | None = None,
     no_repeat: int = 0,
@@ -115,15 +118,20 @@ def sample(
 
     Args:
         model, history, length, catalogue, no_repeat: as in `greedy`.
-        top_p, temperature, generator: see `Catalogue.draw`; a `top_p` near 0 leaves only the most probable track.
+        top_p, temperature: see `Catalogue.draw`; a `top_p` near 0 leaves only the most probable track.
+        seed: of the random numbers.
+        rows: int64 (B,), which session each is: its random numbers depend on it, and not on the other sessions.
 
     Raises:
         ValueError: `no_repeat` might forbid all tracks.
     """
     among = Catalogue(model.head) if catalogue is None else catalogue
 
+    steps = count()
+
     def drawn(states: Tensor, forbidden: Tensor) -> Tensor:
-        return among.draw(states, forbidden, top_p=top_p, temperature=temperature, generator=generator)
+        keys = keys_of(seed, rows, next(steps))
+        return among.draw(states, forbidden, top_p=top_p, temperature=temperature, keys=keys)
 
     return _one_by_one(model, history, length, drawn, no_repeat)
 

@@ -10,14 +10,22 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_batch
+from sized_models import SeqTransformer
 from torch import nn
 
 import train_transformer_seq as script
+from model.decoding import sample
 from model.dropnet import DropNet
 from utils.core import distributed
 from utils.core.cli import cli
 from utils.core.errors import UserError
+from utils.data.batch import true_targets
+from utils.data.dataloaders import SessionLoader
+from utils.data.dataset import Dataset
 from utils.data.vocab import UNK
+from utils.evaluation.decoding import step_by_step
+from utils.evaluation.options import DecodingConfig
+from utils.evaluation.predict import predict_seq
 from utils.training import data_parallel
 from utils.training.loop import update
 from utils.training.losses import Negatives
@@ -38,8 +46,7 @@ class Table(nn.Module):
 
 def sum_of_tracks(model, batch):
     """Sum over rows with a known track of the factor times the table's row of it, and the number of such rows."""
-    rows = batch.target_tracks[:, 0]
-    rows = rows[rows != UNK]
+    rows = batch.target_tracks[true_targets(batch)[:, 0] != UNK, 0]
     tables = [model.all_use, model.first_uses] if distributed.is_first() else [model.all_use]
     return sum((table(rows) * model.factor).sum() for table in tables), len(rows)
 
@@ -120,10 +127,23 @@ def check_draws() -> None:
     assert distributed.from_all(mixed) == [mixed] * 2
 
 
+def check_samples(folder) -> None:
+    """The continuation of a session is that of one process: its random numbers are its own."""
+    dataset = Dataset.open(folder)
+    torch.manual_seed(0)
+    model = SeqTransformer(dataset.n_ids, dataset.features, d_model=8, n_heads=2, n_layers=1, d_ff=8).eval()
+    (batch,) = SessionLoader(dataset.test, batch_size=100)
+    expected = sample(model, batch.history, 10, top_p=0.9, seed=7, rows=batch.rows)
+    decoding = step_by_step(DecodingConfig(method="sample", seed=7))
+    found = predict_seq(model, torch.device("cpu"), SessionLoader(dataset.test, batch_size=5), decoding=decoding)
+    assert found.tracks.tolist() == expected.tolist()
+
+
 def main(config) -> None:
     state = torch.get_rng_state()
     for check in (check_collectives, check_once, check_put_together, check_shares, check_gradients, check_draws):
         check()
+    check_samples(config.data.folder)
     torch.set_rng_state(state)
     each_seed(script.main)(config)
     print("all was well")

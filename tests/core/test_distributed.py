@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 SIZES = {
     **{"model.d_model": 16, "model.d_ff": 32, "model.n_layers": 1, "model.n_heads": 2, "model.dropout": 0.0},
     **{"train.batch_size": 17, "train.lr": 0.01, "train.clip": 1.0, "train.precision": "float32"},
-    **{"loss.n_negatives": 20, "loss.in_batch": True},
+    **{"loss.n_negatives": 20, "loss.in_batch": True, "data.new_plays": 1},
 }
 
 

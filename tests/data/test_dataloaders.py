@@ -313,8 +313,8 @@ def broken(folder, what):
     elif what == "session twice in one split":
         rename_session(folder / "valid", 0, "valid_2")
     elif what == "empty split":
-        write_split(folder / "test", [])
-        pd.read_parquet(folder / "test" / "sessions.parquet")[:0].to_parquet(folder / "test" / "sessions.parquet")
+        write_split(folder / "train", [])
+        pd.read_parquet(folder / "train" / "sessions.parquet")[:0].to_parquet(folder / "train" / "sessions.parquet")
 
 
 def rename_session(split, row, name):
@@ -341,7 +341,7 @@ def rename_session(split, row, name):
         ("broken sessions file", r"the sessions of .*data cannot be read \(.*test/sessions.parquet"),
         ("session in two splits", "session train_5 stands more than once"),
         ("session twice in one split", "session valid_2 stands more than once"),
-        ("empty split", r"/test has no sessions"),
+        ("empty split", r"/train has no sessions"),
     ],
 )
 def test_broken_datasets_are_refused(tmp_path, what, message):

@@ -13,8 +13,9 @@ from numpy.testing import assert_array_equal
 from sized_models import SeqTransformer
 from torch.testing import assert_close
 
-from model.decoding import beam_search, greedy
+from model.decoding import beam_search, greedy, sample
 from utils.core.errors import UserError
+from utils.data.batch import History
 from utils.data.dataloaders import SessionLoader
 from utils.data.dataset import Dataset
 from utils.data.options import DataConfig
@@ -60,6 +61,24 @@ def test_every_method_reaches_its_function(model, dataset):
     assert_close(decoded(model, dataset, method="sample"), drawn)
     assert not torch.equal(decoded(model, dataset, method="sample", seed=1), drawn)
     assert not torch.equal(decoded(model, dataset, method="sample", temperature=5.0), drawn)
+
+
+def test_what_a_session_gets_does_not_depend_on_the_others(model, dataset):
+    """In batches of any size, and in whatever order they come."""
+    decoding = step_by_step(DecodingConfig(method="sample", seed=3))
+    by_size = [
+        predict_seq(model, CPU, SessionLoader(dataset.test, batch_size=size), decoding=decoding).tracks.tolist()
+        for size in (1, 5, 16)
+    ]
+    assert by_size[0] == by_size[1] == by_size[2]
+    (batch,) = SessionLoader(dataset.test, batch_size=16)
+    order = torch.randperm(16)
+    shuffled = batch.take(order)
+    drawn = sample(model, shuffled.history, 10, top_p=0.9, seed=3, rows=shuffled.rows)
+    assert drawn.tolist() == [by_size[0][row] for row in order.tolist()]
+    one = History(*(tensor[:1].expand(16, *tensor.shape[1:]) for tensor in batch.history))
+    alike = sample(model, one, 10, top_p=0.9, seed=3, rows=torch.arange(16))
+    assert len(set(map(tuple, alike.tolist()))) > 8, "the same session in another row has other random numbers"
 
 
 def test_decoding_changes_continuations_and_nothing_else(model, dataset, tmp_path):

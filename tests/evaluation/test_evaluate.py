@@ -159,7 +159,7 @@ def test_bad_input_is_named(skip_run, dataset_folder, tmp_path):
     with pytest.raises(UserError, match=r"nowhere.*does not exist"):
         evaluate.main(evaluate.Config(str(tmp_path / "nowhere")))
     with pytest.raises(UserError, match=r"must end in \.csv or \.parquet"):
-        evaluate.main(evaluate.Config(str(skip_run), predictions=str(tmp_path / "p.txt"), device="cpu"))
+        evaluate.main(evaluate.Config("no run, and nothing is scored", predictions=str(tmp_path / "p.xlsx")))
     plays_of_test(dataset_folder, tmp_path / "plays.csv")
     wrong = PlaysColumns(session="session", position="n", track="song")
     with pytest.raises(UserError, match=r"no column 'song'"):

@@ -9,6 +9,7 @@ from torch.testing import assert_close
 
 from model.catalogue import OUTPUT_ROUNDING, Catalogue, Screen, best_of, draw_from_nucleus, rows_at_once
 from model.embeddings import TrackHead
+from model.random_numbers import keys_of
 from utils.data.vocab import N_SPECIAL, PAD
 
 D = 12
@@ -254,7 +255,7 @@ def test_scores_that_are_not_finite_do_not_hang_or_hide():
     assert found.ids.min() >= N_SPECIAL
     assert (found.ids[:, 0] != found.ids[:, 1]).all()
     with pytest.raises(ValueError, match="not finite"):
-        Catalogue(head).draw(states, top_p=0.5, temperature=1.0, generator=torch.Generator())
+        Catalogue(head).draw(states, top_p=0.5, temperature=1.0, keys=keys_of(0, torch.arange(len(states)), 0))
 
 
 @pytest.mark.parametrize("bad", [-torch.inf, torch.nan])
@@ -277,7 +278,7 @@ def test_the_screen_is_built_by_the_first_search_that_needs_it(monkeypatch):
     head, states = adversary("normal", 0)
     catalogue = Catalogue(head, screen=True)
     catalogue.top_k_log_p(states, 3)
-    catalogue.draw(states, top_p=0.5, temperature=1.0, generator=torch.Generator())
+    catalogue.draw(states, top_p=0.5, temperature=1.0, keys=keys_of(0, torch.arange(len(states)), 0))
     assert built == []
     for _ in range(2):
         catalogue.top_k(states, 1)
@@ -336,7 +337,7 @@ def test_best_of_by_hand():
 def test_nucleus_by_hand(top_p, nucleus):
     p = torch.tensor([0.1, 0.4, 0.0, 0.2, 0.3])
     n = 20_000
-    drawn = draw_from_nucleus(p.expand(n, 5), top_p, torch.Generator().manual_seed(0))
+    drawn = draw_from_nucleus(p.expand(n, 5), top_p, keys_of(0, torch.arange(n), 0))
     frequency = torch.bincount(drawn, minlength=5) / n
     expected = torch.where(p >= min(nucleus), p, 0) / sum(nucleus)
     expected[2] = 0
@@ -348,27 +349,28 @@ def test_nucleus_by_hand(top_p, nucleus):
 def test_a_place_without_probability_is_never_drawn(monkeypatch):
     """Not even if the random number, by rounding, points behind everything."""
     random = iter([1.0, 0.0])
-    monkeypatch.setattr(torch, "rand", lambda *size, **options: torch.full(size, next(random)))
+    monkeypatch.setattr("model.catalogue.uniform", lambda keys, draw: torch.full(keys.shape, next(random)))
     probability = torch.tensor([[0.5, 0.25, 0.2499, 0.0]])
-    assert draw_from_nucleus(probability, 1.0, torch.Generator()).tolist() == [0]
+    assert draw_from_nucleus(probability, 1.0, torch.zeros(1, dtype=torch.int64)).tolist() == [0]
 
 
 def test_a_rare_place_is_drawn_by_its_own_random_numbers(monkeypatch):
     """In float32, 2^-26 adds nothing to a sum near 1: of these 4,096 places only the last could be drawn."""
     probability = torch.tensor([[1 - 2.0**-14, *[2.0**-26] * 4096]])
-    monkeypatch.setattr(torch, "rand", lambda *size, dtype, **options: torch.full(size, 1 - 2.0**-15, dtype=dtype))
-    assert draw_from_nucleus(probability, 1.0, torch.Generator()).tolist() == [2049]
+    number = 1 - 2.0**-15
+    monkeypatch.setattr("model.catalogue.uniform", lambda keys, _: torch.full(keys.shape, number, dtype=torch.float64))
+    assert draw_from_nucleus(probability, 1.0, torch.zeros(1, dtype=torch.int64)).tolist() == [2049]
 
 
 @pytest.mark.parametrize("top_p", [1e-50, 1e-6])
 def test_the_smallest_nucleus_is_the_best_track(top_p):
     p = torch.tensor([[0.1, 0.6, 0.3], [0.5, 0.25, 0.25]])
-    assert draw_from_nucleus(p, top_p, torch.Generator().manual_seed(0)).tolist() == [1, 0]
+    assert draw_from_nucleus(p, top_p, keys_of(0, torch.arange(2), 0)).tolist() == [1, 0]
 
 
 def test_the_lowest_temperature_draws_the_best_track():
     torch.manual_seed(0)
     head, states = TrackHead(30, 8), 1e4 * torch.randn(5, 8)
     catalogue = Catalogue(head)
-    drawn = catalogue.draw(states, top_p=1.0, temperature=1e-36, generator=torch.Generator().manual_seed(0))
+    drawn = catalogue.draw(states, top_p=1.0, temperature=1e-36, keys=keys_of(0, torch.arange(5), 0))
     assert_close(drawn, catalogue.top_k(states, 1).ids[:, 0])

@@ -310,7 +310,7 @@ def test_all_decodings_run_and_the_first_beam_is_greedy(options):
         assert len(set(played[-10:].tolist())) == 10
     beams = beam_search(model, history, 4, width=6)
     assert (beams.log_probability[:, :-1] >= beams.log_probability[:, 1:]).all()
-    drawn = sample(model, history, 10, top_p=1e-6, generator=torch.manual_seed(0), no_repeat=20)
+    drawn = sample(model, history, 10, top_p=1e-6, seed=0, rows=torch.arange(len(history.tracks)), no_repeat=20)
     assert torch.equal(drawn, tracks)
 
 

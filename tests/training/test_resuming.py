@@ -7,6 +7,7 @@ from training_bench import Bench, Weight, constant_gradient, scripted, seq_parts
 
 from utils.core.errors import UserError
 from utils.training import checkpoint, loop
+from utils.training.optimizers import lr_factor
 from utils.training.options import TrainConfig
 
 
@@ -152,3 +153,20 @@ def test_another_kind_of_device_cannot_go_on(bench, monkeypatch):
     monkeypatch.setattr("utils.training.loop.make_optimizers", lambda m, **_: [torch.optim.AdamW(m.parameters())])
     with pytest.raises(UserError, match=r"last.pt was trained on another kind of device.*--train.device"):
         bench.fit(model, loss_fn, evaluate_fn, config, monitor="maa", resume=str(folder))
+
+
+@pytest.mark.parametrize(("schedule", "said"), [("cosine", True), ("constant", False)])
+def test_a_resumed_schedule_follows_the_new_number_of_epochs_and_says_so(bench, schedule, said, capsys):
+    """4 steps an epoch. After 4 of 4 steps a cosine is at 0; of 12 it is at half of (1 + cos(60 degrees)), 3/4."""
+    one, three = (TrainConfig(epochs=n, batch_size=16, lr=1e-2, schedule=schedule) for n in (1, 3))
+    bench.fit(Weight(), constant_gradient, scripted([1]), one)
+    capsys.readouterr()
+    model = Weight()
+    bench.fit(model, constant_gradient, scripted([2, 3]), three, resume=str(bench.last_run.folder))
+    line = "learning rate 0 becomes 0.0075: the schedule follows the number of epochs, and 4 of 12 steps are done now"
+    assert [text for text in capsys.readouterr().out.splitlines() if "rate" in text] == ([line] if said else [])
+    if said:
+        rates = [1e-2 * lr_factor(step, total=4, warmup=0, schedule="cosine") for step in range(4)]
+        rates += [1e-2 * lr_factor(step, total=12, warmup=0, schedule="cosine") for step in range(4, 12)]
+        assert rates[4] == pytest.approx(0.0075)
+        assert model.p.item() == pytest.approx(-sum(rates), rel=1e-4), "each step is as long as its rate"

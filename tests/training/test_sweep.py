@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import make_dataset
 
 import sweep
 import train_transformer_seq
@@ -68,6 +69,43 @@ def test_a_sweep_runs_what_is_missing(tmp_path, dataset_folder, ran, capsys):
     capsys.readouterr()
     sweep.main(sweep.Config(path, folder=tmp_path / "runs", dry_run=True))
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["finished"] * 3
+
+
+def test_what_is_missing_is_said_once_before_any_run(tmp_path, dataset_folder, monkeypatch):
+    """Nine runs of one dataset: one sentence. What another run of the call makes is not missing."""
+    started = []
+    monkeypatch.setattr("utils.training.sweeps.run", lambda command, **_: started.append(command) or True)
+    there, runs = str(dataset_folder), tmp_path / "runs"
+    gone = {f"run {i}": {"data.folder": str(tmp_path / "none")} for i in range(3)}
+    others = {
+        "vectors": {"data.folder": there, "script": "transformer_skip", "table.vectors": str(tmp_path / "v.st")},
+        "start": {"data.folder": there, "script": "bert_finetune_seq", "pretrained": str(tmp_path / "run")},
+        "later": {"data.folder": there, "script": "bert_finetune_seq", "pretrained": "{folder}/bert_pretrain/first"},
+        "control": {"data.folder": there, "script": "bert_finetune_seq", "pretrained": "random"},
+    }
+    path = write(tmp_path / "s.yml", script="transformer_seq", seeds=3, runs=gone | others)
+    with pytest.raises(UserError) as caught:
+        sweep.main(sweep.Config(path, folder=runs))
+    assert str(caught.value).splitlines() == [
+        "no run was started:",
+        f"{tmp_path}/none is no dataset folder (no dataset.json); make one: see data/README.md",
+        "  needed by run 0, run 1, run 2",
+        f"{tmp_path}/run is no folder of a finished run (pretrained); train it first",
+        "  needed by start",
+        f"{tmp_path}/v.st does not exist (table.vectors); make it with python -m utils.track_vectors.word2vec",
+        "  needed by vectors",
+    ]
+    assert started == []
+    sweep.main(sweep.Config(path, folder=runs, only="later"))
+    assert len(started) == 3
+    sweep.main(sweep.Config(path, folder=runs, dry_run=True))
+
+
+def test_a_dataset_without_skips_is_found_before_any_run(tmp_path):
+    data = make_dataset(tmp_path / "data", n_sessions=8, has_skips=False)
+    path = write(tmp_path / "s.yml", script="transformer_skip", runs={"a": {"data.folder": str(data)}})
+    with pytest.raises(UserError, match=r"no run was started:\n.*has no skips.*\n  needed by a"):
+        sweep.main(sweep.Config(path, folder=tmp_path / "runs"))
 
 
 def test_a_failed_run_does_not_stop_the_others(tmp_path, dataset_folder, monkeypatch):
@@ -213,11 +251,12 @@ def test_a_failure_at_first_stops_the_sweep(tmp_path, dataset_folder, monkeypatc
 def test_several_jobs_at_a_time(tmp_path, dataset_folder, capsys, monkeypatch):
     """In processes of their own, in the folder of the caller; one of them fails."""
     monkeypatch.chdir(tmp_path)
-    runs = {"good/1": TINY | {"data.folder": str(dataset_folder)}, "bad": {"data.folder": "nowhere"}}
+    good = TINY | {"data.folder": str(dataset_folder)}
+    runs = {"good/1": good, "bad": good | {"model.n_heads": 3}}
     path = write(tmp_path / "s.yml", script="transformer_seq", runs=runs)
     with pytest.raises(UserError, match=r"these runs failed:\n.*--run.label bad"):
         sweep.main(sweep.Config(path, folder=Path("runs"), jobs=2))
-    assert "nowhere is no dataset folder" in (tmp_path / "runs" / "transformer_seq, bad, seed 1.log").read_text()
+    assert "error: model: " in (tmp_path / "runs" / "transformer_seq, bad, seed 1.log").read_text()
     assert "epoch 1" not in capsys.readouterr().err
     assert [json.loads(path.read_text())["label"] for path in (tmp_path / "runs").rglob("result.json")] == ["good/1"]
 

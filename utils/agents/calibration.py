@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from model.ddpg import DDPGForContinuation, DDPGForSkips
 from model.decoding import select
 from utils.core.errors import UserError
-from utils.data.dataloaders import SessionLoader
+from utils.data.dataloaders import SessionLoader, new_plays
 from utils.data.dataset import Dataset
 from utils.data.options import DataConfig
 from utils.data.vocab import N_SPECIAL
@@ -28,7 +28,7 @@ N_SAMPLED = 99
 
 
 def calibration_loader(dataset: Dataset, data: DataConfig, *, labels: bool = False) -> SessionLoader:
-    """Training sessions to calibrate on, cut at half like those that are scored.
+    """Training sessions to calibrate on, cut at half like those that are scored, with new tracks as in training.
 
     Args:
         labels: whether they have to tell skips.
@@ -43,6 +43,7 @@ def calibration_loader(dataset: Dataset, data: DataConfig, *, labels: bool = Fal
         target_size=data.target_size,
         min_length=data.min_length,
         max_sessions=N_CALIBRATION,
+        new=new_plays(dataset, data),
     )
     if labels and not {0, 1} <= set(np.unique(loader.targets().skips).tolist()):
         raise UserError(f"{dataset.folder / 'train'} has no skipped tracks, or no others; there is nothing to learn")

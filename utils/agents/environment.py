@@ -25,7 +25,7 @@ from torch import Tensor
 from model.ddpg import STATE_LISTENED, STATE_SKIPPED, STATE_UNKNOWN, played
 from utils.agents.options import EnvironmentConfig
 from utils.core.errors import UserError
-from utils.data.batch import SessionBatch
+from utils.data.batch import SessionBatch, true_targets
 from utils.data.vocab import N_SPECIAL, PAD
 
 
@@ -55,7 +55,7 @@ class LoggedSessions:
 
     def reset(self, batch: SessionBatch) -> None:
         """Begin an episode, each session of `batch` at its cut; torch's generator draws the negatives."""
-        own, labels = batch.target_tracks, batch.target_skips
+        own, labels = true_targets(batch), batch.target_skips
         usable = own >= N_SPECIAL
         gain, skips = torch.ones(own.shape, device=own.device), torch.full_like(own, STATE_UNKNOWN)
         if self.task == "skip":

@@ -15,7 +15,7 @@ from utils.core.errors import UserError
 from utils.data.batch import SessionBatch, device_of
 from utils.data.dataloaders import SessionLoader
 from utils.training.checkpoint import load_weights, rng_state, save_checkpoint, set_rng_state
-from utils.training.loop import Progress, clock, keep_best, monitored, training_details
+from utils.training.loop import Progress, clock, keep_best, monitored, training_details, validated
 from utils.training.run import Run
 
 
@@ -30,7 +30,7 @@ class Training:
         learner, replay: saved and resumed.
         loader: shuffled training sessions; each batch is an episode.
         run: where to log and to save; if it is resumed, training goes on from its `last.pt`.
-        evaluate_fn: {metric: value} on the validation split.
+        evaluate_fn: {metric: value} on the validation split; {} if it is empty.
         monitor: the metric that chooses the best weights; `direction` says which way is better.
     """
 
@@ -125,14 +125,15 @@ class Training:
         if not np.isfinite(loss):  # before such weights are evaluated
             raise UserError(f"the critic's loss became {loss}; lower --train.lr, or clip with --train.clip 1.0")
         values = self.evaluate_fn()
-        value = monitored(values, self.monitor)
+        value = monitored(values, self.monitor) if values else None
         reward = self.reward / max(self.n_rewards, 1)
         run.log(progress.step, self.loader.epoch, "train", {"reward": reward, "critic_loss": loss})
-        run.log(progress.step, self.loader.epoch, "valid", values)
+        if values:
+            run.log(progress.step, self.loader.epoch, "valid", values)
         self.reward, self.n_rewards, progress.loss_sum, progress.loss_count = 0.0, 0, 0.0, 0
-        best = " (best)" if keep_best(self.model, value, progress, run=run, direction=self.direction) else ""
+        best = keep_best(self.model, value, progress, run=run, direction=self.direction)
         self._save()
-        tqdm.write(f"step {progress.step:,}: reward {reward:.4f}, valid {self.monitor} {value:.4f}{best}")
+        tqdm.write(f"step {progress.step:,}: reward {reward:.4f}, {validated(self.monitor, value, best=best)}")
         return 0 < self.config.patience <= progress.validations_since_best
 
     def _save(self) -> None:

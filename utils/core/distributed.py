@@ -6,7 +6,7 @@ Every process holds the whole model and takes every n-th row of each batch. So `
 one process, and the gradients of all processes add up to the same sums. The first process draws for all what belongs to
 a batch and not to its rows (negatives, which branch DropNet drops); each process draws for itself what belongs to rows
 (dropout, masks). The processes share out predictions, too, and put them together before anything is scored, so metrics
-are those of one process. Only samples from the model (`--decoding.method sample`) depend on the number of processes.
+are those of one process.
 Only the first process writes files and prints; the run's folder must be on a file system that all can read.
 
 In one process every function here does nothing, at no cost.

@@ -64,6 +64,9 @@ class SessionBatch(NamedTuple):
     """int64 (B,); which example of its loader each row is."""
     past: Past | None = None
     """What is known of the plays' past, if the dataset was opened with it; a third argument of the model then."""
+    answers: Tensor | None = None
+    """int64 (B, S + T): the true tracks, if history and targets show some of them as `UNK` (`DataConfig.new_plays`).
+    Losses over tracks look at them."""
 
     def to(self, device: torch.device) -> SessionBatch:
         """The same batch on `device`."""
@@ -71,7 +74,8 @@ class SessionBatch(NamedTuple):
             to_device(tensor, device) for tensor in (self.target_tracks, self.target_skips, self.rows)
         )
         past = None if self.past is None else self.past.to(device)
-        return SessionBatch(self.history.to(device), tracks, skips, rows, past)
+        answers = None if self.answers is None else to_device(self.answers, device)
+        return SessionBatch(self.history.to(device), tracks, skips, rows, past, answers)
 
     def inputs(self, device: torch.device) -> tuple[Any, ...]:
         """What a model is given, on `device`: `history`, `target_tracks` and, if there is one, `past`."""
@@ -82,7 +86,8 @@ class SessionBatch(NamedTuple):
         """Some of its rows."""
         history = History(*(tensor[rows] for tensor in self.history))
         past = None if self.past is None else Past(*(tensor[rows] for tensor in self.past))
-        return SessionBatch(history, self.target_tracks[rows], self.target_skips[rows], self.rows[rows], past)
+        answers = None if self.answers is None else self.answers[rows]
+        return SessionBatch(history, self.target_tracks[rows], self.target_skips[rows], self.rows[rows], past, answers)
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -98,8 +103,18 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def whole_sessions(batch: SessionBatch) -> Tensor:
-    """All plays of each session of a batch: int64 (B, S + T), padded on both sides."""
+    """All plays of each session of a batch, as the model sees them: int64 (B, S + T), padded on both sides."""
     return torch.cat([batch.history.tracks, batch.target_tracks], dim=1)
+
+
+def true_sessions(batch: SessionBatch) -> Tensor:
+    """The same with the true track of each play: what a model has to predict."""
+    return whole_sessions(batch) if batch.answers is None else batch.answers
+
+
+def true_targets(batch: SessionBatch) -> Tensor:
+    """The true track of each target: int64 (B, T)."""
+    return true_sessions(batch)[:, batch.history.tracks.shape[1] :]
 
 
 def is_skipped(skips: Any) -> Any:

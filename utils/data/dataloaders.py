@@ -13,9 +13,10 @@ from utils.core.errors import UserError
 from utils.data import schema
 from utils.data.batch import History, Past, SessionBatch
 from utils.data.dataset import Dataset, SessionArrays
+from utils.data.new_plays import first_plays
 from utils.data.options import Cut, DataConfig
 from utils.data.schema import SPLITS
-from utils.data.vocab import PAD
+from utils.data.vocab import PAD, UNK
 
 
 def check_length(arrays: SessionArrays, min_length: int) -> None:
@@ -57,6 +58,7 @@ class SessionLoader:
         max_sessions: if given, an evenly spaced sample of at most that many sessions.
         shuffle: draw a new order in each epoch.
         seed: of the order and of random cuts.
+        new: bool (n_events,), plays that stand as `UNK` in histories and targets; their true tracks are `answers`.
     """
 
     def __init__(
@@ -71,8 +73,10 @@ class SessionLoader:
         max_sessions: int | None = None,
         shuffle: bool = False,
         seed: int = 0,
+        new: np.ndarray | None = None,
     ) -> None:
         self.arrays = arrays
+        self.new = new
         self.batch_size = batch_size
         self.cut = cut
         self.history_size = history_size
@@ -160,7 +164,12 @@ class SessionLoader:
 
     def _gather(self, rows: np.ndarray, cuts: np.ndarray) -> SessionBatch:
         tracks, skips, log = self._window(rows, cuts)
-        s = self.history_size
+        s, answers = self.history_size, None
+        outside = torch.from_numpy(tracks == PAD)
+        if self.new is not None:
+            answers = _long(tracks)
+            new = _windows(self.new, self._first(rows, cuts), tracks.shape[1])
+            tracks[new & (tracks != PAD)] = UNK
         # uint8 arithmetic wraps: 255 (unknown) + 1 is 0, the unknown state of a history.
         states = skips + np.uint8(1)
         return SessionBatch(
@@ -168,15 +177,20 @@ class SessionLoader:
             target_tracks=_long(tracks[:, s:]),
             target_skips=_long(_labels(skips[:, s:])),
             rows=_long(rows),
-            past=self._past(rows, cuts, torch.from_numpy(tracks == PAD)),
+            past=self._past(rows, cuts, outside),
+            answers=answers,
         )
+
+    def _first(self, rows: np.ndarray, cuts: np.ndarray) -> np.ndarray:
+        """Where the window of each row starts among all plays."""
+        return self.arrays.offsets[self.session[rows]] + cuts[rows] - self.history_size
 
     def _past(self, rows: np.ndarray, cuts: np.ndarray, outside: torch.Tensor) -> Past | None:
         """The past of some rows, if the split was opened with it; `outside` (B, S + T) says where no play is."""
         plays, details = self.arrays.past, self.arrays.details
         if plays is None and details is None:
             return None
-        first = self.arrays.offsets[self.session[rows]] + cuts[rows] - self.history_size
+        first = self._first(rows, cuts)
 
         def numbers(array: np.ndarray | None, width: int) -> torch.Tensor:
             if array is None:
@@ -214,14 +228,32 @@ def _labels(skips: np.ndarray) -> np.ndarray:
     return labels
 
 
+def splits_to_score(dataset: Dataset, data: DataConfig) -> list[str]:
+    """The splits of `data.scored` that have sessions.
+
+    Raises:
+        UserError: none has.
+    """
+    splits = [split for split in data.scored if dataset.split(split).n_sessions]
+    if not splits:
+        raise UserError(
+            f"data.scored is {data.scored}, and {dataset.folder} has no such sessions; score its training sessions: "
+            "--data.scored '[train]'"
+        )
+    return splits
+
+
 def training_loader(dataset: Dataset, data: DataConfig, *, batch_size: int, seed: int) -> SessionLoader:
     """Shuffled training batches, cut as `data` says.
 
     Raises:
-        UserError: a split has no session that could be scored; it is better to learn this before training than after.
+        UserError: a split that is not empty has no session that could be scored, or all of `data.scored` are empty; it
+            is better to learn this before training than after.
     """
+    splits_to_score(dataset, data)
     for split in SPLITS:
-        check_length(dataset.split(split), data.min_length)
+        if dataset.split(split).n_sessions:
+            check_length(dataset.split(split), data.min_length)
     return SessionLoader(
         dataset.train,
         batch_size=batch_size,
@@ -230,4 +262,13 @@ def training_loader(dataset: Dataset, data: DataConfig, *, batch_size: int, seed
         target_size=data.target_size,
         shuffle=True,
         seed=seed,
+        new=new_plays(dataset, data),
     )
+
+
+def new_plays(dataset: Dataset, data: DataConfig) -> np.ndarray | None:
+    """Which training plays stand as new tracks: bool (n_events,), or None if none do."""
+    n = data.new_plays
+    if n is None:  # with all of a catalogue in it (--min_count 0), no session has a track outside the vocabulary
+        n = int(dataset.info["vocabulary"]["min_count"] > 0)
+    return first_plays(dataset.train.tracks, n, n_ids=dataset.n_ids) if n else None

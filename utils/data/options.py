@@ -26,6 +26,9 @@ class DataConfig:
     """How many plays of the history a model sees, at most (the last ones)."""
     target_size: int = 10
     """How many plays after the history are targets, at most (the first ones)."""
+    new_plays: int | None = None
+    """How many of a track's first training plays models see as plays of a new track (`unk`), as in test a track's first
+    plays are; if not given 1, or 0 where the vocabulary is the whole catalogue, which has no new tracks."""
     min_length: int = 2
     """Shortest session whose second half is scored (the shortest of MSSD have 10 plays anyway)."""
     valid_sessions: int = 0
@@ -37,6 +40,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_at_least(self, "data", history_size=1, target_size=1, min_length=2, valid_sessions=0)
+        if self.new_plays is not None:
+            check_at_least(self, "data", new_plays=0)
         check_splits("data.scored", self.scored)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from model.catalogue import rows_at_once
 from model.decoding import SeqModel, State
 from model.next_track import NextTrack, score
+from utils.core.errors import UserError
 from utils.data.batch import History, SessionBatch, whole_sessions
 from utils.data.dataloaders import SessionLoader
 from utils.data.vocab import N_SPECIAL, PAD
@@ -64,15 +65,20 @@ def rank_of(p: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.inference_mode()
 def choose_weight(
-    blend: Blend, weights: Sequence[float], device: torch.device, loader: SessionLoader
+    blend: Blend, weights: Sequence[float], device: torch.device, loader: SessionLoader | None
 ) -> tuple[Blend, dict[str, float]]:
     """Compare weights by the MRR@20 of the next track in a loader's examples; a single weight is used as given.
 
     Returns:
         The blend with the best weight (the first of equals), and the MRR@20 of each of several weights.
+
+    Raises:
+        UserError: there are several weights, and no loader.
     """
     if len(weights) == 1:
         return replace(blend, weight=weights[0]), {}
+    if loader is None:
+        raise UserError("weights: there are no validation sessions to choose by; give one weight, such as '[0.5]'")
     blend.model.eval()
     total = np.zeros(len(weights))
     for batch in _parts(blend, loader):

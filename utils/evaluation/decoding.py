@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,13 @@ from utils.data.options import DataConfig
 from utils.data.vocab import N_SPECIAL
 from utils.evaluation.options import DecodingConfig, FillingConfig
 
-Continue = Callable[[History, int], Tensor]
-"""Continues sessions by a number of tracks: int64 (B, length)."""
+Continue = Callable[[History, int, Tensor], Tensor]
+"""Continues sessions by a number of tracks: int64 (B, length). The third argument, int64 (B,), is the row of each
+session in its loader, of which its random numbers are made."""
 
 
 Decoding = Callable[[Any, Catalogue], Continue]
-"""From a model and a catalogue of tracks to a `Continue`. Each call starts the random numbers anew."""
+"""From a model and a catalogue of tracks to a `Continue`."""
 
 
 def step_by_step(config: DecodingConfig) -> Decoding:
@@ -35,17 +35,16 @@ def step_by_step(config: DecodingConfig) -> Decoding:
 
     def decoding(model: SeqModel, catalogue: Catalogue) -> Continue:
         common: dict[str, Any] = {"catalogue": catalogue, "no_repeat": config.no_repeat}
-        if config.method == "beam":
+        common |= {"top_p": config.top_p, "temperature": config.temperature} if config.method == "sample" else {}
 
-            def best_beam(history: History, length: int) -> Tensor:
+        def continued(history: History, length: int, rows: Tensor) -> Tensor:
+            if config.method == "beam":
                 return beam_search(model, history, length, width=config.beam_width, **common).tracks[:, 0]
+            if config.method == "sample":
+                return sample(model, history, length, seed=config.seed, rows=rows, **common)
+            return greedy(model, history, length, **common)
 
-            return best_beam
-        if config.method == "sample":
-            generator = torch.Generator().manual_seed(config.seed)
-            common |= {"top_p": config.top_p, "temperature": config.temperature, "generator": generator}
-            return partial(sample, model, **common)
-        return partial(greedy, model, **common)
+        return continued
 
     return decoding
 
@@ -54,7 +53,10 @@ def mask_filling(config: FillingConfig) -> Decoding:
     """Fill in masks behind the history, with `model/filling.py`; for a BERT."""
 
     def decoding(model: SlotModel, catalogue: Catalogue) -> Continue:
-        return partial(fill, model, order=config.order, passes=config.passes, catalogue=catalogue)
+        def continued(history: History, length: int, rows: Tensor) -> Tensor:
+            return fill(model, history, length, order=config.order, passes=config.passes, catalogue=catalogue)
+
+        return continued
 
     return decoding
 

@@ -91,7 +91,7 @@ def predict_seq(
         log_p, ranks, ties = judge(model, states, targets)
         log_probability[rows] = log_p.cpu().numpy()
         rank[rows], tied[rows] = ranks[:, 0].cpu().numpy(), ties[:, 0].cpu().numpy()
-        tracks[rows] = continue_sessions(history, t).cpu().numpy()
+        tracks[rows] = continue_sessions(history, t, batch.rows).cpu().numpy()
     distributed.put_together(tracks, log_probability, rank, tied, rows=done)
     return SeqPredictions(tracks, log_probability, rank, tied)
 

@@ -6,9 +6,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from utils.core import distributed
 from utils.core.memory import reuse_memory
-from utils.data.dataloaders import SessionLoader
+from utils.data.dataloaders import SessionLoader, splits_to_score
 from utils.data.dataset import Dataset
 from utils.data.options import DataConfig
 from utils.data.schema import PREFIXES
@@ -22,10 +24,11 @@ def scoring_loader(
 ) -> SessionLoader:
     """The ordered loader on which a split is scored: halves of sessions, or every prefix with its next track.
 
-    Of the training sessions, it has an evenly spaced sample, as many as the test split has.
+    Of the training sessions, it has an evenly spaced sample, as many as the test split has (as validation, if test is
+    empty; a tenth, if both are).
     """
     if split == "train":
-        max_sessions = dataset.test.n_sessions
+        max_sessions = dataset.test.n_sessions or dataset.valid.n_sessions or -(-dataset.train.n_sessions // 10)
     return SessionLoader(
         dataset.split(split),
         batch_size=256,
@@ -37,15 +40,23 @@ def scoring_loader(
     )
 
 
-def validation_loader(dataset: Dataset, data: DataConfig) -> SessionLoader:
-    """The loader of every validation in training."""
+def validation_loader(dataset: Dataset, data: DataConfig) -> SessionLoader | None:
+    """The loader of every validation in training; None if the dataset has no validation sessions."""
+    if dataset.valid.n_sessions == 0:
+        return None
     return scoring_loader(dataset, data, "valid", prefixes=data.every_prefix, max_sessions=data.valid_sessions or None)
 
 
 def scoring_loaders(dataset: Dataset, data: DataConfig) -> Iterator[tuple[str, SessionLoader]]:
-    """The name and loader of each split of `data.scored`; with `data.every_prefix`, also of `<split>_prefixes`."""
+    """The name and loader of each split of `data.scored`; with `data.every_prefix`, also of `<split>_prefixes`.
+
+    Empty splits are left out, and one line says so.
+    """
+    splits = splits_to_score(dataset, data)
+    if empty := [split for split in data.scored if split not in splits]:
+        tqdm.write(f"{dataset.folder} has no {' and no '.join(empty)} sessions: scored on {', '.join(splits)} only")
     for prefixes in (False, True) if data.every_prefix else (False,):
-        for split in data.scored:
+        for split in splits:
             yield split + PREFIXES * prefixes, scoring_loader(dataset, data, split, prefixes=prefixes)
 
 
@@ -82,8 +93,10 @@ def score_loader(
     return predictions, scores_of(predictions, loader, dataset, slices)
 
 
-def validate(predict: Predict, dataset: Dataset, loader: SessionLoader) -> dict[str, float | None]:
-    """Metrics of a `validation_loader`, without intervals: what training watches."""
+def validate(predict: Predict, dataset: Dataset, loader: SessionLoader | None) -> dict[str, float | None]:
+    """Metrics of a `validation_loader`, without intervals: what training watches; none if there is no loader."""
+    if loader is None:
+        return {}
     return scores_of(predict(loader), loader, dataset).means()
 
 

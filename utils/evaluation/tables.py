@@ -61,14 +61,24 @@ def print_scores(title: str, summary: dict[str, Any]) -> None:
         print(f"  accuracy of {value['n']:,} targets with {name} training plays: {value['mean']:.4f}")
 
 
+def check_table_path(path: Path) -> None:
+    """
+    Raises:
+        UserError: a table cannot be written there: the path ends neither in .csv nor in .parquet, or is a folder.
+    """
+    if path.suffix not in (".csv", ".parquet"):
+        raise UserError(f"{path} must end in .csv or .parquet")
+    if path.is_dir():
+        raise UserError(f"{path} cannot be written: it is a folder; name a file")
+
+
 def write_table(path: Path, table: pd.DataFrame) -> None:
     """Write a table as .csv or .parquet, atomically.
 
     Raises:
-        UserError: the path ends otherwise, or nothing can be written there.
+        UserError: nothing can be written there, see `check_table_path`.
     """
-    if path.suffix not in (".csv", ".parquet"):
-        raise UserError(f"{path} must end in .csv or .parquet")
+    check_table_path(path)
     try:
         with atomic_file(path) as temporary:
             table.to_csv(temporary, index=False) if path.suffix == ".csv" else table.to_parquet(temporary, index=False)

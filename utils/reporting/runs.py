@@ -136,8 +136,10 @@ def check_result(result: Any) -> None:
         if result[key] not in known:
             raise UserError(f"{key} is {result[key]!r}, not one of {', '.join(known)}")
     scores = result["scores"]
-    if not isinstance(scores, dict) or not {"test", "valid"} & scores.keys():
-        raise UserError("scores have neither test nor valid")
+    if isinstance(scores, dict) and scores.keys() and not {"test", "valid"} & scores.keys():
+        raise UserError("has scores of training sessions only")
+    if not isinstance(scores, dict) or not scores:
+        raise UserError("has no scores")
     for split, values in scores.items():
         metrics = values.get("metrics") if isinstance(values, dict) else None
         if not isinstance(metrics, dict) or not metrics:

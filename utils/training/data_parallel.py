@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from model.dropnet import DropNet
 from utils.core.distributed import gathered, mine, n_processes, total
-from utils.data.batch import SessionBatch
+from utils.data.batch import SessionBatch, whole_sessions
 from utils.data.vocab import PAD, UNK
 from utils.training.losses import LossFn
 from utils.training.optimizers import sparse_tables
@@ -52,11 +52,14 @@ def averaging(model: nn.Module, loss_fn: LossFn) -> LossFn:
 
 
 def _nothing_known(batch: SessionBatch) -> SessionBatch:
-    """One session without any loss, for a process without rows: the others wait for its gradients."""
+    """One session without any loss, for a process without rows: the others wait for its gradients.
+
+    It shows what the first row of the batch shows, so no row of a table is touched that the batch itself does not.
+    """
     row = batch.take(slice(1))
-    history, targets = (tracks.where(tracks == PAD, UNK) for tracks in (row.history.tracks, row.target_tracks))
-    unknown = torch.full_like(row.target_skips, -1)
-    return row._replace(history=row.history._replace(tracks=history), target_tracks=targets, target_skips=unknown)
+    tracks = whole_sessions(row)
+    unknown = tracks.where(tracks == PAD, UNK)
+    return row._replace(target_skips=torch.full_like(row.target_skips, -1), answers=unknown)
 
 
 def average_sparse(model: nn.Module) -> None:

@@ -1,7 +1,7 @@
 """The training loop that scripts share. It knows no task, model or data; a script gives it two functions:
 
     loss_fn(model, batch)     -> (sum of losses, number of them); the batch is on the CPU
-    evaluate_fn()             -> {metric: value} on the validation split
+    evaluate_fn()             -> {metric: value} on the validation split; {} if it is empty
 
 A run that is interrupted and resumed equals an uninterrupted one, bit for bit on the CPU.
 
@@ -87,7 +87,8 @@ def fit(
     monitor: str,
     direction: Literal["max", "min"] = "max",
 ) -> Progress:
-    """Train `model`, validate it, and leave it with the weights of its best validation.
+    """Train `model`, validate it, and leave it with the weights of its best validation, or with the last ones if there
+    is none.
 
     Args:
         model: on the device on which to train.
@@ -120,19 +121,21 @@ def fit(
     if run.resumed:
         progress = _restore(run, model, optimizers, schedules, loader, vocabulary_hash)
         run.rewind(progress.step)
+        _follow(schedules, progress.step, total_steps)
 
     def validate() -> bool:
         """Evaluate, keep the best weights, save the state; true if training should stop."""
         progress.take_in(losses)
         values = evaluate_fn()
-        value = monitored(values, monitor)
+        value = monitored(values, monitor) if values else None
         loss = sum(distributed.from_all(progress.loss_sum)) / max(distributed.total(progress.loss_count), 1)
         run.log(progress.step, loader.epoch, "train", {"loss": loss})
-        run.log(progress.step, loader.epoch, "valid", values)
+        if values:
+            run.log(progress.step, loader.epoch, "valid", values)
         progress.loss_sum, progress.loss_count = 0.0, 0
-        best = " (best)" if keep_best(model, value, progress, run=run, direction=direction) else ""
+        best = keep_best(model, value, progress, run=run, direction=direction)
         _save(run, model, optimizers, schedules, loader, progress, vocabulary_hash)
-        tqdm.write(f"step {progress.step}: train loss {loss:.4f}, valid {monitor} {value:.4f}{best}")
+        tqdm.write(f"step {progress.step}: train loss {loss:.4f}, {validated(monitor, value, best=best)}")
         return 0 < config.patience <= progress.validations_since_best
 
     now = clock(config.clock)
@@ -185,13 +188,21 @@ def monitored(values: dict[str, float | None], monitor: str) -> float:
     return value
 
 
+def validated(monitor: str, value: float | None, *, best: bool) -> str:
+    """What a line of progress says of a validation."""
+    return "no validation" if value is None else f"valid {monitor} {value:.4f}{' (best)' if best else ''}"
+
+
 def keep_best(
-    model: nn.Module, value: float, progress: Progress, *, run: Run, direction: Literal["max", "min"]
+    model: nn.Module, value: float | None, progress: Progress, *, run: Run, direction: Literal["max", "min"]
 ) -> bool:
-    """Record a validation's value, and write `best.pt` if it is the best so far; returns whether it is."""
+    """Record a validation's value, and write `best.pt` if it is the best so far; returns whether it is.
+
+    Without a value, the last weights are the best ones.
+    """
     sign = 1 if direction == "max" else -1
     progress.validations_since_best += 1
-    if progress.best_value is not None and not sign * value > sign * progress.best_value:
+    if value is not None and progress.best_value is not None and not sign * value > sign * progress.best_value:
         return False
     progress.best_step, progress.best_value, progress.validations_since_best = progress.step, value, 0
     weights = {"model": model.state_dict(), "vocabulary_hash": run.dataset.vocabulary_hash, "step": progress.step}
@@ -262,6 +273,21 @@ def _save(
     }
     if distributed.is_first():
         save_checkpoint(run.folder / "last.pt", state)
+
+
+def _follow(schedules: list[LambdaLR], step: int, total_steps: int) -> None:
+    """Go on with the learning rate of `step` in a training of `total_steps`, and say so if it is another than the
+    checkpoint's: a cosine is longer or shorter with another number of epochs."""
+    for i, schedule in enumerate(schedules):
+        for group, base, factor in zip(
+            schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
+        ):
+            before, group["lr"] = group["lr"], base * factor(step)
+        if i == 0 and not math.isclose(before, group["lr"], rel_tol=1e-9, abs_tol=1e-12):
+            tqdm.write(
+                f"learning rate {before:.3g} becomes {group['lr']:.3g}: the schedule follows the number of epochs, and "
+                f"{step:,} of {total_steps:,} steps are done now"
+            )
 
 
 def _restore(

@@ -21,7 +21,7 @@ from model.embeddings import TrackHead
 from model.filling import SlotModel
 from model.gru import NextTrackGRU
 from utils.core import distributed
-from utils.data.batch import SessionBatch, device_of, to_device, whole_sessions
+from utils.data.batch import SessionBatch, device_of, to_device, true_sessions, true_targets, whole_sessions
 from utils.data.vocab import MASK, N_SPECIAL, PAD
 from utils.training.options import LossConfig, Weighting
 
@@ -273,7 +273,7 @@ def seq_loss(model: TargetModel, batch: SessionBatch, loss: TrackLoss) -> tuple[
     """Teacher-forced loss in nats of the targets inside the vocabulary: (sum, number of targets)."""
     history, targets = batch.inputs(device_of(model.head))
     states = model(history, model.previous_tracks(history, targets))  # (B, T, D)
-    return loss_inside(states, batch.target_tracks, model.head, loss)
+    return loss_inside(states, true_targets(batch), model.head, loss)
 
 
 def next_track_loss(model: NextTrackGRU, batch: SessionBatch, loss: TrackLoss) -> tuple[Tensor, int]:
@@ -283,7 +283,7 @@ def next_track_loss(model: NextTrackGRU, batch: SessionBatch, loss: TrackLoss) -
     """
     tracks = whole_sessions(batch)  # (B, S + T)
     states, _ = model.read(to_device(tracks[:, :-1], device_of(model.head)))  # (B, S + T - 1, D)
-    targets = tracks[:, 1:].masked_fill(tracks[:, :-1] == PAD, PAD)  # nothing precedes the first play
+    targets = true_sessions(batch)[:, 1:].masked_fill(tracks[:, :-1] == PAD, PAD)  # nothing precedes the first play
     return loss_inside(states, targets, model.head, loss)
 
 
@@ -300,8 +300,9 @@ def hide_targets(targets: Tensor) -> Tensor:
 
 def hidden_targets_loss(model: SlotModel, batch: SessionBatch, loss: TrackLoss) -> tuple[Tensor, int]:
     """Loss in nats of the targets that are hidden, drawn anew for each batch: (sum, number of them)."""
-    device, targets = device_of(model.head), batch.target_tracks
+    device, targets = device_of(model.head), true_targets(batch)
     slots = hide_targets(targets)
+    slots = slots.where(slots == MASK, batch.target_tracks)
     states = model(batch.history.to(device), to_device(slots, device))  # (B, T, D)
     return loss_inside(states, targets.where(slots == MASK, PAD), model.head, loss)
 

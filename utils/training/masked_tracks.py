@@ -17,7 +17,7 @@ from tqdm import tqdm
 from model.bert import BertForMaskedTracks
 from utils.core import distributed
 from utils.core.errors import UserError
-from utils.data.batch import SessionBatch, device_of, to_device, whole_sessions
+from utils.data.batch import SessionBatch, device_of, to_device, true_sessions, whole_sessions
 from utils.data.dataloaders import SessionLoader
 from utils.data.dataset import Dataset
 from utils.data.options import DataConfig
@@ -82,7 +82,9 @@ def masked_loss(
     model: BertForMaskedTracks, batch: SessionBatch, *, loss: TrackLoss, masking: MaskingConfig
 ) -> tuple[Tensor, int]:
     """Loss in nats of the tracks to be found, drawn anew for each batch: (sum, number of them)."""
-    inputs, labels = mask_tracks(whole_sessions(batch), len(model.head.bias), masking)
+    tracks = true_sessions(batch)
+    inputs, labels = mask_tracks(tracks, len(model.head.bias), masking)
+    inputs = inputs.where(inputs != tracks, whole_sessions(batch))
     return loss_inside(model(to_device(inputs, device_of(model))), labels, model.head, loss)
 
 

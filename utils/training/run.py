@@ -47,7 +47,8 @@ class Run:
         dataset: what is trained and scored on.
 
     Raises:
-        UserError: `config.run.resume` names a folder from which nothing can be resumed.
+        UserError: `config.run.resume` names a folder from which nothing can be resumed; or `train.patience` is set, and
+            the dataset has no validation sessions.
     """
 
     def __init__(self, experiment: str, config: HasRun, dataset: Dataset) -> None:
@@ -62,6 +63,11 @@ class Run:
         # Numbers of a restricted type (PositiveInt) become plain ones, which YAML can write.
         self._values = json.loads(json.dumps(dataclasses.asdict(config)))
         self._values["run"]["resume"] = None
+        if flat(self._values).get("train.patience") and dataset.valid.n_sessions == 0:
+            raise UserError(
+                f"train.patience is for training that is validated, and {dataset.folder} has no validation sessions; "
+                "add --train.patience 0"
+            )
         self.folder = Path(distributed.once(lambda: str(self._open())))
 
     def _open(self) -> Path:
@@ -123,6 +129,7 @@ class Run:
                 "hash": self.dataset.vocabulary_hash,
                 "protocol": self.dataset.info["protocol"],
                 "folder": str(self.dataset.folder),
+                "sessions": {split: self.dataset.split(split).n_sessions for split in SPLITS},
             },
             "seed": run.seed,
             "config": self._values,

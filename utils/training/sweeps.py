@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,8 @@ import torch
 import yaml
 
 from utils.core.errors import UserError
+from utils.data.dataset import Dataset
+from utils.training.pretrained import RANDOM
 from utils.training.run import saved_options
 
 KEYS = {"script", "config", "seeds", "folder", "common", "first", "runs", "compare"}
@@ -142,6 +145,43 @@ def saved_runs(folder: Path, defaults: Any) -> dict[Path, dict[str, Any]]:
         for path in sorted(folder.glob("*/config.yml"))
         if any((path.parent / name).exists() for name in ("last.pt", "result.json"))
     }
+
+
+def missing_inputs(planned: PlannedRun, options: dict[str, Any], made: set[Path]) -> list[str]:
+    """What a run needs and does not find: a sentence for each.
+
+    Args:
+        planned: the run.
+        options: all of its options, flat.
+        made: folders of runs that are made in the same call: what a run needs from there may still come.
+    """
+    missing = []
+
+    def awaited(name: str, file: str) -> Path | None:
+        """The path that an option names, if it is needed now and not there."""
+        path = Path(options.get(name) or ".")
+        known = not options.get(name) or str(path) == RANDOM or made & set(path.parents) or (path / file).exists()
+        return None if known else path
+
+    if data := options.get("data.folder"):
+        missing += _dataset_problem(data, needs_skips="skip" in planned.script.split("_"))
+    for name in ("table.vectors", "agent.vectors"):
+        if path := awaited(name, ""):
+            missing.append(f"{path} does not exist ({name}); make it with python -m utils.track_vectors.word2vec")
+    for name in ("pretrained", "warm_start", "neural"):
+        if path := awaited(name, "result.json"):
+            missing.append(f"{path} is no folder of a finished run ({name}); train it first")
+    return missing
+
+
+@cache
+def _dataset_problem(folder: str, *, needs_skips: bool) -> list[str]:
+    """Why a folder is no dataset for a run; nothing if it is one."""
+    try:
+        Dataset.open(folder, needs_skips=needs_skips)
+    except UserError as error:
+        return [str(error)]
+    return []
 
 
 def state_of(options: dict[str, Any], saved: dict[Path, dict[str, Any]]) -> tuple[str, list[str]]:
