@@ -30,8 +30,8 @@ class TrackEmbedding(nn.Module):
         n_ids: V.
         d_model: D.
         features: float (V, F), standardised; part of the model's state, so that a checkpoint is complete.
-        n_own: ids below it, the special ids among them, have a row of their own; all if not given. `UNK` for no track at
-            all: then new tracks share the row of the known ones, see `without_ids`.
+        n_own: ids below it, the special ids among them, have a row of their own; all if not given. `UNK` if no track
+            has one: see `without_ids`.
         n_shared: rows that the other ids share.
         sparse: gradients of the table hold only the rows that a batch looked up.
 
