@@ -67,17 +67,17 @@ def skip_baselines(config: Config, dataset: Dataset) -> list[Baseline]:
     load = partial(SessionLoader, batch_size=4096, history_size=s, target_size=t)
     few = cache(lambda: skip.examples(load(dataset.train, max_sessions=min(n, MAX_SESSIONS))))
     many = cache(lambda: skip.examples(load(replace(dataset.train, past=None, details=None), max_sessions=n)))
-    valid = cache(lambda: skip.examples(load(dataset.valid, max_sessions=MAX_SESSIONS)))
+    valid = load(dataset.valid, max_sessions=MAX_SESSIONS)
     rate = skip.TrackRate.fit(dataset.train.tracks, dataset.train.skips, n_ids=dataset.n_ids)
     known: Any = {"track_rate": rate if config.use_ids else None, "seed": config.run.seed}
-    logistic = partial(skip.HistoryLogistic.fit, **known)
     learned = few if dataset.n_past or dataset.n_details else many
+    logistic: Any = partial(skip.HistoryLogistic.fit, **known)
     return [
         Baseline("position_majority", "Position majority", lambda: (skip.PositionMajority.fit(*many()), {})),
         Baseline("skip_rate_of_the_track", "Skip rate of the track", lambda: (rate, {})),
         Baseline(REPEAT_LAST, "Repeat last action", lambda: (skip.RepeatLast.fit(*many()), {})),
         Baseline("logistic_on_the_history", "Logistic on the history", lambda: (logistic(*learned()), {})),
-        Baseline("boosted_trees", "Boosted trees", lambda: HistoryTrees.fit(few(), valid(), **known)),
+        Baseline("boosted_trees", "Boosted trees", lambda: HistoryTrees.fit(few(), skip.examples(valid), **known)),
     ]
 
 
@@ -126,8 +126,7 @@ def main(config: Config) -> list[dict[str, Any]]:
         raise UserError("data.every_prefix has no meaning for skips; leave it out, or choose --task seq")
     if config.task == "seq" and (config.past != PastConfig() or not config.use_ids):
         raise UserError("past and use_ids have no meaning for the seq baselines; leave them out, or choose --task skip")
-    dataset = Dataset.open(config.data.folder, needs_skips=config.task == "skip")
-    dataset = with_past(dataset, config.past) if dataset.info["has_skips"] else dataset
+    dataset = with_past(Dataset.open(config.data.folder, needs_skips=config.task == "skip"), config.past)
     loaders = list(scoring_loaders(dataset, config.data))
     examples = cache(next_track.examples)  # read each loader only once
     tasks: dict[str, Any] = {
@@ -137,8 +136,8 @@ def main(config: Config) -> list[dict[str, Any]]:
     results = []
     for task in tasks if config.task == "both" else [config.task]:
         if task == "skip" and (not dataset.info["has_skips"] or config.data.every_prefix):
-            reason = "data.every_prefix is for seq" if dataset.info["has_skips"] else f"{dataset.folder} has no skips"
-            tqdm.write(f"{reason}: only the seq baselines run")
+            why = "data.every_prefix is for seq" if dataset.info["has_skips"] else f"{dataset.folder} has no skips"
+            tqdm.write(f"{why}: only the seq baselines run")
             continue
         baselines, predict = tasks[task]
         for baseline in baselines(config, dataset):
