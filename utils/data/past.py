@@ -7,13 +7,14 @@ the session has; details are what was logged of the play itself, for plays of th
 
 from __future__ import annotations
 
+import errno
 import os
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -24,41 +25,17 @@ from utils.core.files import atomic_folder, read_json, write_json
 from utils.data import past_plays
 from utils.data.dataset import Dataset, SessionArrays
 from utils.data.options import PastConfig
-from utils.data.past_plays import Catalogue, Facts, Plays, Timeline
+from utils.data.past_columns import detail_names, past_names
+from utils.data.past_plays import Facts
 from utils.data.schema import SPLITS
+
+if TYPE_CHECKING:  # at run time only where a past is made: the compiler behind it takes half a second to load
+    from utils.data.past_numbers import Block, Work
 
 VERSION = 1
 """Of the formulas and the files; files of another version are not read."""
 LARGEST = 5.0
 """Standardised numbers are clipped at plus and minus this."""
-
-_KINDS = ("track", "artist", "album")
-STATISTICS = (
-    *("listener", "listener_long", "listener_short", "artist", "album", "track"),
-    *("artist_month", "album_month", "track_month", "track_last", "transition", "hour", "quarter", "last_session"),
-    *(
-        f"{kind}_{what}"
-        for kind in _KINDS
-        for what in ("plays", "labelled", "plays_7", "plays_30", "since_play", "since_skip", "streak", "new")
-    ),
-    *("track_fraction", "track_length", "transition_labelled", "listener_since_play"),
-)
-"""Of the listener's past; those of a dataset are `past_columns`."""
-SHARED_STATISTICS = (
-    *("overall", "at_position"),
-    *(f"{kind}_{what}" for kind in _KINDS for what in ("all", "all_recent", "plays", "labelled", "since_day")),
-)
-"""Of all sessions of earlier days, for a dataset without listeners."""
-RELATIONS = (
-    *(f"same_{kind}_as_previous" for kind in _KINDS),
-    *(f"same_{kind}_as_next" for kind in _KINDS),
-    *(f"{kind}_before" for kind in _KINDS),
-    *("position", "plays_left", "is_last"),
-)
-DETAILS = ("seconds", "fraction", "gap", "residual", "hour_sin", "hour_cos")
-
-_NEED_TIMES = ("_month", "hour", "quarter", "_7", "_30", "_since_play", "_since_skip")
-_NEED_SECONDS = ("track_fraction", "track_length")
 
 
 def past_columns(dataset: Dataset, config: PastConfig) -> tuple[str, ...]:
@@ -67,7 +44,7 @@ def past_columns(dataset: Dataset, config: PastConfig) -> tuple[str, ...]:
     Raises:
         UserError: the dataset knows too little for what `config` asks.
     """
-    return _past_columns(_checked_facts(dataset, config), config)
+    return past_names(_checked_facts(dataset, config), config)
 
 
 def detail_columns(dataset: Dataset, config: PastConfig) -> tuple[str, ...]:
@@ -76,38 +53,7 @@ def detail_columns(dataset: Dataset, config: PastConfig) -> tuple[str, ...]:
     Raises:
         UserError: the dataset knows too little for what `config` asks.
     """
-    return _detail_columns(_checked_facts(dataset, config), config)
-
-
-def _past_columns(facts: Facts, config: PastConfig) -> tuple[str, ...]:
-    statistics: tuple[str, ...] = ()
-    if config.protocol != "none":
-        statistics = STATISTICS if facts.listeners else SHARED_STATISTICS
-
-    def has_meaning(name: str) -> bool:
-        unknown = [kind for kind in ("artist", "album") if not getattr(facts, kind)]
-        return (
-            not any(kind in name for kind in unknown)
-            and (facts.times or not facts.listeners or not name.endswith(_NEED_TIMES))
-            and (facts.seconds or name not in _NEED_SECONDS)
-        )
-
-    return tuple(name for name in (*statistics, *(RELATIONS if config.relations else ())) if has_meaning(name))
-
-
-def _detail_columns(facts: Facts, config: PastConfig) -> tuple[str, ...]:
-    if not config.details:
-        return ()
-    personal = facts.listeners and config.protocol != "none"
-    known = {
-        "seconds": facts.seconds,
-        "fraction": facts.seconds and personal,
-        "gap": facts.times,
-        "residual": config.protocol != "none",
-        "hour_sin": facts.hours,
-        "hour_cos": facts.hours,
-    }
-    return tuple(name for name in DETAILS if known[name])
+    return detail_names(_checked_facts(dataset, config), config)
 
 
 def _checked_facts(dataset: Dataset, config: PastConfig) -> Facts:
@@ -125,7 +71,7 @@ def _checked_facts(dataset: Dataset, config: PastConfig) -> Facts:
                 f"{dataset.folder} knows no listeners, and its training sessions are not of several days: there is no "
                 "past to learn from. Choose --past.protocol none, or make the dataset again with a column of users"
             )
-    if config.details and not _detail_columns(facts, config):
+    if config.details and not detail_names(facts, config):
         raise UserError(f"{dataset.folder} has no times, lengths or hours of plays; choose --past.details false")
     return facts
 
@@ -144,8 +90,12 @@ def with_past(dataset: Dataset, config: PastConfig) -> Dataset:
     facts = _checked_facts(dataset, config)
     tables = _tables(dataset.folder, facts, config)
     once(lambda: _make_missing(dataset, facts, config, tables))
-    opened = {split: {name: _open(table.folder / f"{split}.npy") for name, table in tables.items()} for split in SPLITS}
-    return replace(dataset, **{split: replace(dataset.split(split), **arrays) for split, arrays in opened.items()})
+
+    def opened(split: str) -> SessionArrays:
+        arrays: dict[str, Any] = {name: _open(table.folder / f"{split}.npy") for name, table in tables.items()}
+        return replace(dataset.split(split), **arrays)
+
+    return replace(dataset, train=opened("train"), valid=opened("valid"), test=opened("test"))
 
 
 def past_of(arrays: SessionArrays, dataset: Dataset, config: PastConfig) -> SessionArrays:
@@ -165,18 +115,20 @@ def past_of(arrays: SessionArrays, dataset: Dataset, config: PastConfig) -> Sess
     once(lambda: _make_missing(dataset, facts, config, tables))
     scales = {name: _Scale.read(table.folder) for name, table in tables.items()}
 
+    files = {name: arrays.folder / "past" / f"{name}.npy" for name in tables}
+
     def make() -> None:
-        catalogue = past_plays.catalogue_of(dataset, arrays)
+        from utils.data.past_numbers import Work
+
         sources = [*(dataset.split(name) for name in SPLITS), arrays]
+        work = Work(sources, facts, config, past_plays.catalogue_of(dataset, arrays))
         with _writable(arrays.folder):
-            folder = arrays.folder / "past"
-            folder.mkdir(exist_ok=True)
-            _write(
-                _Work(sources, facts, config, catalogue), scales, {name: {3: folder / f"{name}.npy"} for name in tables}
-            )
+            (arrays.folder / "past").mkdir(exist_ok=True)
+            _write(work, scales, {name: {len(SPLITS): path} for name, path in files.items()})
 
     once(make)
-    return replace(arrays, **{name: _open(arrays.folder / "past" / f"{name}.npy") for name in tables})
+    opened: dict[str, Any] = {name: _open(path) for name, path in files.items()}
+    return replace(arrays, **opened)
 
 
 def _asked(config: PastConfig) -> bool:
@@ -184,7 +136,7 @@ def _asked(config: PastConfig) -> bool:
 
 
 class _Table(NamedTuple):
-    """One array of every split, and where it is kept."""
+    """An array of every split: where it is kept, and its columns."""
 
     folder: Path
     columns: tuple[str, ...]
@@ -195,9 +147,9 @@ def _tables(folder: Path, facts: Facts, config: PastConfig) -> dict[str, _Table]
     tables, home = {}, folder / "past" / f"v{VERSION}"
     if config.protocol != "none" or config.relations:
         name = config.protocol + ("-relations" if config.relations else "")
-        tables["past"] = _Table(home / name, _past_columns(facts, config))
+        tables["past"] = _Table(home / name, past_names(facts, config))
     if config.details:
-        tables["details"] = _Table(home / f"{config.protocol}-details", _detail_columns(facts, config))
+        tables["details"] = _Table(home / f"{config.protocol}-details", detail_names(facts, config))
     return tables
 
 
@@ -207,12 +159,13 @@ def _open(path: Path) -> np.ndarray:
 
 def _make_missing(dataset: Dataset, facts: Facts, config: PastConfig, tables: dict[str, _Table]) -> None:
     """Make the tables that are not there, or were made of another dataset."""
+    from utils.data.past_numbers import Work
+
     identity = _identity(dataset)
     missing = {name: table for name, table in tables.items() if not _is_of(table.folder, identity)}
     if not missing:
         return
-    work = _Work([dataset.split(name) for name in SPLITS], facts, config, past_plays.catalogue_of(dataset))
-    scales = _scales(work, missing)
+    work = Work([dataset.split(name) for name in SPLITS], facts, config, past_plays.catalogue_of(dataset))
     with _writable(dataset.folder), ExitStack() as stack:
         folders = {
             name: stack.enter_context(atomic_folder(table.folder, overwrite=True, holds="past.json"))
@@ -221,6 +174,7 @@ def _make_missing(dataset: Dataset, facts: Facts, config: PastConfig, tables: di
         paths = {
             name: {i: folder / f"{split}.npy" for i, split in enumerate(SPLITS)} for name, folder in folders.items()
         }
+        scales = _scales(work, missing)
         _write(work, scales, paths)
         for name, folder in folders.items():
             scales[name].write(folder, identity)
@@ -264,182 +218,6 @@ def _identity(dataset: Dataset) -> str:
     return f"{checksum:08x}"
 
 
-# ------------------------------------------------------------------------------------------------- numbers of plays
-
-
-class _Work(NamedTuple):
-    """What numbers are made of."""
-
-    sources: Sequence[SessionArrays]
-    """The splits, in the order of `SPLITS`; a fourth one if it is for sessions from outside."""
-    facts: Facts
-    config: PastConfig
-    catalogue: Catalogue
-
-
-class _Block(NamedTuple):
-    """Numbers of the plays of some sessions."""
-
-    sessions: Timeline
-    numbers: dict[str, np.ndarray]
-    """The field of `SessionArrays` -> float32 (plays, columns), not yet standardised"""
-
-
-def _blocks(work: _Work, tables: dict[str, tuple[str, ...]]) -> Iterator[_Block]:
-    """All sessions with their numbers, each once; NaN where a number has no meaning.
-
-    Args:
-        work: if there are sessions from outside, only sessions of their listeners need to come.
-        tables: field -> names of its columns.
-    """
-    from utils.data import past_pass
-
-    seen = np.zeros(work.catalogue.n_entities, np.int32)
-    for plays, names, statistics in _statistics(work):
-        relations = np.empty((len(plays.labels), len(RELATIONS)), np.float32)
-        if work.config.relations:
-            past_pass.relations(plays.offsets, plays.entities, seen, relations)
-        columns = {name: statistics[:, i] for i, name in enumerate(names)}
-        columns |= {name: relations[:, i] for i, name in enumerate(RELATIONS)}
-        numbers = {}
-        for field, wanted in tables.items():
-            source = _details(plays, columns) if field == "details" else columns
-            numbers[field] = np.stack([source[name] for name in wanted], axis=1)
-        yield _Block(plays.sessions, numbers)
-
-
-def _statistics(work: _Work) -> Iterator[tuple[Plays, tuple[str, ...], np.ndarray]]:
-    """All sessions with their statistics and these columns' names."""
-    if work.config.protocol == "none":
-        still = np.zeros(sum(arrays.n_sessions for arrays in work.sources), np.int64)
-        timeline = past_plays.timeline_of(work.sources, still, past_plays.starts_of(work.sources, work.facts))
-        if len(work.sources) > len(SPLITS):
-            timeline = timeline.take(timeline.source == len(SPLITS))
-        for part in timeline.pieces(past_plays.PLAYS_AT_ONCE):
-            plays = past_plays.gather(work.sources, timeline.take(part), work.catalogue, work.facts)
-            yield plays, (), np.empty((len(plays.labels), 0), np.float32)
-    elif work.facts.listeners:
-        for plays, numbers in _personal(work):
-            yield plays, STATISTICS, numbers
-    else:
-        for plays, numbers in _shared(work):
-            yield plays, SHARED_STATISTICS, numbers
-
-
-def _personal(work: _Work) -> Iterator[tuple[Plays, np.ndarray]]:
-    """Statistics of each listener's past."""
-    from utils.data import past_pass
-
-    listeners, starts = past_plays.listeners_of(work.sources), past_plays.starts_of(work.sources, work.facts)
-    timeline = past_plays.timeline_of(work.sources, listeners, starts)
-    if len(work.sources) > len(SPLITS):
-        timeline = _of_outside(timeline, work.facts)
-    slot_of = np.full(work.catalogue.n_entities, -1, np.int32)
-    for part in timeline.parts(past_plays.PLAYS_AT_ONCE):
-        sessions = timeline.take(part)
-        plays = past_plays.gather(work.sources, sessions, work.catalogue, work.facts)
-        group = _group(plays, work)
-        state = past_pass.new_state(group, work.catalogue.n_entities, slot_of)
-        for piece in sessions.pieces(past_plays.PLAYS_AT_ONCE):
-            first, last = plays.offsets[piece.start], plays.offsets[piece.stop]
-            numbers = np.empty((last - first, len(STATISTICS)), np.float32)
-            past_pass.personal(group, state, piece.start, piece.stop, numbers)
-            yield plays.take(piece), numbers
-        past_pass.forget(state, 0)
-
-
-def _of_outside(timeline: Timeline, facts: Facts) -> Timeline:
-    """Sessions of the listeners from outside, without the dataset's copies of sessions from outside."""
-    outside = timeline.source == len(SPLITS)
-    timeline = timeline.take(np.isin(timeline.group, timeline.group[outside]))
-    if not facts.times:
-        return timeline
-    outside = timeline.source == len(SPLITS)
-    there = set(zip(timeline.group[outside].tolist(), timeline.start[outside].tolist(), strict=True))
-    copied = [pair in there for pair in zip(timeline.group.tolist(), timeline.start.tolist(), strict=True)]
-    return timeline.take(outside | ~np.array(copied, bool))
-
-
-def _group(plays: Plays, work: _Work) -> Any:
-    """What the compiled pass reads: plays, and the order in which they are learnt from."""
-    from utils.data import past_pass
-
-    sessions = plays.sessions
-    changes = np.flatnonzero(np.diff(sessions.group)) + 1
-    listeners = np.zeros(len(sessions.group), np.int64)
-    listeners[changes] = 1
-    listeners = np.cumsum(listeners)
-    of_play = np.repeat(np.arange(len(listeners)), sessions.length)
-    group = past_pass.Group(
-        plays.offsets,
-        sessions.start,
-        listeners,
-        plays.entities,
-        plays.labels,
-        plays.times,
-        plays.seconds,
-        of_play,
-        plays.times.copy(),
-        np.zeros(0, np.int64),
-        np.zeros(0, np.int64),
-    )
-    if work.facts.times:
-        past_pass.outcome_times(group)
-    learnt = np.arange(len(of_play))
-    if work.config.protocol == "frozen":
-        learnt = learnt[sessions.source[of_play] == 0]
-    owner = listeners[of_play[learnt]]
-    known = group.known[learnt]
-    if ((known[1:] < known[:-1]) & (owner[1:] == owner[:-1])).any():  # sessions of one listener overlap
-        order = np.lexsort((known, owner))
-        learnt, owner = learnt[order], owner[order]
-    bounds = np.searchsorted(owner, np.arange(listeners[-1] + 2))
-    return group._replace(order=learnt, bounds=bounds)
-
-
-def _shared(work: _Work) -> Iterator[tuple[Plays, np.ndarray]]:
-    """Statistics over all sessions of earlier days."""
-    from utils.data import past_pass
-
-    days = past_plays.days_of(work.sources)
-    if (days < 0).any():
-        raise UserError(f"some sessions of {work.sources[-1].folder} have no day; choose --past.protocol none")
-    timeline = past_plays.timeline_of(work.sources, days, np.zeros(len(days), np.int64))
-    n_wanted = len(work.sources) - 1 if len(work.sources) > len(SPLITS) else 0
-    shared = past_pass.Shared(np.zeros((work.catalogue.n_entities, 6)), np.zeros((past_pass.N_POSITIONS + 1, 2)))
-    for part in timeline.parts(1):
-        sessions = timeline.take(part)
-        day = int(sessions.group[0])
-        wanted = sessions.take(sessions.source >= n_wanted)
-        for piece in wanted.pieces(past_plays.PLAYS_AT_ONCE):
-            plays = past_plays.gather(work.sources, wanted.take(piece), work.catalogue, work.facts)
-            numbers = np.empty((len(plays.labels), len(SHARED_STATISTICS)), np.float32)
-            past_pass.of_all(plays.offsets, plays.entities, day, shared, numbers)
-            yield plays, numbers
-        learnt = sessions.take(sessions.source == 0) if work.config.protocol == "frozen" else sessions
-        for piece in learnt.pieces(past_plays.PLAYS_AT_ONCE):
-            plays = past_plays.gather(work.sources, learnt.take(piece), work.catalogue, work.facts)
-            past_pass.learn_shared(plays.offsets, plays.entities, plays.labels, day, shared)
-
-
-def _details(plays: Plays, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What was logged of each play itself, as numbers: name -> float32 (N,)."""
-    angle = 2 * np.pi * plays.hours / 24
-    found = {"seconds": np.log1p(plays.seconds.clip(0)), "hour_sin": np.sin(angle), "hour_cos": np.cos(angle)}
-    ends = plays.times + np.nan_to_num(plays.seconds.clip(0) * 1e6).astype(np.int64)
-    gap = np.zeros(len(plays.times), np.float32)
-    gap[1:] = np.log1p(((plays.times[1:] - ends[:-1]) / 1e6).clip(0))
-    gap[plays.offsets[:-1]] = 0
-    found["gap"] = gap
-    if "track_length" in columns:
-        found["fraction"] = (plays.seconds.clip(0) / np.exp(columns["track_length"])).clip(max=1)
-    logit = columns.get("track", columns.get("track_all"))
-    if logit is not None:
-        residual = 2 * (plays.labels - 1 / (1 + np.exp(-logit)))
-        found["residual"] = np.where(plays.labels < 0, np.float32(np.nan), residual)
-    return found
-
-
 # --------------------------------------------------------------------------------------------------- scales and files
 
 
@@ -467,7 +245,7 @@ class _Scale(NamedTuple):
         return np.nan_to_num(scaled.clip(-LARGEST, LARGEST), copy=False).astype(np.float16)
 
 
-def _scales(work: _Work, tables: dict[str, _Table]) -> dict[str, _Scale]:
+def _scales(work: Work, tables: dict[str, _Table]) -> dict[str, _Scale]:
     """The scale of each table, from a first pass over all plays."""
     columns = {name: table.columns for name, table in tables.items()}
     sums = {name: np.zeros((3, len(wanted))) for name, wanted in columns.items()}
@@ -487,15 +265,17 @@ def _scales(work: _Work, tables: dict[str, _Table]) -> dict[str, _Scale]:
     return scales
 
 
-def _with_bar(work: _Work, columns: dict[str, tuple[str, ...]], title: str) -> Iterator[_Block]:
+def _with_bar(work: Work, columns: dict[str, tuple[str, ...]], title: str) -> Iterator[Block]:
+    from utils.data.past_numbers import blocks
+
     total = sum(len(arrays.tracks) for arrays in work.sources)
     with tqdm(total=total, desc=title, unit=" plays", unit_scale=True, leave=False, delay=2) as bar:
-        for block in _blocks(work, columns):
+        for block in blocks(work, columns):
             yield block
             bar.update(int(block.sessions.length.sum()))
 
 
-def _write(work: _Work, scales: dict[str, _Scale], paths: dict[str, dict[int, Path]]) -> None:
+def _write(work: Work, scales: dict[str, _Scale], paths: dict[str, dict[int, Path]]) -> None:
     """Write the standardised numbers of the wanted sources.
 
     Args:
@@ -533,6 +313,8 @@ def _rows(file: IO[bytes], n_rows: int, width: int) -> Callable[[np.ndarray, int
     os.truncate(file.fileno(), head + n_rows * size)
 
     def write(rows: np.ndarray, first: int) -> None:
-        os.pwrite(file.fileno(), rows.data, head + first * size)
+        written = os.pwrite(file.fileno(), rows.data, head + first * size)
+        if written < rows.nbytes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     return write

@@ -1,7 +1,7 @@
-"""The compiled passes of `utils/data/past.py`: plays in time order in, numbers of each play out (docs/past.md).
+"""The compiled pass over each listener's plays: plays in order of time in, statistics out (docs/past.md).
 
-Importing this module imports numba; `past.py` does so when a past is made, and not before. All loops are linear in the
-number of plays. An *entity* is a track, an artist or an album; each has an integer of its own, -1 where unknown.
+Importing this module imports numba, so it happens when a past is made, and not before. The pass is linear in the number
+of plays. An *entity* is a track, an artist or an album; each has an integer of its own, -1 where unknown.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from numba import njit
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function as machine code, kept on disk for the next process where there is a place for it."""
     try:
-        return njit(cache=True)(function)  # type: ignore[no-any-return]
+        quick: Callable[..., Any] = njit(cache=True)(function)
     except RuntimeError:  # neither this folder nor a cache of the user's can be written
-        return njit(function)  # type: ignore[no-any-return]
+        quick = njit(function)
+    return quick
 
 
 LISTENER_MEAN, LISTENER_PLAYS = 0.4, 20.0
@@ -29,12 +30,9 @@ ARTIST_PRIOR, ALBUM_PRIOR, TRACK_PRIOR = 4.0, 3.0, 2.0
 LAST_DECAY, LAST_PRIOR = 0.7, 1.0
 TRANSITION_PRIOR, HOUR_PRIOR, QUARTER_PRIOR, SESSION_PRIOR = 1.0, 10.0, 2.0, 2.0
 LENGTH_SECONDS, LENGTH_PLAYS = 210.0, 5.0
-SHARED_PRIOR, SHARED_TRACK_PRIOR, SHARED_RECENT_PRIOR = 20.0, 10.0, 10.0
 HOUR = 3_600_000_000
 DAY = 24 * HOUR
 HALF_LIFE = 30.0 * DAY
-SHARED_HALF_LIFE = 7.0
-"""Days."""
 LONGEST = 5.0 * 365 * 24
 """Hours since something that never was."""
 
@@ -124,7 +122,7 @@ def table_size(plays: int) -> int:
 
 
 @compiled
-def find_pair(pairs: Any, mask: int, previous: int, track: int) -> int:
+def find_pair(pairs: Any, mask: int, previous: int, track: int) -> Any:
     """Where a transition stands in the hash table, or the free place where it belongs."""
     key = (previous + 1) * 4294967296 + track
     mixed = np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)
@@ -363,100 +361,3 @@ def personal(group: Any, state: Any, first: int, last: int, out: Any) -> None:
             line[39] = math.log(length)
             line[40] = math.log1p(counts[0])
             line[41] = since
-
-
-@compiled
-def relations(offsets: Any, entities: Any, seen: Any, out: Any) -> None:
-    """How each play relates to the others of its session, by identities only: `out` float32 (plays, 12).
-
-    Args:
-        offsets: int64 (M + 1,), from 0.
-        entities: int32 (plays, 3).
-        seen: int32 (all entities,), zeros before and after.
-        out: filled.
-    """
-    for session in range(len(offsets) - 1):
-        first, last = offsets[session], offsets[session + 1]
-        for i in range(first, last):
-            line = out[i]
-            for kind in range(3):
-                entity = entities[i, kind]
-                line[kind] = 1.0 if i > first and entity >= 0 and entities[i - 1, kind] == entity else 0.0
-                line[3 + kind] = 1.0 if i + 1 < last and entity >= 0 and entities[i + 1, kind] == entity else 0.0
-                line[6 + kind] = math.log1p(seen[entity]) if entity >= 0 else 0.0
-                if entity >= 0:
-                    seen[entity] += 1
-            line[9] = math.log1p(i - first)
-            line[10] = math.log1p(last - 1 - i)
-            line[11] = 1.0 if i + 1 == last else 0.0
-        for i in range(first, last):
-            for kind in range(3):
-                if entities[i, kind] >= 0:
-                    seen[entities[i, kind]] = 0
-
-
-N_POSITIONS = 20
-"""Positions from this on share one rate."""
-
-
-class Shared(NamedTuple):
-    """What is known of all sessions of earlier days."""
-
-    numbers: np.ndarray
-    """float64 (entities, 6): plays, labelled, skips, decayed labelled, decayed skips, day of the last play"""
-    positions: np.ndarray
-    """float64 (N_POSITIONS + 1, 2): labelled plays and skips at each position; the last row is of all positions"""
-
-
-@compiled
-def learn_shared(offsets: Any, entities: Any, labels: Any, day: int, shared: Any) -> None:
-    """Add the plays of some sessions of one day."""
-    for session in range(len(offsets) - 1):
-        for i in range(offsets[session], offsets[session + 1]):
-            label = labels[i]
-            if label >= 0:
-                position = min(i - offsets[session], N_POSITIONS - 1)
-                for row in (position, N_POSITIONS):
-                    shared.positions[row, 0] += 1.0
-                    shared.positions[row, 1] += label
-            for kind in range(3):
-                entity = entities[i, kind]
-                if entity < 0:
-                    continue
-                numbers = shared.numbers[entity]
-                left = 2.0 ** (-(day - numbers[5]) / SHARED_HALF_LIFE)
-                numbers[3] *= left
-                numbers[4] *= left
-                numbers[5] = day
-                numbers[0] += 1.0
-                if label >= 0:
-                    numbers[1] += 1.0
-                    numbers[2] += label
-                    numbers[3] += 1.0
-                    numbers[4] += label
-
-
-@compiled
-def of_all(offsets: Any, entities: Any, day: int, shared: Any, out: Any) -> None:
-    """Statistics over all sessions of the days before `day`, of the plays of some of its sessions: (plays, 17)."""
-    total = shared.positions[N_POSITIONS]
-    p = shrunk(total[1], total[0], LISTENER_MEAN, LISTENER_PLAYS)
-    nothing = np.zeros(6)
-    for session in range(len(offsets) - 1):
-        for i in range(offsets[session], offsets[session + 1]):
-            line = out[i]
-            place = shared.positions[min(i - offsets[session], N_POSITIONS - 1)]
-            line[0] = logit(p)
-            line[1] = logit(shrunk(place[1], place[0], p, SHARED_PRIOR))
-            above = p
-            for kind in (1, 2, 0):
-                entity = entities[i, kind]
-                row = shared.numbers[entity] if entity >= 0 else nothing
-                above = shrunk(row[2], row[1], above, SHARED_TRACK_PRIOR if kind == 0 else SHARED_PRIOR)
-                left = 2.0 ** (-(day - row[5]) / SHARED_HALF_LIFE)
-                at = 2 + 5 * kind
-                line[at] = logit(above)
-                line[at + 1] = logit(shrunk(left * row[4], left * row[3], above, SHARED_RECENT_PRIOR))
-                line[at + 2] = math.log1p(row[0])
-                line[at + 3] = math.log1p(row[1])
-                line[at + 4] = math.log1p(day - row[5]) if row[0] > 0 else math.log1p(LONGEST / 24)

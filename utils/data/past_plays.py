@@ -19,6 +19,8 @@ from utils.data.vocab import N_SPECIAL
 HOUR_COLUMN = list(schema.LOG_COLUMNS).index("hour_of_day")
 PLAYS_AT_ONCE = 300_000
 """Plays whose numbers are in memory at a time; more if one listener has more."""
+LONGEST_PLAY = 1e9
+"""Seconds from which on a length is taken for a mistake."""
 LOOKED_AT = 1_000_000
 """Plays among which a known hour is searched for."""
 
@@ -249,6 +251,7 @@ def gather(sources: Sequence[SessionArrays], sessions: Timeline, catalogue: Cata
             times[mine] = arrays.times[own]
         if facts.seconds and arrays.seconds is not None:
             seconds[mine] = arrays.seconds[own]
+    seconds[~((seconds >= 0) & (seconds < LONGEST_PLAY))] = np.nan
     if ids.max(initial=0) >= len(catalogue.entities):
         raise UserError("full_ids.npy has a track that new_tracks.parquet lacks; run the preprocessing again")
     labels = schema.is_skip(skips).astype(np.int8)

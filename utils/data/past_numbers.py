@@ -1,0 +1,181 @@
+"""The numbers of `utils/data/past.py` before they are standardised, a block of whole sessions at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from utils.core.errors import UserError
+from utils.data import past_pass, past_plays, past_shared
+from utils.data.dataset import SessionArrays
+from utils.data.options import PastConfig
+from utils.data.past_columns import RELATIONS, SHARED_STATISTICS, STATISTICS
+from utils.data.past_plays import Catalogue, Facts, Plays, Timeline
+from utils.data.schema import SPLITS
+
+
+class Work(NamedTuple):
+    """What numbers are made of."""
+
+    sources: Sequence[SessionArrays]
+    """The splits, in the order of `SPLITS`; a fourth one if it is for sessions from outside."""
+    facts: Facts
+    config: PastConfig
+    catalogue: Catalogue
+
+
+class Block(NamedTuple):
+    """Numbers of the plays of some sessions."""
+
+    sessions: Timeline
+    numbers: dict[str, np.ndarray]
+    """The field of `SessionArrays` -> float32 (plays, columns), not yet standardised"""
+
+
+def blocks(work: Work, tables: dict[str, tuple[str, ...]]) -> Iterator[Block]:
+    """All sessions with their numbers, each once; NaN where a number has no meaning.
+
+    Args:
+        work: if there are sessions from outside, only sessions of their listeners need to come.
+        tables: field -> names of its columns.
+    """
+    seen = np.zeros(work.catalogue.n_entities, np.int32)
+    for plays, names, statistics in statistics_of(work):
+        relations = np.empty((len(plays.labels), len(RELATIONS)), np.float32)
+        if work.config.relations:
+            past_shared.relations(plays.offsets, plays.entities, seen, relations)
+        columns = {name: statistics[:, i] for i, name in enumerate(names)}
+        columns |= {name: relations[:, i] for i, name in enumerate(RELATIONS)}
+        numbers = {}
+        for field, wanted in tables.items():
+            source = details_of(plays, columns) if field == "details" else columns
+            numbers[field] = np.stack([source[name] for name in wanted], axis=1)
+        yield Block(plays.sessions, numbers)
+
+
+def statistics_of(work: Work) -> Iterator[tuple[Plays, tuple[str, ...], np.ndarray]]:
+    """All sessions with their statistics and these columns' names."""
+    if work.config.protocol == "none":
+        still = np.zeros(sum(arrays.n_sessions for arrays in work.sources), np.int64)
+        timeline = past_plays.timeline_of(work.sources, still, past_plays.starts_of(work.sources, work.facts))
+        if len(work.sources) > len(SPLITS):
+            timeline = timeline.take(timeline.source == len(SPLITS))
+        for part in timeline.pieces(past_plays.PLAYS_AT_ONCE):
+            plays = past_plays.gather(work.sources, timeline.take(part), work.catalogue, work.facts)
+            yield plays, (), np.empty((len(plays.labels), 0), np.float32)
+    elif work.facts.listeners:
+        for plays, numbers in personal_statistics(work):
+            yield plays, STATISTICS, numbers
+    else:
+        for plays, numbers in shared_statistics(work):
+            yield plays, SHARED_STATISTICS, numbers
+
+
+def personal_statistics(work: Work) -> Iterator[tuple[Plays, np.ndarray]]:
+    """Statistics of each listener's past."""
+    listeners, starts = past_plays.listeners_of(work.sources), past_plays.starts_of(work.sources, work.facts)
+    timeline = past_plays.timeline_of(work.sources, listeners, starts)
+    if len(work.sources) > len(SPLITS):
+        timeline = _of_outside(timeline, work.facts)
+    slot_of = np.full(work.catalogue.n_entities, -1, np.int32)
+    for part in timeline.parts(past_plays.PLAYS_AT_ONCE):
+        sessions = timeline.take(part)
+        plays = past_plays.gather(work.sources, sessions, work.catalogue, work.facts)
+        group = group_of(plays, work)
+        state = past_pass.new_state(group, work.catalogue.n_entities, slot_of)
+        for piece in sessions.pieces(past_plays.PLAYS_AT_ONCE):
+            first, last = plays.offsets[piece.start], plays.offsets[piece.stop]
+            numbers = np.empty((last - first, len(STATISTICS)), np.float32)
+            past_pass.personal(group, state, piece.start, piece.stop, numbers)
+            yield plays.take(piece), numbers
+        past_pass.forget(state, 0)
+
+
+def _of_outside(timeline: Timeline, facts: Facts) -> Timeline:
+    """Sessions of the listeners from outside, without the dataset's copies of sessions from outside."""
+    outside = timeline.source == len(SPLITS)
+    timeline = timeline.take(np.isin(timeline.group, timeline.group[outside]))
+    if not facts.times:
+        return timeline
+    outside = timeline.source == len(SPLITS)
+    there = set(zip(timeline.group[outside].tolist(), timeline.start[outside].tolist(), strict=True))
+    copied = [pair in there for pair in zip(timeline.group.tolist(), timeline.start.tolist(), strict=True)]
+    return timeline.take(outside | ~np.array(copied, bool))
+
+
+def group_of(plays: Plays, work: Work) -> Any:
+    """What the compiled pass reads: plays, and the order in which they are learnt from."""
+    sessions = plays.sessions
+    changes = np.flatnonzero(np.diff(sessions.group)) + 1
+    listeners = np.zeros(len(sessions.group), np.int64)
+    listeners[changes] = 1
+    listeners = np.cumsum(listeners)
+    of_play = np.repeat(np.arange(len(listeners)), sessions.length)
+    group = past_pass.Group(
+        plays.offsets,
+        sessions.start,
+        listeners,
+        plays.entities,
+        plays.labels,
+        plays.times,
+        plays.seconds,
+        of_play,
+        plays.times.copy(),
+        np.zeros(0, np.int64),
+        np.zeros(0, np.int64),
+    )
+    if work.facts.times:
+        past_pass.outcome_times(group)
+    learnt = np.arange(len(of_play))
+    if work.config.protocol == "frozen":
+        learnt = learnt[sessions.source[of_play] == 0]
+    owner = listeners[of_play[learnt]]
+    known = group.known[learnt]
+    if ((known[1:] < known[:-1]) & (owner[1:] == owner[:-1])).any():  # sessions of one listener overlap
+        order = np.lexsort((known, owner))
+        learnt, owner = learnt[order], owner[order]
+    bounds = np.searchsorted(owner, np.arange(listeners[-1] + 2))
+    return group._replace(order=learnt, bounds=bounds)
+
+
+def shared_statistics(work: Work) -> Iterator[tuple[Plays, np.ndarray]]:
+    """Statistics over all sessions of earlier days."""
+    days = past_plays.days_of(work.sources)
+    if (days < 0).any():
+        raise UserError(f"some sessions of {work.sources[-1].folder} have no day; choose --past.protocol none")
+    timeline = past_plays.timeline_of(work.sources, days, np.zeros(len(days), np.int64))
+    n_wanted = len(work.sources) - 1 if len(work.sources) > len(SPLITS) else 0
+    shared = past_shared.Shared(np.zeros((work.catalogue.n_entities, 6)), np.zeros((past_shared.N_POSITIONS + 1, 2)))
+    for part in timeline.parts(1):
+        sessions = timeline.take(part)
+        day = int(sessions.group[0])
+        wanted = sessions.take(sessions.source >= n_wanted)
+        for piece in wanted.pieces(past_plays.PLAYS_AT_ONCE):
+            plays = past_plays.gather(work.sources, wanted.take(piece), work.catalogue, work.facts)
+            numbers = np.empty((len(plays.labels), len(SHARED_STATISTICS)), np.float32)
+            past_shared.of_all(plays.offsets, plays.entities, day, shared, numbers)
+            yield plays, numbers
+        learnt = sessions.take(sessions.source == 0) if work.config.protocol == "frozen" else sessions
+        for piece in learnt.pieces(past_plays.PLAYS_AT_ONCE):
+            plays = past_plays.gather(work.sources, learnt.take(piece), work.catalogue, work.facts)
+            past_shared.learn_shared(plays.offsets, plays.entities, plays.labels, day, shared)
+
+
+def details_of(plays: Plays, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What was logged of each play itself, as numbers: name -> float32 (N,)."""
+    angle = 2 * np.pi * plays.hours / 24
+    found = {"seconds": np.log1p(plays.seconds.clip(0)), "hour_sin": np.sin(angle), "hour_cos": np.cos(angle)}
+    ends = plays.times + np.nan_to_num(plays.seconds.clip(0) * 1e6).astype(np.int64)
+    gap = np.zeros(len(plays.times), np.float32)
+    gap[1:] = np.log1p(((plays.times[1:] - ends[:-1]) / 1e6).clip(0))
+    gap[plays.offsets[:-1]] = 0
+    found["gap"] = gap
+    if "track_length" in columns:
+        found["fraction"] = (plays.seconds.clip(0) / np.exp(columns["track_length"])).clip(max=1)
+    logit = columns.get("track", columns.get("track_all"))
+    if logit is not None:
+        residual = 2 * (plays.labels - 1 / (1 + np.exp(-logit)))
+        found["residual"] = np.where(plays.labels < 0, np.float32(np.nan), residual)
+    return found
