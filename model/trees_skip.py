@@ -23,9 +23,8 @@ MAX_SESSIONS = 30_000
 """As many training sessions as are of use: their 300,000 labels with 100 features take 0.2 GB, with 400 0.7 GB."""
 RECENT = 3
 """Plays at the history's end of which trees see each detail."""
-ROUNDS = 1000
-"""Most trees; fewer if the validation split's log loss stops falling."""
 PATIENCE = 30
+"""Trees without a better log loss on the validation split, after which no more are added."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,7 @@ class HistoryTrees:
         *,
         track_rate: TrackRate | None,
         seed: int = 0,
+        max_trees: int = 1000,
     ) -> tuple[Self, dict[str, float]]:
         """Add trees until the log loss of the validation split has stopped falling.
 
@@ -56,6 +56,7 @@ class HistoryTrees:
             valid: examples and labels of the validation split.
             track_rate: fitted on the training split; None to tell tracks apart by their past only.
             seed: of the parts, and of the trees.
+            max_trees: most trees.
 
         Returns:
             The trees, and the log loss of the validation split by their number: every `PATIENCE` of them, and the last.
@@ -63,20 +64,14 @@ class HistoryTrees:
         Raises:
             ValueError: no label of the validation split is known.
         """
-        inputs, labels = train
-        part = np.random.default_rng(seed).permutation(len(labels)) % N_FOLDS
-        features, answers = [], []
-        for k in tqdm(range(N_FOLDS), desc="features", leave=False, delay=2, unit="part"):
-            mine = inputs.part(part == k)
-            rate = None if track_rate is None else track_rate.without(mine, labels[part == k])
-            features.append(_known_features(mine, labels[part == k], rate))
-            answers.append(_known(labels[part == k]))
-        given = _known_features(valid[0], valid[1], track_rate), _known(valid[1])
-        if not len(given[1]):
+        if not (valid[1] >= 0).any():
             raise ValueError("no label of the validation split is known")
+        parts = tqdm(_parts(*train, track_rate, seed), "features", N_FOLDS, leave=False, delay=2, unit="part")
+        features, answers = zip(*(_known(*part) for part in parts), strict=True)
+        watched = _known(*valid, track_rate)
         classifier = HistGradientBoostingClassifier(
             learning_rate=0.05,
-            max_iter=ROUNDS,
+            max_iter=max_trees,
             max_leaf_nodes=15,
             min_samples_leaf=40,
             l2_regularization=5.0,
@@ -85,7 +80,7 @@ class HistoryTrees:
             n_iter_no_change=PATIENCE,
             random_state=seed,
         )
-        classifier.fit(np.concatenate(features), np.concatenate(answers), X_val=given[0], y_val=given[1])
+        classifier.fit(np.concatenate(features), np.concatenate(answers), X_val=watched[0], y_val=watched[1])
         losses = -classifier.validation_score_
         shown = sorted({*range(0, len(losses), PATIENCE), len(losses) - 1})
         return cls(classifier, track_rate), {f"{n} trees": float(losses[n]) for n in shown}
@@ -105,13 +100,20 @@ def _chunks(n: int) -> Iterator[slice]:
     return (slice(start, start + 2_000) for start in range(0, n, 2_000))
 
 
-def _known(labels: np.ndarray) -> np.ndarray:
-    return labels[labels >= 0]
+def _parts(
+    inputs: SkipInputs, labels: np.ndarray, track_rate: TrackRate | None, seed: int
+) -> Iterator[tuple[SkipInputs, np.ndarray, TrackRate | None]]:
+    """`N_FOLDS` random parts of the examples, with their labels and the rates of tracks outside the part."""
+    part = np.random.default_rng(seed).permutation(len(labels)) % N_FOLDS
+    for k in range(N_FOLDS):
+        mine, answers = inputs.part(part == k), labels[part == k]
+        yield mine, answers, None if track_rate is None else track_rate.without(mine, answers)
 
 
-def _known_features(inputs: SkipInputs, labels: np.ndarray, rate: TrackRate | None) -> np.ndarray:
-    """Features of the targets whose labels (N, T) are known, float32 (their number, features)."""
-    return np.concatenate([_features(inputs.part(i), rate)[labels[i] >= 0] for i in _chunks(len(labels))])
+def _known(inputs: SkipInputs, labels: np.ndarray, rate: TrackRate | None) -> tuple[np.ndarray, np.ndarray]:
+    """Features of the targets whose labels (N, T) are known, float32 (their number, features), and these labels."""
+    known = labels >= 0
+    return np.concatenate([_features(inputs.part(i), rate)[known[i]] for i in _chunks(len(labels))]), labels[known]
 
 
 def _features(inputs: SkipInputs, rate: TrackRate | None) -> np.ndarray:
