@@ -11,16 +11,16 @@ only, and so does `--data.every_prefix`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache, partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from jsonargparse.typing import PositiveInt
 
 from utils.core.cli import TYPE_CHECKING, cli
 from utils.core.errors import UserError
 from utils.data.options import DataConfig, PastConfig
+from utils.training.baselines import Baseline, SkipExamples
 from utils.training.options import RunConfig
 from utils.training.seeds import each_seed
 
@@ -33,9 +33,6 @@ class Config:
     """Experiment."""
 
     data: DataConfig = field(default_factory=DataConfig)
-    past: PastConfig = field(default_factory=PastConfig)
-    use_ids: bool = True
-    """Logistic regression and trees know the skip rate of each track in training; false leaves them only its past."""
     run: RunConfig = field(default_factory=RunConfig)
     task: Literal["skip", "seq", "both"] = "both"
     """Which baselines."""
@@ -44,40 +41,28 @@ class Config:
     and with a past the logistic regression, use 30,000 at most."""
     order: PositiveInt = 4
     """Longest context of the n-gram, in tracks."""
-
-
-class Baseline(NamedTuple):
-    """A row of the leaderboard that is not fitted yet."""
-
-    id: str
-    """`experiment` in result.json, and the folder of its runs."""
-    label: str
-    fit: Callable[[], tuple[Any, dict[str, float]]]
-    """Returns the model and its trials, see `next_track.choose`."""
+    past: PastConfig = field(default_factory=PastConfig)
+    use_ids: bool = True
+    """Logistic regression and trees know the skip rate of each track in training; false leaves them only its past."""
 
 
 def skip_baselines(config: Config, dataset: Dataset) -> list[Baseline]:
     """The skip baselines; validation chooses nothing but the number of trees."""
     from model import baselines_skip as skip
-    from model.trees_skip import MAX_SESSIONS, HistoryTrees
-    from utils.data.dataloaders import SessionLoader
+    from model.trees_skip import HistoryTrees
     from utils.training.run import REPEAT_LAST
 
-    s, t, n = config.data.history_size, config.data.target_size, config.max_sessions
-    load = partial(SessionLoader, batch_size=4096, history_size=s, target_size=t)
-    few = cache(lambda: skip.examples(load(dataset.train, max_sessions=min(n, MAX_SESSIONS))))
-    many = cache(lambda: skip.examples(load(replace(dataset.train, past=None, details=None), max_sessions=n)))
-    valid = load(dataset.valid, max_sessions=MAX_SESSIONS)
+    examples = SkipExamples(dataset, config.data, max_sessions=config.max_sessions)
     rate = skip.TrackRate.fit(dataset.train.tracks, dataset.train.skips, n_ids=dataset.n_ids)
     known: Any = {"track_rate": rate if config.use_ids else None, "seed": config.run.seed}
-    learned = few if dataset.n_past or dataset.n_details else many
     logistic: Any = partial(skip.HistoryLogistic.fit, **known)
+    trees: Any = partial(HistoryTrees.fit, **known)
     return [
-        Baseline("position_majority", "Position majority", lambda: (skip.PositionMajority.fit(*many()), {})),
+        Baseline("position_majority", "Position majority", lambda: (skip.PositionMajority.fit(*examples.many), {})),
         Baseline("skip_rate_of_the_track", "Skip rate of the track", lambda: (rate, {})),
-        Baseline(REPEAT_LAST, "Repeat last action", lambda: (skip.RepeatLast.fit(*many()), {})),
-        Baseline("logistic_on_the_history", "Logistic on the history", lambda: (logistic(*learned()), {})),
-        Baseline("boosted_trees", "Boosted trees", lambda: HistoryTrees.fit(few(), skip.examples(valid), **known)),
+        Baseline(REPEAT_LAST, "Repeat last action", lambda: (skip.RepeatLast.fit(*examples.many), {})),
+        Baseline("logistic_on_the_history", "Logistic on the history", lambda: (logistic(*examples.for_logistic), {})),
+        Baseline("boosted_trees", "Boosted trees", lambda: trees(examples.few, examples.valid())),
     ]
 
 

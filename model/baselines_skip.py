@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
@@ -61,11 +61,6 @@ class SkipInputs(NamedTuple):
     def part(self, rows: slice | np.ndarray) -> SkipInputs:
         """Some of the examples."""
         return SkipInputs(**{name: array[rows] for name, array in self._asdict().items() if array is not None})
-
-
-def examples(loader: Any) -> tuple[SkipInputs, np.ndarray]:
-    """Inputs and labels (N, T) of a `SessionLoader` that does not shuffle: 1 skipped, 0 not, -1 unknown."""
-    return SkipInputs.of(loader), loader.targets().skips
 
 
 class SkipBaseline(Protocol):

@@ -21,6 +21,8 @@ N_FOLDS = 10
 """Parts of the training sessions: the skip rates of tracks in one of them are counted in the others."""
 MAX_SESSIONS = 30_000
 """As many training sessions as are of use: their 300,000 labels with 100 features take 0.2 GB, with 400 0.7 GB."""
+UNWATCHED = 150
+"""Trees where no validation split says how many are best."""
 RECENT = 3
 """Plays at the history's end of which trees see each detail."""
 PATIENCE = 30
@@ -38,7 +40,7 @@ class HistoryTrees:
     def fit(
         cls,
         train: tuple[SkipInputs, np.ndarray],
-        valid: tuple[SkipInputs, np.ndarray],
+        valid: tuple[SkipInputs, np.ndarray] | None,
         *,
         track_rate: TrackRate | None,
         seed: int = 0,
@@ -53,34 +55,32 @@ class HistoryTrees:
         Args:
             train: N examples, whose plays `track_rate` has counted, and their labels (N, T): 1 skipped, 0 not, -1
                 unknown.
-            valid: examples and labels of the validation split.
+            valid: examples and labels of the validation split; without known labels there, `UNWATCHED` trees are made.
             track_rate: fitted on the training split; None to tell tracks apart by their past only.
             seed: of the parts, and of the trees.
             max_trees: most trees.
 
         Returns:
             The trees, and the log loss of the validation split by their number: every `PATIENCE` of them, and the last.
-
-        Raises:
-            ValueError: no label of the validation split is known.
         """
-        if not (valid[1] >= 0).any():
-            raise ValueError("no label of the validation split is known")
         parts = tqdm(_parts(*train, track_rate, seed), "features", N_FOLDS, leave=False, delay=2, unit="part")
         features, answers = zip(*(_known(*part) for part in parts), strict=True)
-        watched = _known(*valid, track_rate)
+        watched = None if valid is None or not (valid[1] >= 0).any() else _known(*valid, track_rate)
         classifier = HistGradientBoostingClassifier(
             learning_rate=0.05,
-            max_iter=max_trees,
+            max_iter=min(max_trees, UNWATCHED) if watched is None else max_trees,
             max_leaf_nodes=15,
             min_samples_leaf=40,
             l2_regularization=5.0,
             max_features=0.3,
-            early_stopping=True,
+            early_stopping=watched is not None,
             n_iter_no_change=PATIENCE,
             random_state=seed,
         )
-        classifier.fit(np.concatenate(features), np.concatenate(answers), X_val=watched[0], y_val=watched[1])
+        given = np.concatenate(features), np.concatenate(answers)
+        if watched is None:
+            return cls(classifier.fit(*given), track_rate), {}
+        classifier.fit(*given, X_val=watched[0], y_val=watched[1])
         losses = -classifier.validation_score_
         shown = sorted({*range(0, len(losses), PATIENCE), len(losses) - 1})
         return cls(classifier, track_rate), {f"{n} trees": float(losses[n]) for n in shown}

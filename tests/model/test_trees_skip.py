@@ -10,7 +10,7 @@ import pytest
 from model_checks import random_sessions
 
 from model import baselines_skip as skip
-from model.trees_skip import N_FOLDS, PATIENCE, HistoryTrees, _features, _parts
+from model.trees_skip import N_FOLDS, PATIENCE, UNWATCHED, HistoryTrees, _features, _parts
 from utils.data import schema
 from utils.data.dataloaders import SessionLoader
 from utils.data.vocab import N_SPECIAL, PAD, UNK
@@ -74,14 +74,11 @@ ONLY_TREES = {
 
 
 @pytest.mark.parametrize(
-    ("learner", "name", "rule"),
-    [
-        *(("trees", name, rule) for name, rule in (RULES | ONLY_TREES).items()),
-        *(("logistic", name, rule) for name, rule in RULES.items()),
-    ],
+    ("learner", "name"), [*(("trees", name) for name in RULES | ONLY_TREES), *(("logistic", name) for name in RULES)]
 )
-def test_every_input_counts(learner: str, name: str, rule: object) -> None:
+def test_every_input_counts(learner: str, name: str) -> None:
     """A rule about one input is found among all the others."""
+    rule = (RULES | ONLY_TREES)[name]
     train, valid, test = (examples(n, seed) for seed, n in enumerate((2000, 300, 400)))
     labels = rule(train).astype(int)
     rate = counted(train, labels)
@@ -160,22 +157,29 @@ def test_without_ids_only_the_past_tells_tracks_apart() -> None:
 
 
 def test_the_number_of_trees_is_that_of_the_least_log_loss() -> None:
-    train, valid = examples(1500, 0), examples(500, 1)
+    train, valid = examples(500, 0), examples(300, 1)
     rng = np.random.default_rng(0)
     noisy = [np.where(rng.random((len(x.past), T)) < 0.2, 1, x.past[:, S:, 0] > 0).astype(int) for x in (train, valid)]
-    model, trials = HistoryTrees.fit((train, noisy[0]), (valid, noisy[1]), track_rate=None)
+    model, trials = HistoryTrees.fit((train, noisy[0]), (valid, noisy[1]), track_rate=None, max_trees=150)
     n_trees = model.classifier.n_iter_
+    assert n_trees < 150, "early"
     assert list(trials)[-1] == f"{n_trees} trees"
     assert set(trials) == {f"{n} trees" for n in [*range(0, n_trees, PATIENCE), n_trees]}
     probability = model.predict(valid)[0].clip(1e-7, 1 - 1e-7)
     loss = -np.where(noisy[1] == 1, np.log(probability), np.log(1 - probability)).mean()
     assert trials[f"{n_trees} trees"] == pytest.approx(loss, rel=1e-5)
-    again, _ = HistoryTrees.fit((train, noisy[0]), (valid, noisy[1]), track_rate=None)
+    again, _ = HistoryTrees.fit((train, noisy[0]), (valid, noisy[1]), track_rate=None, max_trees=150)
     np.testing.assert_array_equal(again.predict(valid)[0], model.predict(valid)[0])
-    other, _ = HistoryTrees.fit((train, noisy[0]), (valid, noisy[1]), track_rate=None, seed=1)
+    other, _ = HistoryTrees.fit((train, noisy[0]), (valid, noisy[1]), track_rate=None, seed=1, max_trees=150)
     assert not np.array_equal(other.predict(valid)[0], model.predict(valid)[0])
-    with pytest.raises(ValueError, match="no label of the validation split is known"):
-        HistoryTrees.fit((train, noisy[0]), (valid, np.full_like(noisy[1], -1)), track_rate=None)
+
+
+@pytest.mark.parametrize("valid", ["no sessions", "no labels"])
+def test_without_validation_there_are_as_many_trees_as_say(valid: str) -> None:
+    train, labels = examples(200, 0), RULES["own past"](examples(200, 0)).astype(int)
+    watched = None if valid == "no sessions" else (train, np.full_like(labels, -1))
+    model, trials = HistoryTrees.fit((train, labels), watched, track_rate=None, max_trees=150)
+    assert (model.classifier.n_iter_, trials) == (UNWATCHED, {})
 
 
 def test_padding_and_batches_do_not_matter(tmp_path: Path) -> None:
@@ -188,7 +192,8 @@ def test_padding_and_batches_do_not_matter(tmp_path: Path) -> None:
         return replace(arrays, past=past, details=rng.standard_normal((n, K)).astype(np.float16))
 
     train, test = numbered(dataset.train), numbered(dataset.test)
-    inputs, labels = skip.examples(SessionLoader(train, batch_size=64))
+    loader = SessionLoader(train, batch_size=64)
+    inputs, labels = skip.SkipInputs.of(loader), loader.targets().skips
     assert (inputs.past.shape, inputs.details.shape) == ((64, 20, P), (64, 10, K))
     rate = skip.TrackRate.fit(train.tracks, train.skips, n_ids=dataset.n_ids)
     trees, _ = HistoryTrees.fit((inputs, labels), (inputs, labels), track_rate=rate, max_trees=30)
