@@ -10,12 +10,23 @@ import sys
 import traceback
 from dataclasses import dataclass
 
-from benchmarks import decoding, evaluation, large, loading, next_track, preprocessing, pretraining, processes, training
+from benchmarks import (
+    decoding,
+    evaluation,
+    large,
+    loading,
+    next_track,
+    past,
+    preprocessing,
+    pretraining,
+    processes,
+    training,
+)
 from benchmarks.rows import Row, heading, latest, save_rows, table
 from utils.core.cli import cli
 from utils.core.errors import UserError
 
-PARTS = (training, next_track, pretraining, decoding, evaluation, large, processes, loading, preprocessing)
+PARTS = (training, next_track, pretraining, decoding, evaluation, large, processes, loading, preprocessing, past)
 
 
 @dataclass

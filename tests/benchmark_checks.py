@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import growth, large, loading, predicting, preprocessing, rows, training
+from benchmarks import growth, large, loading, past, predicting, preprocessing, rows, training
 from benchmarks.rounds import Contender, Measured
 from benchmarks.rows import Row
 from benchmarks.workload import Sizes
@@ -47,7 +47,7 @@ def measure_here(contenders: Sequence[Contender], *, rounds: int, title: str) ->
 
 def measure_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let all parts measure without processes of their own."""
-    for module in (training, predicting, large, growth, loading, preprocessing):  # which measure for others, too
+    for module in (training, predicting, large, growth, loading, preprocessing, past):  # which measure for others, too
         monkeypatch.setattr(module, "measure", measure_here)
 
 

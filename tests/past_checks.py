@@ -15,9 +15,9 @@ from utils.data.past_numbers import Work, blocks
 SPLITS = ("train", "valid", "test")
 
 
-def raw_numbers(folder: Path, config: PastConfig) -> dict[str, dict[str, np.ndarray]]:
+def raw_numbers(dataset: Path | Dataset, config: PastConfig) -> dict[str, dict[str, np.ndarray]]:
     """split -> "past" and "details" as far as the config asks -> float32 (plays, columns); each play exactly once."""
-    dataset = Dataset.open(folder)
+    dataset = dataset if isinstance(dataset, Dataset) else Dataset.open(dataset)
     facts = past_plays.facts_of(dataset)
     columns = {"past": past_names(facts, config), "details": detail_names(facts, config)}
     columns = {field: names for field, names in columns.items() if names}

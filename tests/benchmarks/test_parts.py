@@ -19,6 +19,7 @@ from benchmarks import (
     large,
     loading,
     next_track,
+    past,
     predicting,
     preprocessing,
     pretraining,
@@ -31,7 +32,9 @@ from benchmarks.rounds import Contender, Measured
 from benchmarks.rows import Row
 from model.dropout import Dropout
 from utils.core.cli import cli
+from utils.core.errors import UserError
 from utils.core.files import read_json
+from utils.data.dataset import Dataset
 
 
 @pytest.fixture
@@ -298,6 +301,29 @@ def test_preprocessing(here: Path) -> None:
     found = preprocessing.main(preprocessing.Config(**sizes, rounds=1, out=here / "rows.json"))
     names = ["reference", "ours", "parse", "large/parse", "large/ours", "memory/10-files", "memory/60-files"]
     check_rows(found, [f"preprocess/{name}" for name in names], here / "rows.json")
+
+
+def test_past(here: Path) -> None:
+    sizes = {"plays": 3000, "large_plays": 5000, "tracks": 1000}
+    found = past.main(past.Config(**sizes, rounds=1, out=here / "rows.json"))
+    check_rows(found, ["past/reference", "past/ours", "past/large"], here / "rows.json")
+    assert found[0].ratio == 1.0
+    assert found[2].ratio is None
+
+
+def test_another_past_is_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gate notices one rate of one play."""
+    folder = past.simulate(tmp_path / "gate", 3000, 1000)
+    rates = past.python_rates
+
+    def changed(dataset: Dataset) -> list[tuple[float, ...]]:
+        found = rates(dataset)
+        return [*found[:-1], (*found[-1][:3], found[-1][3] + 0.1)]
+
+    past.check(folder)
+    monkeypatch.setattr(past, "python_rates", changed)
+    with pytest.raises(UserError, match="rates of the loop in Python"):
+        past.check(folder)
 
 
 def test_simulated_files_are_used_again_for_the_same_sizes_only(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 from benchmark_checks import a_row, save_in
 
-from benchmarks import decoding, evaluation, loading, next_track, preprocessing, pretraining, rows, training
+from benchmarks import decoding, evaluation, loading, next_track, past, preprocessing, pretraining, rows, training
 from benchmarks.rows import Row, save_rows, table
 from benchmarks.workload import Sizes
 from utils.core.cli import cli
@@ -79,6 +79,11 @@ def test_rows_of_other_sizes_never_replace_those_of_the_default_sizes(
             preprocessing,
             {"rounds": 5, "sessions": 181_000, "memory_sessions": 18_100},
             {"rounds": 2, "sessions": 18_100, "memory_sessions": 0},
+        ),
+        (
+            past,
+            {"rounds": 3, "plays": 1_000_000, "large_plays": 10_000_000},
+            {"rounds": 2, "plays": 100_000, "large_plays": 0},
         ),
     ],
 )

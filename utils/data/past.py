@@ -7,14 +7,13 @@ the session has; details are what was logged of the play itself, for plays of th
 
 from __future__ import annotations
 
-import errno
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -240,22 +239,23 @@ class _Scale(NamedTuple):
         )
 
     def __call__(self, numbers: np.ndarray) -> np.ndarray:
-        """Standardised, clipped, 0 where there is none: float16."""
-        scaled = (numbers - self.mean.astype(np.float32)) / self.deviation.astype(np.float32)
-        return np.nan_to_num(scaled.clip(-LARGEST, LARGEST), copy=False).astype(np.float16)
+        """Standardised, clipped, 0 where there is none: float16. What is given is changed, too."""
+        from utils.data.past_pass import standardise
+
+        standardise(numbers, self.mean.astype(np.float32), self.deviation.astype(np.float32), LARGEST)
+        return numbers.astype(np.float16)
 
 
 def _scales(work: Work, tables: dict[str, _Table]) -> dict[str, _Scale]:
     """The scale of each table, from a first pass over all plays."""
+    from utils.data.past_pass import add_moments
+
     columns = {name: table.columns for name, table in tables.items()}
     sums = {name: np.zeros((3, len(wanted))) for name, wanted in columns.items()}
     for block in _with_bar(work, columns, "past: scales"):
         training = np.repeat(block.sessions.source == 0, block.sessions.length)
         for name, numbers in block.numbers.items():
-            own = numbers[training].astype(np.float64)
-            known = ~np.isnan(own)
-            own[~known] = 0
-            sums[name] += [known.sum(0), own.sum(0), (own * own).sum(0)]
+            add_moments(numbers, training, sums[name])
     scales = {}
     for name, (count, total, squares) in sums.items():
         mean = total / np.maximum(count, 1)
@@ -283,38 +283,23 @@ def _write(work: Work, scales: dict[str, _Scale], paths: dict[str, dict[int, Pat
         scales: field -> scale.
         paths: field -> number of a source -> its file.
     """
-    with ExitStack() as stack:
-        files: dict[tuple[str, int], Callable[[np.ndarray, int], None]] = {}
-        for name, wanted in paths.items():
-            for source, path in wanted.items():
-                file = stack.enter_context(path.open("wb"))
-                files[name, source] = _rows(file, len(work.sources[source].tracks), len(scales[name].columns))
-        for block in _with_bar(work, {name: scales[name].columns for name in paths}, "past"):
-            sessions = block.sessions
-            ends = sessions.first + sessions.length
-            joins = (sessions.source[1:] == sessions.source[:-1]) & (sessions.first[1:] == ends[:-1])
-            offsets = np.append(0, np.cumsum(sessions.length))
-            heads = np.append(0, np.flatnonzero(~joins) + 1)
-            bounds = np.append(offsets[heads], offsets[-1])
-            places = list(zip(sessions.source[heads].tolist(), sessions.first[heads].tolist(), strict=True))
-            for name, numbers in block.numbers.items():
-                scaled = scales[name](numbers)
-                for (source, first), at, end in zip(places, bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
-                    if (name, source) in files:
-                        files[name, source](scaled[at:end], first)
+    from utils.data.past_pass import scatter
+
+    for name, wanted in paths.items():
+        for source, path in wanted.items():
+            _reserve(path, (len(work.sources[source].tracks), len(scales[name].columns)))
+    for block in _with_bar(work, {name: scales[name].columns for name in paths}, "past"):
+        for name, numbers in block.numbers.items():
+            scaled = scales[name](numbers).view(np.uint16)  # numba knows no float16
+            for source, path in paths[name].items():
+                # Opened anew for each block, so that no more of the file is held in memory than a block touches.
+                out = np.load(path, mmap_mode="r+").view(np.uint16)
+                scatter(scaled, block.sessions.length, block.sessions.first, block.sessions.source == source, out)
 
 
-def _rows(file: IO[bytes], n_rows: int, width: int) -> Callable[[np.ndarray, int], None]:
-    """Prepare an open `.npy` file float16 (n_rows, width); returns what writes rows into it from a row on."""
-    shape = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float16)), "fortran_order": False}
-    np.lib.format.write_array_header_1_0(file, {**shape, "shape": (n_rows, width)})
-    file.flush()
-    head, size = file.tell(), 2 * width
-    os.truncate(file.fileno(), head + n_rows * size)
-
-    def write(rows: np.ndarray, first: int) -> None:
-        written = os.pwrite(file.fileno(), rows.data, head + first * size)
-        if written < rows.nbytes:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    return write
+def _reserve(path: Path, shape: tuple[int, int]) -> None:
+    """Make an `.npy` file float16 of this shape, and take the room on the disk that it needs."""
+    np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
+    if hasattr(os, "posix_fallocate"):  # else a full disk would end the process when it writes to the mapped file
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)

@@ -25,6 +25,22 @@ class Work(NamedTuple):
     config: PastConfig
     catalogue: Catalogue
 
+    @property
+    def is_outside(self) -> bool:
+        """Whether it is for sessions from outside."""
+        return len(self.sources) > len(SPLITS)
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        """Names of all statistics that are made."""
+        if self.config.protocol == "none":
+            return ()
+        return STATISTICS if self.facts.listeners else SHARED_STATISTICS
+
+    def room(self, plays: int) -> np.ndarray:
+        """For statistics and relations of some plays."""
+        return np.empty((plays, len(self.statistics) + len(RELATIONS)), np.float32)
+
 
 class Block(NamedTuple):
     """Numbers of the plays of some sessions."""
@@ -42,43 +58,41 @@ def blocks(work: Work, tables: dict[str, tuple[str, ...]]) -> Iterator[Block]:
         tables: field -> names of its columns.
     """
     seen = np.zeros(work.catalogue.n_entities, np.int32)
-    for plays, names, statistics in statistics_of(work):
-        relations = np.empty((len(plays.labels), len(RELATIONS)), np.float32)
-        if work.config.relations:
-            past_shared.relations(plays.offsets, plays.entities, seen, relations)
-        columns = {name: statistics[:, i] for i, name in enumerate(names)}
-        columns |= {name: relations[:, i] for i, name in enumerate(RELATIONS)}
-        numbers = {}
-        for field, wanted in tables.items():
-            source = details_of(plays, columns) if field == "details" else columns
-            numbers[field] = np.stack([source[name] for name in wanted], axis=1)
-        yield Block(plays.sessions, numbers)
+    statistics = (*work.statistics, *RELATIONS)
+    for plays, numbers in statistics_of(work):
+        past_shared.relations(plays.offsets, plays.entities, seen, len(work.statistics), numbers)
+        found = {}
+        if "details" in tables:
+            columns = details_of(plays, {name: numbers[:, i] for i, name in enumerate(work.statistics)})
+            found["details"] = np.stack([columns[name] for name in tables["details"]], axis=1, dtype=np.float32)
+        if "past" in tables:
+            places = [statistics.index(name) for name in tables["past"]]
+            found["past"] = numbers if tables["past"] == statistics else numbers.take(places, axis=1)
+        yield Block(plays.sessions, found)
 
 
-def statistics_of(work: Work) -> Iterator[tuple[Plays, tuple[str, ...], np.ndarray]]:
-    """All sessions with their statistics and these columns' names."""
+def statistics_of(work: Work) -> Iterator[tuple[Plays, np.ndarray]]:
+    """All sessions with their statistics, in front of room for their relations: float32 (plays, columns)."""
     if work.config.protocol == "none":
-        still = np.zeros(sum(arrays.n_sessions for arrays in work.sources), np.int64)
+        still = np.zeros(sum(arrays.n_sessions for arrays in work.sources), np.int32)
         timeline = past_plays.timeline_of(work.sources, still, past_plays.starts_of(work.sources, work.facts))
-        if len(work.sources) > len(SPLITS):
+        if work.is_outside:
             timeline = timeline.take(timeline.source == len(SPLITS))
         for part in timeline.pieces(past_plays.PLAYS_AT_ONCE):
             plays = past_plays.gather(work.sources, timeline.take(part), work.catalogue, work.facts)
-            yield plays, (), np.empty((len(plays.labels), 0), np.float32)
+            yield plays, work.room(len(plays.labels))
     elif work.facts.listeners:
-        for plays, numbers in personal_statistics(work):
-            yield plays, STATISTICS, numbers
+        yield from personal_statistics(work)
     else:
-        for plays, numbers in shared_statistics(work):
-            yield plays, SHARED_STATISTICS, numbers
+        yield from shared_statistics(work)
 
 
 def personal_statistics(work: Work) -> Iterator[tuple[Plays, np.ndarray]]:
     """Statistics of each listener's past."""
     listeners, starts = past_plays.listeners_of(work.sources), past_plays.starts_of(work.sources, work.facts)
-    timeline = past_plays.timeline_of(work.sources, listeners, starts)
-    if len(work.sources) > len(SPLITS):
-        timeline = _of_outside(timeline, work.facts)
+    timeline = past_plays.timeline_of(work.sources, listeners, starts, _copies(work, listeners, starts))
+    if work.is_outside:
+        timeline = timeline.take(np.isin(timeline.group, timeline.group[timeline.source == len(SPLITS)]))
     slot_of = np.full(work.catalogue.n_entities, -1, np.int32)
     for part in timeline.parts(past_plays.PLAYS_AT_ONCE):
         sessions = timeline.take(part)
@@ -87,22 +101,21 @@ def personal_statistics(work: Work) -> Iterator[tuple[Plays, np.ndarray]]:
         state = past_pass.new_state(group, work.catalogue.n_entities, slot_of)
         for piece in sessions.pieces(past_plays.PLAYS_AT_ONCE):
             first, last = plays.offsets[piece.start], plays.offsets[piece.stop]
-            numbers = np.empty((last - first, len(STATISTICS)), np.float32)
+            numbers = work.room(last - first)
             past_pass.personal(group, state, piece.start, piece.stop, numbers)
             yield plays.take(piece), numbers
         past_pass.forget(state, 0)
 
 
-def _of_outside(timeline: Timeline, facts: Facts) -> Timeline:
-    """Sessions of the listeners from outside, without the dataset's copies of sessions from outside."""
-    outside = timeline.source == len(SPLITS)
-    timeline = timeline.take(np.isin(timeline.group, timeline.group[outside]))
-    if not facts.times:
-        return timeline
-    outside = timeline.source == len(SPLITS)
-    there = set(zip(timeline.group[outside].tolist(), timeline.start[outside].tolist(), strict=True))
-    copied = [pair in there for pair in zip(timeline.group.tolist(), timeline.start.tolist(), strict=True)]
-    return timeline.take(outside | ~np.array(copied, bool))
+def _copies(work: Work, listeners: np.ndarray, starts: np.ndarray) -> np.ndarray | None:
+    """Sessions of the dataset that come from outside, too, and so are not their own past: bool, if there may be any."""
+    if not work.is_outside:
+        return None
+    if not (work.facts.listeners and work.facts.times):
+        return past_plays.copies_in(work.sources)
+    n = work.sources[-1].n_sessions
+    pairs = np.stack([listeners, starts], axis=1).view("i8,i8")[:, 0]  # numbers of sessions differ between exports
+    return np.append(np.isin(pairs[:-n], pairs[-n:]), np.zeros(n, bool))
 
 
 def group_of(plays: Plays, work: Work) -> Any:
@@ -145,8 +158,9 @@ def shared_statistics(work: Work) -> Iterator[tuple[Plays, np.ndarray]]:
     days = past_plays.days_of(work.sources)
     if (days < 0).any():
         raise UserError(f"some sessions of {work.sources[-1].folder} have no day; choose --past.protocol none")
-    timeline = past_plays.timeline_of(work.sources, days, np.zeros(len(days), np.int64))
-    n_wanted = len(work.sources) - 1 if len(work.sources) > len(SPLITS) else 0
+    still = np.zeros(len(days), np.int64)
+    timeline = past_plays.timeline_of(work.sources, days, still, _copies(work, days, still))
+    n_wanted = len(SPLITS) if work.is_outside else 0
     shared = past_shared.Shared(np.zeros((work.catalogue.n_entities, 6)), np.zeros((past_shared.N_POSITIONS + 1, 2)))
     for part in timeline.parts(1):
         sessions = timeline.take(part)
@@ -154,7 +168,7 @@ def shared_statistics(work: Work) -> Iterator[tuple[Plays, np.ndarray]]:
         wanted = sessions.take(sessions.source >= n_wanted)
         for piece in wanted.pieces(past_plays.PLAYS_AT_ONCE):
             plays = past_plays.gather(work.sources, wanted.take(piece), work.catalogue, work.facts)
-            numbers = np.empty((len(plays.labels), len(SHARED_STATISTICS)), np.float32)
+            numbers = work.room(len(plays.labels))
             past_shared.of_all(plays.offsets, plays.entities, day, shared, numbers)
             yield plays, numbers
         learnt = sessions.take(sessions.source == 0) if work.config.protocol == "frozen" else sessions

@@ -279,7 +279,7 @@ def hours_since(now: int, then: float) -> float:
 
 @compiled
 def personal(group: Any, state: Any, first: int, last: int, out: Any) -> None:
-    """Statistics of all plays of sessions `first` to `last` of a group into `out`, float32 (plays, 42).
+    """Statistics of all plays of sessions `first` to `last` of a group: the first 42 columns of `out`, float32.
 
     A session's statistics are made of the plays in `order` whose outcome is known by its start, of sessions that
     started before it. Calls follow each other in order of sessions: the state remembers where the last one ended.
@@ -361,3 +361,37 @@ def personal(group: Any, state: Any, first: int, last: int, out: Any) -> None:
             line[39] = math.log(length)
             line[40] = math.log1p(counts[0])
             line[41] = since
+
+
+@compiled
+def add_moments(numbers: Any, wanted: Any, sums: Any) -> None:
+    """Add the wanted rows, bool (N,), of float32 (N, C) to `sums`, float64 (3, C): how many are known, sum, squares."""
+    for i in range(len(numbers)):
+        if wanted[i]:
+            for j in range(numbers.shape[1]):
+                value = np.float64(numbers[i, j])
+                if not math.isnan(value):
+                    sums[0, j] += 1.0
+                    sums[1, j] += value
+                    sums[2, j] += value * value
+
+
+@compiled
+def standardise(numbers: Any, mean: Any, deviation: Any, most: float) -> None:
+    """Standardise float32 (N, C) in place, clip at plus and minus `most`; 0 where there is no number."""
+    for i in range(len(numbers)):
+        for j in range(numbers.shape[1]):
+            value = (numbers[i, j] - mean[j]) / deviation[j]
+            numbers[i, j] = 0.0 if math.isnan(value) else min(max(value, -most), most)
+
+
+@compiled
+def scatter(rows: Any, lengths: Any, places: Any, wanted: Any, out: Any) -> None:
+    """Copy the rows of wanted sessions, which follow each other in `rows`, to their places in `out`, both (..., C)."""
+    at = 0
+    for session in range(len(lengths)):
+        if wanted[session]:
+            for i in range(lengths[session]):
+                for j in range(rows.shape[1]):
+                    out[places[session] + i, j] = rows[at + i, j]
+        at += lengths[session]

@@ -112,13 +112,13 @@ class Timeline(NamedTuple):
     """Sessions of several sources, in the order in which they are worked through. M sessions."""
 
     source: np.ndarray
-    """int64 (M,): which of the sources"""
+    """int8 (M,): which of the sources"""
     first: np.ndarray
     """int64 (M,): first play of the session in its source"""
     length: np.ndarray
-    """int64 (M,)"""
+    """int32 (M,)"""
     group: np.ndarray
-    """int64 (M,), ascending: the listener, or the day as a number of days"""
+    """int32 (M,), ascending: the listener, or the day as a number of days"""
     start: np.ndarray
     """int64 (M,), ascending within a listener: microseconds, or rank without times"""
 
@@ -129,11 +129,11 @@ class Timeline(NamedTuple):
     def parts(self, plays: int) -> Iterator[slice]:
         """Runs of whole groups with about so many plays."""
         ends = np.append(np.flatnonzero(np.diff(self.group)) + 1, len(self.group))
-        yield from _runs(np.append(0, ends), np.append(0, np.cumsum(self.length)[ends - 1]), plays)
+        yield from _runs(np.append(0, ends), np.append(0, np.cumsum(self.length, dtype=np.int64)[ends - 1]), plays)
 
     def pieces(self, plays: int) -> Iterator[slice]:
         """Runs of sessions with about so many plays."""
-        yield from _runs(np.arange(len(self.length) + 1), np.append(0, np.cumsum(self.length)), plays)
+        yield from _runs(np.arange(len(self.length) + 1), np.append(0, np.cumsum(self.length, dtype=np.int64)), plays)
 
 
 def _runs(places: np.ndarray, plays: np.ndarray, at_once: int) -> Iterator[slice]:
@@ -145,27 +145,32 @@ def _runs(places: np.ndarray, plays: np.ndarray, at_once: int) -> Iterator[slice
         at = following
 
 
-def timeline_of(sources: Sequence[SessionArrays], groups: np.ndarray, starts: np.ndarray) -> Timeline:
+def timeline_of(
+    sources: Sequence[SessionArrays], groups: np.ndarray, starts: np.ndarray, without: np.ndarray | None = None
+) -> Timeline:
     """All sessions of the sources, by group and start; equal ones in order of the sources, then of the sessions.
 
     Args:
         sources: such as the three splits.
-        groups: int64, of each session of the first source, then of the second, ...
-        starts: int64, likewise.
+        groups: int32, of each session of the first source, then of the second, ...
+        starts: int64, of each likewise.
+        without: bool, likewise: sessions that are left out.
     """
-    source = np.repeat(np.arange(len(sources)), [arrays.n_sessions for arrays in sources])
+    source = np.repeat(np.arange(len(sources), dtype=np.int8), [arrays.n_sessions for arrays in sources])
     first = np.concatenate([arrays.offsets[:-1] for arrays in sources])
-    length = np.concatenate([arrays.lengths for arrays in sources])
+    length = np.concatenate([arrays.lengths.astype(np.int32) for arrays in sources])
     order = np.lexsort((starts, groups))
+    if without is not None:
+        order = order[~without[order]]
     return Timeline(source, first, length, groups, starts).take(order)
 
 
 def listeners_of(sources: Sequence[SessionArrays]) -> np.ndarray:
-    """A number for the listener of each session; a session without one is a listener of its own: int64."""
+    """A number for the listener of each session; a session without one is a listener of its own: int32."""
     columns = [_users(arrays) for arrays in sources]
     joined = pa.chunked_array([chunk for column in columns for chunk in column.chunks]).unify_dictionaries()
     codes = [pc.fill_null(chunk.indices, -1).to_numpy(zero_copy_only=False) for chunk in joined.chunks]
-    listeners = np.concatenate([np.zeros(0, np.int64), *codes]).astype(np.int64)
+    listeners = np.concatenate([np.zeros(0, np.int32), *codes]).astype(np.int32)
     alone = np.flatnonzero(listeners < 0)
     listeners[alone] = listeners.max(initial=-1) + 1 + np.arange(len(alone))
     return listeners
@@ -177,6 +182,16 @@ def _users(arrays: SessionArrays) -> pa.ChunkedArray:
         raise UserError(f"{path} has no column user, so the past of its listeners is unknown; name the column of users")
     column = pq.read_table(path, columns=["user"], read_dictionary=["user"])["user"]
     return column.cast(pa.dictionary(pa.int32(), pa.string()))
+
+
+def copies_in(sources: Sequence[SessionArrays]) -> np.ndarray:
+    """Which sessions have the session id of one of the last source, and are not of it: bool."""
+    ids = [
+        pq.read_table(arrays.folder / "sessions.parquet", columns=["session_id"])["session_id"] for arrays in sources
+    ]
+    last = ids[-1].cast(pa.string()).combine_chunks()
+    found = [pc.is_in(each.cast(pa.string()), value_set=last).to_numpy() for each in ids[:-1]]
+    return np.concatenate([*found, np.zeros(len(last), bool)])
 
 
 def starts_of(sources: Sequence[SessionArrays], facts: Facts) -> np.ndarray:
@@ -196,14 +211,14 @@ def starts_of(sources: Sequence[SessionArrays], facts: Facts) -> np.ndarray:
 
 
 def days_of(sources: Sequence[SessionArrays]) -> np.ndarray:
-    """The day of each session, as days since 1970; -1 where it is unknown: int64."""
+    """The day of each session, as days since 1970; -1 where it is unknown: int32."""
     days = []
     for arrays in sources:
         codes = pq.read_table(arrays.folder / "sessions.parquet", columns=["day"], read_dictionary=["day"])["day"]
         for chunk in codes.chunks:
             texts = [text if text else "NaT" for text in chunk.dictionary.to_pylist()]
             dates = np.array([f"{d[:4]}-{d[4:6]}-{d[6:]}" if d != "NaT" else d for d in texts], "datetime64[D]")
-            known = np.where(np.isnat(dates), -1, dates.astype(np.int64))
+            known = np.where(np.isnat(dates), -1, dates.astype(np.int64)).astype(np.int32)
             days.append(known[chunk.indices.to_numpy()])
     return np.concatenate(days)
 
@@ -234,7 +249,7 @@ class Plays(NamedTuple):
 
 def gather(sources: Sequence[SessionArrays], sessions: Timeline, catalogue: Catalogue, facts: Facts) -> Plays:
     """Read the plays of some sessions."""
-    offsets = np.append(0, np.cumsum(sessions.length))
+    offsets = np.append(0, np.cumsum(sessions.length, dtype=np.int64))
     which = np.repeat(sessions.source, sessions.length)
     rows = np.arange(offsets[-1]) + np.repeat(sessions.first - offsets[:-1], sessions.length)
     n = len(rows)

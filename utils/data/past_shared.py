@@ -17,19 +17,20 @@ HALF_LIFE = 7.0
 
 
 @compiled
-def relations(offsets: Any, entities: Any, seen: Any, out: Any) -> None:
-    """How each play relates to the others of its session, by identities only: `out` float32 (plays, 12).
+def relations(offsets: Any, entities: Any, seen: Any, at: int, out: Any) -> None:
+    """How each play relates to the others of its session, by identities only.
 
     Args:
         offsets: int64 (M + 1,), from 0.
         entities: int32 (plays, 3).
         seen: int32 (all entities,), zeros before and after.
-        out: filled.
+        at: first column of `out` that is filled.
+        out: float32 (plays, columns): twelve of its columns are filled.
     """
     for session in range(len(offsets) - 1):
         first, last = offsets[session], offsets[session + 1]
         for i in range(first, last):
-            line = out[i]
+            line = out[i, at:]
             for kind in range(3):
                 entity = entities[i, kind]
                 line[kind] = 1.0 if i > first and entity >= 0 and entities[i - 1, kind] == entity else 0.0
@@ -85,7 +86,10 @@ def learn_shared(offsets: Any, entities: Any, labels: Any, day: int, shared: Any
 
 @compiled
 def of_all(offsets: Any, entities: Any, day: int, shared: Any, out: Any) -> None:
-    """Statistics over all sessions of the days before `day`, of the plays of some of its sessions: (plays, 17)."""
+    """Statistics over all sessions of the days before `day` into the first 17 columns of `out`, float32 (plays, ...).
+
+    The plays are of sessions of `day`.
+    """
     total = shared.positions[N_POSITIONS]
     p = shrunk(total[1], total[0], LISTENER_MEAN, LISTENER_PLAYS)
     nothing = np.zeros(6)
