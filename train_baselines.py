@@ -2,6 +2,7 @@
 
     python train_baselines.py --config configs/baselines/demo_skip.yml
     python train_baselines.py --config configs/baselines/nowplaying.yml --data.folder data/nowplaying
+    python train_baselines.py --config configs/baselines/personal.yml --past.protocol frozen
     python train_baselines.py --data.folder data/mssd --task both --max_sessions 1000000
 
 They are fitted on the training split only. Validation chooses the settings of seq baselines by MRR@20, and the number

@@ -3,6 +3,7 @@
     python train_lstm_skip.py --config configs/lstm_skip/demo.yml
     python train_lstm_skip.py --data.folder data/mssd --model.cell gru --model.bidirectional true
     python train_lstm_skip.py --data.folder data/mssd --table.vectors VECTORS/track_embeddings.safetensors
+    python train_lstm_skip.py --config configs/lstm_skip/personal.yml --data.folder data/mine
     python train_lstm_skip.py --config RUN/config.yml --run.resume RUN
 
 The defaults are the original's, except for the skips of the history and the decoder's input, which the original's code

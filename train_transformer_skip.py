@@ -3,6 +3,7 @@
     python train_transformer_skip.py --config configs/transformer_skip/demo.yml
     python train_transformer_skip.py --data.folder data/mssd --model.skip_encoding token --train.lr 1e-4
     python train_transformer_skip.py --data.folder data/catalogue --table.min_plays 5
+    python train_transformer_skip.py --config configs/transformer_skip/personal.yml --past.protocol frozen
     python train_transformer_skip.py --config RUN/config.yml --run.resume RUN
 
 The defaults are the original's, except for the learning rate, and for the skip encoding, which the original's code got
