@@ -53,6 +53,7 @@ class Config:
 def main(config: Config) -> dict[str, Any]:
     """Print the scores and return them, as `Scores.summary()`."""
     from utils.core.files import read_json
+    from utils.data.past import past_of
     from utils.evaluation.decoding import allowed_tracks, mask_filling, step_by_step
     from utils.evaluation.predict import seq_predictor, skip_predictor
     from utils.evaluation.scoring import score_loader, scoring_loader
@@ -83,6 +84,8 @@ def main(config: Config) -> dict[str, Any]:
                 source=config.source,
                 options=config.source_options,
             )
+            if hasattr(trained, "past"):
+                outside = past_of(outside, dataset, trained.past)
             split, dataset = "test", replace(dataset, test=outside)
         if how is not None:
             decoding = mask_filling(how) if isinstance(how, FillingConfig) else step_by_step(how)

@@ -2,32 +2,31 @@
 
     python train_baselines.py --config configs/baselines/demo_skip.yml
     python train_baselines.py --config configs/baselines/nowplaying.yml --data.folder data/nowplaying
+    python train_baselines.py --config configs/baselines/personal.yml --past.protocol frozen
     python train_baselines.py --data.folder data/mssd --task both --max_sessions 1000000
 
-They are fitted on the training split only. Settings are chosen by MRR@20 on validation; `trials` in `result.json` lists
-every setting that was tried. Without validation sessions, settings are the defaults. A dataset without skips gets the
-seq baselines only, and so does `--data.every_prefix`.
+They are fitted on the training split only. Validation chooses the settings of seq baselines by MRR@20, and the number
+of trees by log loss; `trials` in `result.json` lists what was tried. Without validation sessions, settings are the
+defaults. A dataset without skips gets the seq baselines only, and so does `--data.every_prefix`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache, partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from jsonargparse.typing import PositiveInt
 
 from utils.core.cli import TYPE_CHECKING, cli
 from utils.core.errors import UserError
-from utils.data.options import DataConfig
+from utils.data.options import DataConfig, PastConfig
+from utils.training.baselines import Baseline, SkipExamples
 from utils.training.options import RunConfig
 from utils.training.seeds import each_seed
 
 if TYPE_CHECKING:
-    from utils.data.dataloaders import SessionLoader
     from utils.data.dataset import Dataset
-    from utils.evaluation.predictions import Predictions
 
 
 @dataclass
@@ -39,37 +38,32 @@ class Config:
     task: Literal["skip", "seq", "both"] = "both"
     """Which baselines."""
     max_sessions: PositiveInt = 1_000_000
-    """Most training sessions to use, to bound the memory: evenly spaced for skip, the last ones for seq."""
+    """Most training sessions to use, to bound the memory: evenly spaced for skip, the last ones for seq. Boosted trees,
+    and with a past the logistic regression, use 30,000 at most."""
     order: PositiveInt = 4
     """Longest context of the n-gram, in tracks."""
-
-
-class Baseline(NamedTuple):
-    """A row of the leaderboard that is not fitted yet."""
-
-    id: str
-    """`experiment` in result.json, and the folder of its runs."""
-    label: str
-    fit: Callable[[], tuple[Any, dict[str, float]]]
-    """Returns the model and its trials, see `next_track.choose`."""
+    past: PastConfig = field(default_factory=PastConfig)
+    use_ids: bool = True
+    """Logistic regression and trees know the skip rate of each track in training; false leaves them only its past."""
 
 
 def skip_baselines(config: Config, dataset: Dataset) -> list[Baseline]:
-    """The skip baselines. They choose nothing on validation: the prior of their rates is fixed."""
+    """The skip baselines; validation chooses nothing but the number of trees."""
     from model import baselines_skip as skip
-    from utils.data.dataloaders import SessionLoader
+    from model.trees_skip import HistoryTrees
     from utils.training.run import REPEAT_LAST
 
-    s, t, n = config.data.history_size, config.data.target_size, config.max_sessions
-    loader = SessionLoader(dataset.train, batch_size=4096, history_size=s, target_size=t, max_sessions=n)
-    inputs, labels = skip.SkipInputs.of(loader), loader.targets().skips
+    examples = SkipExamples(dataset, config.data, max_sessions=config.max_sessions)
     rate = skip.TrackRate.fit(dataset.train.tracks, dataset.train.skips, n_ids=dataset.n_ids)
-    fit_logistic = partial(skip.HistoryLogistic.fit, track_rate=rate, seed=config.run.seed)
+    known: Any = {"track_rate": rate if config.use_ids else None, "seed": config.run.seed}
+    logistic: Any = partial(skip.HistoryLogistic.fit, **known)
+    trees: Any = partial(HistoryTrees.fit, **known)
     return [
-        Baseline("position_majority", "Position majority", lambda: (skip.PositionMajority.fit(inputs, labels), {})),
+        Baseline("position_majority", "Position majority", lambda: (skip.PositionMajority.fit(*examples.many), {})),
         Baseline("skip_rate_of_the_track", "Skip rate of the track", lambda: (rate, {})),
-        Baseline(REPEAT_LAST, "Repeat last action", lambda: (skip.RepeatLast.fit(inputs, labels), {})),
-        Baseline("logistic_on_the_history", "Logistic on the history", lambda: (fit_logistic(inputs, labels), {})),
+        Baseline(REPEAT_LAST, "Repeat last action", lambda: (skip.RepeatLast.fit(*examples.many), {})),
+        Baseline("logistic_on_the_history", "Logistic on the history", lambda: (logistic(*examples.for_logistic), {})),
+        Baseline("boosted_trees", "Boosted trees", lambda: trees(examples.few, examples.valid())),
     ]
 
 
@@ -113,28 +107,27 @@ def main(config: Config) -> list[dict[str, Any]]:
     from model import baselines_skip as skip
     from model import next_track
     from utils.data.dataset import Dataset
+    from utils.data.past import with_past
     from utils.evaluation.predictions import SeqPredictions, SkipPredictions
     from utils.evaluation.scoring import score, scoring_loaders
     from utils.training.run import Run
 
     if config.task == "skip" and config.data.every_prefix:
         raise UserError("data.every_prefix has no meaning for skips; leave it out, or choose --task seq")
-    dataset = Dataset.open(config.data.folder, needs_skips=config.task == "skip")
+    if config.task == "seq" and (config.past != PastConfig() or not config.use_ids):
+        raise UserError("past and use_ids have no meaning for the seq baselines; leave them out, or choose --task skip")
+    dataset = with_past(Dataset.open(config.data.folder, needs_skips=config.task == "skip"), config.past)
     loaders = list(scoring_loaders(dataset, config.data))
-    skip_inputs, examples = cache(skip.SkipInputs.of), cache(next_track.examples)  # read each loader only once
-
-    def predict_skips(model: Any, loader: SessionLoader) -> Predictions:
-        return SkipPredictions(*model.predict(skip_inputs(loader)))
-
-    def predict_tracks(model: Any, loader: SessionLoader) -> Predictions:
-        return SeqPredictions(*next_track.predict(model, *examples(loader)))
-
-    tasks = {"skip": (skip_baselines, predict_skips), "seq": (seq_baselines, predict_tracks)}
+    examples = cache(next_track.examples)  # read each loader only once
+    tasks: dict[str, Any] = {
+        "skip": (skip_baselines, lambda model, loader: SkipPredictions(*skip.predict(model, loader))),
+        "seq": (seq_baselines, lambda model, loader: SeqPredictions(*next_track.predict(model, *examples(loader)))),
+    }
     results = []
     for task in tasks if config.task == "both" else [config.task]:
         if task == "skip" and (not dataset.info["has_skips"] or config.data.every_prefix):
-            reason = "data.every_prefix is for seq" if dataset.info["has_skips"] else f"{dataset.folder} has no skips"
-            tqdm.write(f"{reason}: only the seq baselines run")
+            why = "data.every_prefix is for seq" if dataset.info["has_skips"] else f"{dataset.folder} has no skips"
+            tqdm.write(f"{why}: only the seq baselines run")
             continue
         baselines, predict = tasks[task]
         for baseline in baselines(config, dataset):

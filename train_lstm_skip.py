@@ -3,6 +3,7 @@
     python train_lstm_skip.py --config configs/lstm_skip/demo.yml
     python train_lstm_skip.py --data.folder data/mssd --model.cell gru --model.bidirectional true
     python train_lstm_skip.py --data.folder data/mssd --table.vectors VECTORS/track_embeddings.safetensors
+    python train_lstm_skip.py --config configs/lstm_skip/personal.yml --data.folder data/mine
     python train_lstm_skip.py --config RUN/config.yml --run.resume RUN
 
 The defaults are the original's, except for the skips of the history and the decoder's input, which the original's code
@@ -17,7 +18,7 @@ from typing import Any
 
 from utils.core.cli import TYPE_CHECKING, cli
 from utils.core.errors import blame
-from utils.data.options import DataConfig
+from utils.data.options import DataConfig, PastConfig
 from utils.training.model_configs import SkipLSTMConfig
 from utils.training.options import RunConfig, TableConfig, TrainConfig, Weighting
 from utils.training.seeds import each_seed
@@ -36,10 +37,14 @@ class Config:
 
     data: DataConfig = field(default_factory=DataConfig)
     model: SkipLSTMConfig = field(default_factory=SkipLSTMConfig)
+    past: PastConfig = field(default_factory=PastConfig)
     table: TableConfig = field(default_factory=TableConfig)
     train: TrainConfig = field(default_factory=lambda: TrainConfig(lr=1e-3, clip=1.0))
     weighting: Weighting = "uniform"
     """Loss weight of each position: uniform, or maa (what a mistake there costs)."""
+    monitor: str = "maa"
+    """Validation metric that chooses the best weights: maa, or log_loss on validation splits of a few hundred sessions,
+    where the MAA is noise."""
     run: RunConfig = field(default_factory=lambda: RunConfig(label="LSTM"))
 
 
@@ -48,7 +53,7 @@ def build(config: Config, dataset: Dataset) -> LSTMForSkips:
     from model.lstm import LSTMForSkips
     from utils.training.track_table import table_rows
 
-    n_own, n_shared = table_rows(config.table, dataset)
+    n_own, n_shared = table_rows(config.table, dataset, use_ids=config.model.use_ids)
     model = LSTMForSkips(
         dataset.n_ids,
         dataset.features,
@@ -56,6 +61,8 @@ def build(config: Config, dataset: Dataset) -> LSTMForSkips:
         n_own=n_own,
         n_shared=n_shared,
         sparse=True,
+        n_past=dataset.n_past,
+        n_details=dataset.n_details,
         **asdict(config.model),
     )
     model.tracks.table.requires_grad_(not config.table.freeze)
@@ -63,10 +70,13 @@ def build(config: Config, dataset: Dataset) -> LSTMForSkips:
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Train, choose the best weights by validation MAA, score once on test; returns the content of result.json."""
+    """Train, choose the best weights on validation, score once on test; returns the content of result.json."""
     from utils.data.batch import to_device
     from utils.data.dataloaders import training_loader
     from utils.data.dataset import Dataset
+    from utils.data.options import check_relations
+    from utils.data.past import with_past
+    from utils.evaluation.metrics import direction
     from utils.evaluation.predict import skip_predictor
     from utils.evaluation.scoring import score, scoring_loaders, validate, validation_loader
     from utils.training.loop import fit, training_details
@@ -75,7 +85,8 @@ def main(config: Config) -> dict[str, Any]:
     from utils.training.run import Run
     from utils.training.track_table import load_table
 
-    dataset = Dataset.open(config.data.folder, needs_skips=True)
+    check_relations(config.past, causal=config.model.causal)
+    dataset = with_past(Dataset.open(config.data.folder, needs_skips=True), config.past)
     device = pick_device(config.train.device)
     seed_everything(config.run.seed)
     with blame("model"):
@@ -88,9 +99,10 @@ def main(config: Config) -> dict[str, Any]:
 
     def loss_fn(model: LSTMForSkips, batch: SessionBatch) -> tuple[Tensor, int]:
         labels = to_device(batch.target_skips, device) if config.model.previous_label else None
-        logits = model(*batch.inputs(device), labels)
+        logits = model(*batch.inputs(device), labels=labels)
         return loss_of_skips(logits, batch.target_skips, weighting=config.weighting)
 
+    better = direction(config.monitor, "skip")
     run = Run("lstm_skip", config, dataset)
     progress = fit(
         model,
@@ -99,7 +111,8 @@ def main(config: Config) -> dict[str, Any]:
         train,
         config=config.train,
         run=run,
-        monitor="maa",
+        monitor=config.monitor,
+        direction=better,
     )
     scores = score(predict, dataset, scoring_loaders(dataset, config.data), folder=run.folder)
     return run.finish(task="skip", scores=scores, **training_details(model, progress))

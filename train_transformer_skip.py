@@ -3,6 +3,7 @@
     python train_transformer_skip.py --config configs/transformer_skip/demo.yml
     python train_transformer_skip.py --data.folder data/mssd --model.skip_encoding token --train.lr 1e-4
     python train_transformer_skip.py --data.folder data/catalogue --table.min_plays 5
+    python train_transformer_skip.py --config configs/transformer_skip/personal.yml --past.protocol frozen
     python train_transformer_skip.py --config RUN/config.yml --run.resume RUN
 
 The defaults are the original's, except for the learning rate, and for the skip encoding, which the original's code got
@@ -17,7 +18,7 @@ from typing import Any
 
 from utils.core.cli import TYPE_CHECKING, cli
 from utils.core.errors import blame
-from utils.data.options import DataConfig
+from utils.data.options import DataConfig, PastConfig
 from utils.training.model_configs import SkipTransformerConfig
 from utils.training.options import RunConfig, TableConfig, TrainConfig, Weighting
 from utils.training.seeds import each_seed
@@ -33,10 +34,14 @@ class Config:
 
     data: DataConfig = field(default_factory=DataConfig)
     model: SkipTransformerConfig = field(default_factory=SkipTransformerConfig)
+    past: PastConfig = field(default_factory=PastConfig)
     table: TableConfig = field(default_factory=TableConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     weighting: Weighting = "uniform"
     """Loss weight of each position: uniform, or maa (what a mistake there costs)."""
+    monitor: str = "maa"
+    """Validation metric that chooses the best weights: maa, or log_loss on validation splits of a few hundred sessions,
+    where the MAA is noise."""
     run: RunConfig = field(default_factory=lambda: RunConfig(label="Transformer"))
 
 
@@ -45,7 +50,7 @@ def build(config: Config, dataset: Dataset) -> SkipTransformer:
     from model.transformer import SkipTransformer
     from utils.training.track_table import table_rows
 
-    n_own, n_shared = table_rows(config.table, dataset)
+    n_own, n_shared = table_rows(config.table, dataset, use_ids=config.model.use_ids)
     model = SkipTransformer(
         dataset.n_ids,
         dataset.features,
@@ -54,6 +59,8 @@ def build(config: Config, dataset: Dataset) -> SkipTransformer:
         n_own=n_own,
         n_shared=n_shared,
         sparse=True,
+        n_past=dataset.n_past,
+        n_details=dataset.n_details,
         **asdict(config.model),
     )
     model.decoder.tracks.table.requires_grad_(not config.table.freeze)
@@ -61,9 +68,12 @@ def build(config: Config, dataset: Dataset) -> SkipTransformer:
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Train, choose the best weights by validation MAA, score once on test; returns the content of result.json."""
+    """Train, choose the best weights on validation, score once on test; returns the content of result.json."""
     from utils.data.dataloaders import training_loader
     from utils.data.dataset import Dataset
+    from utils.data.options import check_relations
+    from utils.data.past import with_past
+    from utils.evaluation.metrics import direction
     from utils.evaluation.predict import skip_predictor
     from utils.evaluation.scoring import score, scoring_loaders, validate, validation_loader
     from utils.training.loop import fit, training_details
@@ -72,7 +82,8 @@ def main(config: Config) -> dict[str, Any]:
     from utils.training.run import Run
     from utils.training.track_table import load_table
 
-    dataset = Dataset.open(config.data.folder, needs_skips=True)
+    check_relations(config.past, causal=config.model.causal)
+    dataset = with_past(Dataset.open(config.data.folder, needs_skips=True), config.past)
     device = pick_device(config.train.device)
     seed_everything(config.run.seed)
     with blame("model"):
@@ -84,6 +95,7 @@ def main(config: Config) -> dict[str, Any]:
     valid = validation_loader(dataset, config.data)
     loss_fn = partial(skip_loss, weighting=config.weighting)
 
+    better = direction(config.monitor, "skip")
     run = Run("transformer_skip", config, dataset)
     progress = fit(
         model,
@@ -92,7 +104,8 @@ def main(config: Config) -> dict[str, Any]:
         train,
         config=config.train,
         run=run,
-        monitor="maa",
+        monitor=config.monitor,
+        direction=better,
     )
     scores = score(predict, dataset, scoring_loaders(dataset, config.data), folder=run.folder)
     return run.finish(task="skip", scores=scores, **training_details(model, progress))

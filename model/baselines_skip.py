@@ -1,6 +1,7 @@
 """Baselines for the skip task: repeat the last action, position majority, skip rate of the track, logistic regression.
 
-Each predicts from the history's tracks and skips and from the target tracks, and from nothing else. Every rate is a
+Each predicts from the history's tracks and skips and from the target tracks; the logistic regression and the boosted
+trees (`model/trees_skip.py`) also from the past of all these plays, if they are given it. Every rate is a
 posterior mean under a fixed prior of `PRIOR` observations at the overall rate in training:
 (skips + PRIOR * overall) / (n + PRIOR). Letters: N examples, S history positions, T target positions, V ids.
 """
@@ -9,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import islice
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
@@ -21,6 +23,8 @@ from utils.data.vocab import PAD
 
 PRIOR = 20.0
 """Observations at the overall rate that are added to those of each rate."""
+BATCHES_AT_ONCE = 40
+"""Batches of a loader that are predicted together."""
 
 
 class SkipInputs(NamedTuple):
@@ -32,17 +36,50 @@ class SkipInputs(NamedTuple):
     """int (N, S): 0 unknown or no play, else 1 + `schema.SKIP_*`"""
     target_tracks: np.ndarray
     """int (N, T), padded on the right"""
+    log: np.ndarray | None = None
+    """uint8 (N, S, L): codes of `schema.LOG_COLUMNS` of the history"""
+    past: np.ndarray | None = None
+    """float16 (N, S + T, P): statistics and relations of all plays, see `utils/data/batch.py`; None without them"""
+    details: np.ndarray | None = None
+    """float16 (N, S, K): details of the history's plays; None without them"""
 
     @classmethod
     def of(cls, batches: Iterable[SessionBatch]) -> SkipInputs:
-        """Concatenate the batches of an ordered loader, as int32."""
-        batches = tqdm(batches, desc="read", leave=False, delay=2, unit="batch")
-        parts = [(batch.history.tracks, batch.history.skips, batch.target_tracks) for batch in batches]
-        return cls(*(np.concatenate(arrays).astype(np.int32) for arrays in zip(*parts, strict=True)))
+        """Concatenate the batches of an ordered loader, tracks and skips as int32."""
+        columns: dict[str, list[np.ndarray]] = {name: [] for name in cls._fields}
+        for batch in tqdm(batches, desc="read", leave=False, delay=2, unit="batch"):
+            history, past = batch.history, batch.past
+            for name, tensor in zip(cls._fields, (history.tracks, history.skips, batch.target_tracks), strict=False):
+                columns[name].append(tensor.numpy().astype(np.int32))
+            columns["log"].append(history.log.numpy())
+            if past is not None and past.plays.shape[2]:
+                columns["past"].append(past.plays.numpy().astype(np.float16))
+            if past is not None and past.details.shape[2]:
+                columns["details"].append(past.details.numpy().astype(np.float16))
+        return cls(**{name: np.concatenate(parts) for name, parts in columns.items() if parts})
 
     def part(self, rows: slice | np.ndarray) -> SkipInputs:
         """Some of the examples."""
-        return SkipInputs(*(array[rows] for array in self))
+        return SkipInputs(**{name: array[rows] for name, array in self._asdict().items() if array is not None})
+
+
+class SkipBaseline(Protocol):
+    """What every baseline does."""
+
+    def predict(self, inputs: SkipInputs) -> tuple[np.ndarray, np.ndarray]:
+        """Probability float32 (N, T) and decision bool (N, T)."""
+
+
+def predict(model: SkipBaseline, batches: Iterable[SessionBatch]) -> tuple[np.ndarray, np.ndarray]:
+    """Probability float32 (N, T) and decision bool (N, T) of all examples of an ordered loader.
+
+    Few batches are in memory at a time: the past of many sessions is large.
+    """
+    rest, parts = iter(batches), []
+    while some := list(islice(rest, BATCHES_AT_ONCE)):
+        parts.append(model.predict(SkipInputs.of(some)))
+    probability, decision = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return probability, decision
 
 
 def signed_skips(history_skips: np.ndarray) -> np.ndarray:
@@ -128,6 +165,14 @@ class TrackRate:
             skips, plays = skips - (own > 0), plays - (own != 0)
         return (skips + PRIOR * overall) / (plays + PRIOR)
 
+    def without(self, inputs: SkipInputs, labels: np.ndarray) -> TrackRate:
+        """The counts without the plays of some examples and their labels (N, T), which `fit` has counted."""
+        tracks = np.concatenate([inputs.history_tracks, inputs.target_tracks], axis=1)
+        outcomes = np.concatenate([signed_skips(inputs.history_skips), np.where(labels < 0, 0, 2 * labels - 1)], axis=1)
+        n_ids = len(self.plays)
+        skips, plays = (np.bincount(tracks[mask], minlength=n_ids) for mask in (outcomes > 0, outcomes != 0))
+        return TrackRate(self.skips - skips, self.plays - plays)
+
     def predict(self, inputs: SkipInputs) -> tuple[np.ndarray, np.ndarray]:
         """Probability float32 (N, T) and decision bool (N, T)."""
         probability = self.rates(inputs.target_tracks).astype(np.float32)
@@ -139,7 +184,7 @@ class HistoryLogistic:
     """Logistic regression on the history, one model for all target positions; see `_features`."""
 
     regression: LogisticRegression
-    track_rate: TrackRate
+    track_rate: TrackRate | None
 
     @classmethod
     def fit(
@@ -147,7 +192,7 @@ class HistoryLogistic:
         inputs: SkipInputs,
         labels: np.ndarray,
         *,
-        track_rate: TrackRate,
+        track_rate: TrackRate | None,
         max_sessions: int = 50_000,
         l2: float = 1.0,
         seed: int = 0,
@@ -157,7 +202,7 @@ class HistoryLogistic:
         Args:
             inputs, labels: N training examples, all of whose plays `track_rate` has counted; labels (N, T) are
                 1 skipped, 0 not, -1 unknown.
-            track_rate: fitted on the same training split.
+            track_rate: fitted on the same training split; None for no knowledge of tracks but their past.
             max_sessions: if there are more examples, draw so many at random: some 80 weights do not need more.
             l2: weight of the squared norm against the summed log loss.
             seed: for that draw.
@@ -201,17 +246,21 @@ def _rates(cell: np.ndarray, labels: np.ndarray, n_cells: int) -> np.ndarray:
     return (skips + PRIOR * overall) / (plays + PRIOR)
 
 
-def _logit(probability: np.ndarray) -> np.ndarray:
+def logit(probability: np.ndarray) -> np.ndarray:
+    """Log odds, of any shape."""
     return np.log(probability) - np.log1p(-probability)
 
 
-def _features(inputs: SkipInputs, track_rate: TrackRate, own: np.ndarray | None = None) -> np.ndarray:
+def _features(inputs: SkipInputs, track_rate: TrackRate | None, own: np.ndarray | None = None) -> np.ndarray:
     """Features of every target, float32 (N, T, K).
 
     Of the history: signed skip states by recency (S), the last state's degree, log odds of skipping, surprise (how
     much more is skipped than its tracks usually are), share of changes, length. Of the target: log odds of its track,
     the state of the same track in the history, position, number of targets. And position times the strongest of them.
-    `own` (N, T; +1, -1, 0) are the targets' labels, for plays that `track_rate` has counted: see its `rates`.
+    `own` (N, T; +1, -1, 0) are the targets' labels, for plays that `track_rate` has counted: see its `rates`. Without
+    a `track_rate`, every track counts as skipped half of the time.
+    If there is a past: that of the target, of the plays before and after it, and the history's mean; details of the
+    last play, and their mean over the history.
     """
     n, n_targets = inputs.target_tracks.shape
     signed = signed_skips(inputs.history_skips).astype(np.float64)  # (N, S)
@@ -219,18 +268,24 @@ def _features(inputs: SkipInputs, track_rate: TrackRate, own: np.ndarray | None 
     n_known = known.sum(axis=1)
     skipped = (signed > 0).sum(axis=1)
     log_odds = np.log((skipped + 1) / (n_known - skipped + 1))
-    history_rates = track_rate.rates(inputs.history_tracks, None if own is None else signed)
+    half = np.full(inputs.target_tracks.shape, 0.5)
+    history_rates = (
+        np.full(signed.shape, 0.5)
+        if track_rate is None
+        else track_rate.rates(inputs.history_tracks, None if own is None else signed)
+    )
     surprise = (((signed > 0) - history_rates) * known).sum(axis=1) / (n_known + 1)
     changes = (signed[:, 1:] * signed[:, :-1] < 0).sum(axis=1) / (n_known + 1)
     degree = np.eye(N_SKIP_STATES)[inputs.history_skips[:, -1]]  # (N, 6)
     of_history = np.column_stack([signed, degree, log_odds, surprise, changes, n_known / signed.shape[1]])
 
-    track = _logit(track_rate.rates(inputs.target_tracks, own))  # (N, T)
+    track = logit(half if track_rate is None else track_rate.rates(inputs.target_tracks, own))  # (N, T)
     same = inputs.target_tracks[:, :, None] == inputs.history_tracks[:, None, :]
     before = (same * signed[:, None, :]).sum(axis=2).clip(-1, 1)
     target_length = np.eye(n_targets + 1)[(inputs.target_tracks != PAD).sum(axis=1)]
 
-    shared = np.concatenate([of_history, target_length], axis=1)
+    n_plays = np.maximum((inputs.history_tracks != PAD).sum(axis=1, keepdims=True), 1)
+    shared = np.concatenate([of_history, target_length, *_means(inputs, n_plays)], axis=1)
     strongest = np.stack(
         [
             np.ones((n, n_targets)),
@@ -248,7 +303,28 @@ def _features(inputs: SkipInputs, track_rate: TrackRate, own: np.ndarray | None 
             track[:, :, None],
             before[:, :, None],
             by_position.reshape(n, n_targets, -1),
+            *_past_of_targets(inputs),
         ],
         axis=2,
         dtype=np.float32,
     )
+
+
+def _means(inputs: SkipInputs, n_plays: np.ndarray) -> list[np.ndarray]:
+    """Of the past: the history's means, and the last play's details, each (N, P or K); `n_plays` (N, 1)."""
+    s, found = inputs.history_tracks.shape[1], []
+    if inputs.past is not None:
+        found.append(inputs.past[:, :s].sum(axis=1, dtype=np.float32) / n_plays)
+    if inputs.details is not None:
+        found += [inputs.details.sum(axis=1, dtype=np.float32) / n_plays, inputs.details[:, -1]]
+    return found
+
+
+def _past_of_targets(inputs: SkipInputs) -> list[np.ndarray]:
+    """The past of the targets, of the plays before them and of those after them, each (N, T, P)."""
+    if inputs.past is None:
+        return []
+    s = inputs.history_tracks.shape[1]
+    after = np.zeros_like(inputs.past[:, s:])
+    after[:, :-1] = inputs.past[:, s + 1 :]
+    return [inputs.past[:, s:], inputs.past[:, s - 1 : -1], after]

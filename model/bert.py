@@ -19,8 +19,8 @@ from torch.nn.functional import pad
 
 from model.attention import EncoderLayer, real
 from model.dropout import Dropout
-from model.embeddings import LogEmbedding, TrackEmbedding, TrackHead
-from utils.data.batch import N_SKIP_STATES, History
+from model.embeddings import LogEmbedding, PastEmbedding, TrackEmbedding, TrackHead, read_past
+from utils.data.batch import N_SKIP_STATES, History, Past
 from utils.data.vocab import MASK
 
 
@@ -33,6 +33,7 @@ class BertTransformer(nn.Module):
         d_model, n_heads, n_layers, d_ff, dropout: sizes.
         max_length: the longest session.
         sparse: gradients of the track table hold only the rows of a batch, see `TrackEmbedding`.
+        use_ids: tracks have vectors of their own; otherwise only features and what is added tell them apart.
     """
 
     def __init__(
@@ -46,13 +47,18 @@ class BertTransformer(nn.Module):
         d_ff: int,
         dropout: float,
         max_length: int,
+        use_ids: bool,
         sparse: bool = False,
     ) -> None:
         super().__init__()
         self.d_model = d_model
         self.frozen = False
         self.max_length = max_length
-        self.tracks = TrackEmbedding(n_ids, d_model, features, sparse=sparse)
+        self.tracks = (
+            TrackEmbedding(n_ids, d_model, features, sparse=sparse)
+            if use_ids
+            else TrackEmbedding.without_ids(d_model, features, sparse=sparse)
+        )
         self.positions = nn.Parameter(torch.randn(max_length, d_model) * 0.02)
         self.layers = nn.ModuleList(EncoderLayer(d_model, n_heads, d_ff, dropout=dropout) for _ in range(n_layers))
         self.dropout = Dropout(dropout)
@@ -138,24 +144,35 @@ class BertForSkips(nn.Module):
     Args:
         bert: reads the sessions.
         use_log: add the history's log columns.
+        n_past, n_details: P and K, if the model is told of the plays' past, see `PastEmbedding`.
     """
 
-    def __init__(self, bert: BertTransformer, *, use_log: bool) -> None:
+    def __init__(self, bert: BertTransformer, *, use_log: bool, n_past: int = 0, n_details: int = 0) -> None:
         super().__init__()
         self.bert = bert
         self.skip_state = nn.Embedding(N_SKIP_STATES, bert.d_model)
         nn.init.normal_(self.skip_state.weight, std=0.02)
         self.log = LogEmbedding(bert.d_model) if use_log else None
         self.output = nn.Linear(bert.d_model, 1)
+        self.past = PastEmbedding.if_any(bert.d_model, n_past=n_past, n_details=n_details)
 
-    def forward(self, history: History, target_tracks: Tensor) -> Tensor:
-        """History and target tracks (B, T) -> logits (B, T) of a skip."""
+    def forward(self, history: History, target_tracks: Tensor, past: Past | None = None) -> Tensor:
+        """History, target tracks (B, T) and the plays' past -> logits (B, T) of a skip.
+
+        Raises:
+            ValueError: a past is missing, or is given to a model without one.
+        """
+        known = read_past(self.past, past, history)
         n_targets = target_tracks.shape[1]
         added = self.skip_state(pad(history.skips, (0, n_targets)))  # (B, S + T, D); state 0: unknown
         if self.log is not None:
             added = added + pad(self.log(history.log), (0, 0, 0, n_targets))
+        if known.history is not None:
+            added = added + pad(known.history, (0, 0, 0, n_targets))
+        if known.targets is not None:
+            added = added + pad(known.targets, (0, 0, history.tracks.shape[1], 0))
         states = self.bert(torch.cat([history.tracks, target_tracks], dim=1), added)
-        return self.output(states[:, history.tracks.shape[1] :])[..., 0]
+        return self.output(states[:, history.tracks.shape[1] :])[..., 0] + known.logits
 
 
 def _head(bert: BertTransformer, *, tie_weights: bool, sparse: bool) -> TrackHead:

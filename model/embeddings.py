@@ -5,13 +5,16 @@ Shapes: see the legend in `utils/data/batch.py`.
 
 from __future__ import annotations
 
+from typing import NamedTuple, Self
+
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import gelu
 
 from model.names import SkipEncoding
 from utils.data import schema
-from utils.data.batch import N_SKIP_STATES, History, is_skipped
-from utils.data.vocab import N_SPECIAL, PAD, SKIP
+from utils.data.batch import N_SKIP_STATES, History, Past, is_skipped
+from utils.data.vocab import N_SPECIAL, PAD, SKIP, UNK
 
 
 class TrackEmbedding(nn.Module):
@@ -27,7 +30,8 @@ class TrackEmbedding(nn.Module):
         n_ids: V.
         d_model: D.
         features: float (V, F), standardised; part of the model's state, so that a checkpoint is complete.
-        n_own: ids below it, the special ids among them, have a row of their own; all if not given.
+        n_own: ids below it, the special ids among them, have a row of their own; all if not given. `UNK` if no track
+            has one: see `without_ids`.
         n_shared: rows that the other ids share.
         sparse: gradients of the table hold only the rows that a batch looked up.
 
@@ -52,7 +56,7 @@ class TrackEmbedding(nn.Module):
             raise ValueError(f"features have {len(features)} rows for {n_ids} ids")
         self.n_own = n_ids if n_own is None else n_own
         self.n_shared = n_shared
-        if not N_SPECIAL <= self.n_own <= n_ids:
+        if self.n_own != UNK and not N_SPECIAL <= self.n_own <= n_ids:
             raise ValueError(
                 f"{self.n_own} ids with rows of their own; there are {N_SPECIAL} special ids, {n_ids} in all"
             )
@@ -64,6 +68,11 @@ class TrackEmbedding(nn.Module):
             self.table.weight[PAD].zero_()
         self.register_buffer("features", features.clone())
         self.project = nn.Linear(features.shape[1], d_model, bias=False) if features.shape[1] else None
+
+    @classmethod
+    def without_ids(cls, d_model: int, features: Tensor, *, sparse: bool = False) -> Self:
+        """Tracks share one row, new ones too, so only their features tell them apart; padding, MASK and SKIP stay."""
+        return cls(len(features), d_model, features, n_own=UNK, n_shared=1, sparse=sparse)
 
     def forward(self, tracks: Tensor) -> Tensor:
         """Ids (...) -> vectors (..., D)."""
@@ -119,6 +128,70 @@ class LogEmbedding(nn.Module):
         return self.table(index, per_sample_weights=known).view(*log.shape[:2], -1)
 
 
+class FromPast(NamedTuple):
+    """What a model makes of a `Past`."""
+
+    history: Tensor | None = None
+    """To be added to the vectors of the history's plays: (B, S, D)."""
+    targets: Tensor | None = None
+    """To be added to the vectors of the targets: (B, T, D)."""
+    logits: Tensor | float = 0.0
+    """To be added to the logits of the targets: (B, T)."""
+
+
+class PastEmbedding(nn.Module):
+    """What is known of plays beside their tracks (`Past`), as vectors to add to theirs and as a first guess.
+
+    The guess is linear, so that a model starts where a logistic regression on the targets' own past would end.
+
+    Args:
+        d_model: D.
+        n_past: P, statistics and relations of each play.
+        n_details: K, details of each play of the history.
+    """
+
+    def __init__(self, d_model: int, *, n_past: int, n_details: int) -> None:
+        super().__init__()
+        self.n_past = n_past
+        self.n_details = n_details
+        self.history = nn.Linear(n_past + n_details, d_model)
+        self.targets = nn.Linear(n_past, d_model) if n_past else None
+        self.guess = nn.Linear(n_past, 1, bias=False) if n_past else None
+
+    @classmethod
+    def if_any(cls, d_model: int, *, n_past: int, n_details: int) -> Self | None:
+        """None for a model that is told nothing of the past."""
+        return cls(d_model, n_past=n_past, n_details=n_details) if n_past or n_details else None
+
+    def forward(self, past: Past, n_history: int) -> FromPast:
+        """The past of plays, of which the first `n_history` (S) are the history's.
+
+        Raises:
+            ValueError: the past has other columns than the model was built for.
+        """
+        given = past.plays.shape[2], past.details.shape[2]
+        if given != (self.n_past, self.n_details):
+            raise ValueError(f"a past of {given} columns is given to a model of {(self.n_past, self.n_details)}")
+        of_history, of_targets = past.plays[:, :n_history], past.plays[:, n_history:]
+        history = gelu(self.history(torch.cat([of_history, past.details], dim=2)))  # (B, S, D)
+        if self.targets is None or self.guess is None:
+            return FromPast(history)
+        return FromPast(history, gelu(self.targets(of_targets)), self.guess(of_targets)[..., 0])
+
+
+def read_past(embedding: PastEmbedding | None, past: Past | None, history: History) -> FromPast:
+    """What `embedding` makes of `past`: nothing, for a model that is told nothing.
+
+    Raises:
+        ValueError: a past is missing, or is given to a model without one.
+    """
+    if embedding is None or past is None:
+        if embedding is not None or past is not None:
+            raise ValueError("a model with n_past or n_details is called with a past, and no other model is")
+        return FromPast()
+    return embedding(past, history.tracks.shape[1])
+
+
 class HistoryEmbedding(nn.Module):
     """Each play of a history as a vector: track, position, and what the listener did.
 
@@ -146,8 +219,8 @@ class HistoryEmbedding(nn.Module):
         self.skip_state = nn.Embedding(N_SKIP_STATES, d_model) if skip_encoding == "embedding" else None
         self.log = LogEmbedding(d_model) if use_log else None
 
-    def forward(self, history: History) -> Tensor:
-        """History -> (B, S, D)."""
+    def forward(self, history: History, added: Tensor | None = None) -> Tensor:
+        """History, and vectors to add to its plays (B, S, D) -> (B, S, D)."""
         tracks, padding = history.tracks, history.tracks == PAD
         if self.skip_encoding == "token":
             tracks = tracks.masked_fill(is_skipped(history.skips) & ~padding, SKIP)
@@ -159,7 +232,7 @@ class HistoryEmbedding(nn.Module):
             x = x + self.skip_state(history.skips)
         if self.log is not None:
             x = x + self.log(history.log)
-        return x
+        return x if added is None else x + added
 
 
 class TrackHead(nn.Module):

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from model.dropout import Dropout
-from model.embeddings import HistoryEmbedding, TrackEmbedding, TrackHead
+from model.embeddings import HistoryEmbedding, PastEmbedding, TrackEmbedding, TrackHead, read_past
 from model.names import Cell, SkipEncoding
 from model.recurrent import Decoder, DecoderState, Encoder, LookAhead
-from utils.data.batch import History, is_skipped
+from utils.data.batch import History, Past, is_skipped
 from utils.data.vocab import BOS
 
 NO_LABEL = 2
@@ -58,6 +58,8 @@ class LSTMForSkips(nn.Module):
         n_own, n_shared: which tracks share rows of the track table, and how many rows, see `TrackEmbedding`.
         sparse: gradients of the track table hold only the rows of a batch, see `TrackEmbedding`.
         history_size: S.
+        use_ids: tracks have vectors of their own; otherwise only features and past tell them apart.
+        n_past, n_details: P and K, if the model is told of the plays' past, see `PastEmbedding`.
     """
 
     def __init__(
@@ -77,10 +79,13 @@ class LSTMForSkips(nn.Module):
         causal: bool,
         previous_label: bool,
         scheduled_sampling: float,
+        use_ids: bool,
         n_own: int | None = None,
         n_shared: int = 0,
         sparse: bool = False,
         history_size: int,
+        n_past: int = 0,
+        n_details: int = 0,
     ) -> None:
         super().__init__()
         if not 0 <= scheduled_sampling <= 1:
@@ -89,7 +94,11 @@ class LSTMForSkips(nn.Module):
             raise ValueError("scheduled_sampling needs previous_label: there is nothing to guess")
         self.knows_skips = skip_encoding != "none"
         self.scheduled_sampling = scheduled_sampling
-        self.tracks = TrackEmbedding(n_ids, d_model, features, n_own=n_own, n_shared=n_shared, sparse=sparse)
+        self.tracks = (
+            TrackEmbedding(n_ids, d_model, features, n_own=n_own, n_shared=n_shared, sparse=sparse)
+            if use_ids
+            else TrackEmbedding.without_ids(d_model, features, sparse=sparse)
+        )
         embed = HistoryEmbedding(
             self.tracks, d_model, history_size=history_size, skip_encoding=skip_encoding, use_log=use_log
         )
@@ -100,35 +109,42 @@ class LSTMForSkips(nn.Module):
         self.ahead = None if causal else LookAhead(cell, d_model, d_hidden)
         self.dropout = Dropout(dropout)
         self.output = nn.Linear(d_hidden, 1)
+        self.past = PastEmbedding.if_any(d_model, n_past=n_past, n_details=n_details)
 
-    def forward(self, history: History, target_tracks: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self, history: History, target_tracks: Tensor, past: Past | None = None, *, labels: Tensor | None = None
+    ) -> Tensor:
         """Logits (B, T) of a skip.
 
         Args:
-            history: the past.
+            history: the plays before.
             target_tracks: int64 (B, T).
+            past: of the plays, for a model with n_past or n_details.
             labels: int64 (B, T), 1 skipped, 0 not, -1 unknown. Training gives them: each is fed at the step after.
                 Prediction does not: the model then feeds its own guesses.
 
         Raises:
-            ValueError: labels are given to a model without `previous_label`.
+            ValueError: labels are given to a model without `previous_label`; a past is missing, or is given to a model
+                without one.
         """
-        state = self.decoder.begin(*self.encoder(history))
-        x = self.dropout(self.tracks(target_tracks))  # (B, T, D)
+        known = read_past(self.past, past, history)
+        state = self.decoder.begin(*self.encoder(history, known.history))
+        x = self.tracks(target_tracks)  # (B, T, D)
+        x = self.dropout(x if known.targets is None else x + known.targets)
         if self.ahead is not None:
             x = x + self.dropout(self.ahead(x, target_tracks))
         if self.label is None:
             if labels is not None:
                 raise ValueError("labels are given to a model without previous_label")
-            return self.output(self.decoder(x, state)[0])[..., 0]
+            return self.output(self.decoder(x, state)[0])[..., 0] + known.logits
         first = self.label_before(history)  # (B,)
         if labels is None:
-            return self._step_by_step(x, state, self.label, first, None)
-        known = labels.masked_fill(labels < 0, NO_LABEL)
+            return self._step_by_step(x, state, self.label, first, None, known.logits)
+        true = labels.masked_fill(labels < 0, NO_LABEL)
         if self.training and self.scheduled_sampling:
-            return self._step_by_step(x, state, self.label, first, known)
-        previous = torch.cat([first[:, None], known[:, :-1]], dim=1)
-        return self.output(self.decoder(x + self.label(previous), state)[0])[..., 0]
+            return self._step_by_step(x, state, self.label, first, true, known.logits)
+        previous = torch.cat([first[:, None], true[:, :-1]], dim=1)
+        return self.output(self.decoder(x + self.label(previous), state)[0])[..., 0] + known.logits
 
     def label_before(self, history: History) -> Tensor:
         """The label (B,) before the first target: that of the last play, or unknown."""
@@ -137,18 +153,27 @@ class LSTMForSkips(nn.Module):
         return known if self.knows_skips else torch.full_like(last, NO_LABEL)
 
     def _step_by_step(
-        self, x: Tensor, state: DecoderState, label: nn.Embedding, first: Tensor, known: Tensor | None
+        self,
+        x: Tensor,
+        state: DecoderState,
+        label: nn.Embedding,
+        first: Tensor,
+        true: Tensor | None,
+        added: Tensor | float,
     ) -> Tensor:
-        """Feed guesses or, with `known` labels (B, T), a mix of labels and guesses: logits (B, T)."""
+        """Feed guesses or, with `true` labels (B, T), a mix of labels and guesses: logits (B, T), with what is `added`
+        to them (B, T)."""
+        n_steps = x.shape[1]
+        each = added.unbind(1) if isinstance(added, Tensor) else [added] * n_steps
         previous, logits = first, []
-        for step in range(x.shape[1]):
+        for step in range(n_steps):
             states, state = self.decoder((x[:, step] + label(previous))[:, None], state)
-            logit = self.output(states)[:, 0, 0]  # (B,)
+            logit = self.output(states)[:, 0, 0] + each[step]  # (B,)
             logits.append(logit)
             previous = (logit >= 0).long()
-            if known is not None:
+            if true is not None:
                 guessed = torch.rand(len(x), device=x.device) < self.scheduled_sampling
-                previous = torch.where(guessed, previous, known[:, step])
+                previous = torch.where(guessed, previous, true[:, step])
         return torch.stack(logits, dim=1)
 
 

@@ -157,14 +157,15 @@ class Encoder(nn.Module):
         n_states = 2 if cell == "lstm" else 1
         self.bridges = nn.ModuleList(nn.Linear(2 * d_hidden, d_hidden) for _ in range(n_states if bidirectional else 0))
 
-    def forward(self, history: History) -> tuple[Memory, Hidden]:
-        """History -> its states (B, S, D' or 2 D'), padded on the right, and the state to go on from.
+    def forward(self, history: History, added: Tensor | None = None) -> tuple[Memory, Hidden]:
+        """History, and vectors to add to its plays (B, S, D) -> its states (B, S, D' or 2 D'), padded on the right, and
+        the state to go on from.
 
         No loader makes an empty history; this would read one as a single play of padding.
         """
         size = history.tracks.shape[1]
         n_pad = (history.tracks == PAD).sum(1).clamp(max=size - 1)
-        x = plays_first(self.dropout(self.embed(history)), n_pad)  # (B, S, D)
+        x = plays_first(self.dropout(self.embed(history, added)), n_pad)  # (B, S, D)
         lengths = size - n_pad
         states, last = self.rnn.read(x, lengths)
         shown = torch.arange(size, device=n_pad.device) < lengths[:, None]  # (B, S)

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from model.attention import BertBranch, DecoderLayer, EncoderLayer, KeysValues, Memory, causal, real
 from model.dropout import Dropout
-from model.embeddings import HistoryEmbedding, TrackEmbedding, TrackHead
+from model.embeddings import HistoryEmbedding, PastEmbedding, TrackEmbedding, TrackHead, read_past
 from model.names import SkipEncoding
-from utils.data.batch import History
+from utils.data.batch import History, Past
 from utils.data.vocab import BOS
 
 
@@ -48,8 +48,9 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(d_model)
         self.dropout = Dropout(dropout)
 
-    def forward(self, history: History, bert: Memory | None = None) -> Memory:
-        """History and BERT's states -> states (B, S, D), which attention sees only at plays.
+    def forward(self, history: History, bert: Memory | None = None, *, added: Tensor | None = None) -> Memory:
+        """History, BERT's states, and vectors to add to the plays (B, S, D) -> states (B, S, D), which attention sees
+        only at plays.
 
         Raises:
             ValueError: BERT's states are missing, or are given to layers without attention to them.
@@ -58,7 +59,7 @@ class Encoder(nn.Module):
             given = "no states of BERT are" if bert is None else "states of BERT are"
             raise ValueError(f"{given} given to a Transformer built with d_bert {self.d_bert}")
         mask = real(history.tracks)
-        x = self.dropout(self.embed(history))
+        x = self.dropout(self.embed(history, added))
         for layer in self.layers:
             x = layer(x, mask, bert)
         return Memory(self.norm(x), mask)
@@ -97,9 +98,19 @@ class Decoder(nn.Module):
         self.norm = nn.LayerNorm(d_model)
         self.dropout = Dropout(dropout)
 
-    def forward(self, tracks: Tensor, mask: Tensor, memory: Memory, bert: Memory | None = None) -> Tensor:
-        """Tracks (B, T), mask (B or 1, T, T), the encoder's memory, BERT's states -> states (B, T, D)."""
-        x = self.dropout(self.tracks(tracks) + self.positions[: tracks.shape[1]])
+    def forward(
+        self,
+        tracks: Tensor,
+        mask: Tensor,
+        memory: Memory,
+        bert: Memory | None = None,
+        *,
+        added: Tensor | None = None,
+    ) -> Tensor:
+        """Tracks (B, T), mask (B or 1, T, T), the encoder's memory, BERT's states, and vectors to add to the tracks
+        (B, T, D) -> states (B, T, D)."""
+        x = self.tracks(tracks) + self.positions[: tracks.shape[1]]
+        x = self.dropout(x if added is None else x + added)
         for layer in self.layers:
             x = layer(x, mask, memory, bert)
         return self.norm(x)
@@ -143,6 +154,8 @@ class SkipTransformer(nn.Module):
         sparse: gradients of the track table hold only the rows of a batch, see `TrackEmbedding`.
         history_size, target_size: S and T.
         branch: makes layers attend to BERT's states as well, see `EncoderLayer`.
+        use_ids: tracks have vectors of their own; otherwise only features and past tell them apart.
+        n_past, n_details: P and K, if the model is told of the plays' past, see `PastEmbedding`.
     """
 
     def __init__(
@@ -158,16 +171,23 @@ class SkipTransformer(nn.Module):
         skip_encoding: SkipEncoding,
         use_log: bool,
         causal: bool,
+        use_ids: bool,
         n_own: int | None = None,
         n_shared: int = 0,
         sparse: bool = False,
         history_size: int,
         target_size: int,
         branch: BertBranch | None = None,
+        n_past: int = 0,
+        n_details: int = 0,
     ) -> None:
         super().__init__()
         self.causal = causal
-        tracks = TrackEmbedding(n_ids, d_model, features, n_own=n_own, n_shared=n_shared, sparse=sparse)
+        tracks = (
+            TrackEmbedding(n_ids, d_model, features, n_own=n_own, n_shared=n_shared, sparse=sparse)
+            if use_ids
+            else TrackEmbedding.without_ids(d_model, features, sparse=sparse)
+        )
         embed = HistoryEmbedding(
             tracks, d_model, history_size=history_size, skip_encoding=skip_encoding, use_log=use_log
         )
@@ -176,13 +196,22 @@ class SkipTransformer(nn.Module):
         self.encoder = Encoder(embed, d_model, **sizes)
         self.decoder = Decoder(tracks, d_model, target_size=target_size, **sizes)
         self.output = nn.Linear(d_model, 1)
+        self.past = PastEmbedding.if_any(d_model, n_past=n_past, n_details=n_details)
 
-    def forward(self, history: History, target_tracks: Tensor, *, bert: Memory | None = None) -> Tensor:
-        """History, target tracks (B, T) and, with a branch, BERT's states -> logits (B, T) of a skip."""
+    def forward(
+        self, history: History, target_tracks: Tensor, past: Past | None = None, *, bert: Memory | None = None
+    ) -> Tensor:
+        """History, target tracks (B, T), the plays' past and, with a branch, BERT's states -> logits (B, T) of a skip.
+
+        Raises:
+            ValueError: a past is missing, or is given to a model without one.
+        """
         # Targets are padded on the right, so the causal mask hides the padding from every real step.
         mask = causal(target_tracks.shape[1], target_tracks.device) if self.causal else real(target_tracks)
-        states = self.decoder(target_tracks, mask, self.encoder(history, bert), bert)  # (B, T, D)
-        return self.output(states)[..., 0]
+        known = read_past(self.past, past, history)
+        memory = self.encoder(history, bert, added=known.history)
+        states = self.decoder(target_tracks, mask, memory, bert, added=known.targets)  # (B, T, D)
+        return self.output(states)[..., 0] + known.logits
 
 
 class SeqTransformer(nn.Module):

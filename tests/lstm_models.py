@@ -32,7 +32,7 @@ BOTH = pytest.mark.parametrize(("make", "output"), [(skip_model, skip_output), (
 
 def teacher_forced(model, batch):
     """Logits (B, T) given the true labels, 0 at padding."""
-    return model(batch.history, batch.target_tracks, batch.target_skips) * (batch.target_tracks != PAD)
+    return model(batch.history, batch.target_tracks, labels=batch.target_skips) * (batch.target_tracks != PAD)
 
 
 def spread(model):
@@ -42,6 +42,6 @@ def spread(model):
         model.output.weight.mul_(20)
         batch = random_batch(n=40)
         labels = None if model.label is None else batch.target_skips
-        logits = model(batch.history, batch.target_tracks, labels)
+        logits = model(batch.history, batch.target_tracks, labels=labels)
         model.output.bias.sub_(logits[batch.target_tracks != PAD].median())
     return model

@@ -34,7 +34,11 @@ LSTMForSkips = sized(lstm.LSTMForSkips, model_configs.SkipLSTMConfig(), **S)
 LSTMForContinuation = sized(lstm.LSTMForContinuation, model_configs.SeqLSTMConfig(), **S)
 NextTrackGRU = sized(gru.NextTrackGRU, model_configs.NextTrackGRUConfig())
 BertTransformer = sized(
-    bert.BertTransformer, model_configs.BertConfig(), without=("use_features",), max_length=HISTORY_SIZE + TARGET_SIZE
+    bert.BertTransformer,
+    model_configs.BertConfig(),
+    without=("use_features",),
+    use_ids=True,
+    max_length=HISTORY_SIZE + TARGET_SIZE,
 )
 BertForMaskedTracks = sized(bert.BertForMaskedTracks, tie_weights=True)
 BertForContinuation = sized(bert.BertForContinuation, tie_weights=True, **T)

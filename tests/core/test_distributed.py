@@ -98,7 +98,9 @@ MODELS = {
     "transformer": (lambda: SeqTransformer(N_IDS, FEATURES, **SMALL), seq_loss),
     "gru": (lambda: NextTrackGRU(N_IDS, FEATURES, d_model=8, d_hidden=8), next_track_loss),
     "bert": (
-        lambda: BertForMaskedTracks(BertTransformer(N_IDS, FEATURES, max_length=20, **SMALL), tie_weights=True),
+        lambda: BertForMaskedTracks(
+            BertTransformer(N_IDS, FEATURES, max_length=20, use_ids=True, **SMALL), tie_weights=True
+        ),
         partial(masked_loss, masking=MaskingConfig()),
     ),
 }

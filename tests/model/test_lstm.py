@@ -349,7 +349,7 @@ def random_labels(tmp_path_factory):
 
 
 def skip_loss_given_labels(model, batch):
-    return loss_of_skips(model(batch.history, batch.target_tracks, batch.target_skips), batch.target_skips)
+    return loss_of_skips(model(batch.history, batch.target_tracks, labels=batch.target_skips), batch.target_skips)
 
 
 @pytest.mark.parametrize(

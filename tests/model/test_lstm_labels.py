@@ -35,8 +35,8 @@ def test_its_own_guesses_as_labels_are_free_running(options, causal):
     logits = model(batch.history, batch.target_tracks)
     guesses = (logits >= 0).long()
     assert 0.2 < guesses.float().mean() < 0.8
-    assert_close(model(batch.history, batch.target_tracks, guesses), logits, atol=1e-4, rtol=1e-4)
-    assert not torch.allclose(model(batch.history, batch.target_tracks, 1 - guesses), logits, atol=1e-2)
+    assert_close(model(batch.history, batch.target_tracks, labels=guesses), logits, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(model(batch.history, batch.target_tracks, labels=1 - guesses), logits, atol=1e-2)
 
 
 @pytest.mark.parametrize(("p", "like"), [(0.0, "labels"), (1.0, "guesses")])
@@ -57,14 +57,14 @@ def test_scheduled_sampling_mixes_as_often_as_asked():
     history, tracks = random_batch(n=2000, t=2).history, torch.full((2000, 2), 9)
     model = spread(skip_model(dropout=0.0, scheduled_sampling=0.3))
     guess = (model(history, tracks)[:, :1] >= 0).long()
-    fed_guess, fed_other = (model(history, tracks, first.expand(-1, 2))[:, 1] for first in (guess, 1 - guess))
+    fed_guess, fed_other = (model(history, tracks, labels=first.expand(-1, 2))[:, 1] for first in (guess, 1 - guess))
     model.train()
-    mixed = model(history, tracks, (1 - guess).expand(-1, 2))[:, 1]
+    mixed = model(history, tracks, labels=(1 - guess).expand(-1, 2))[:, 1]
     was_guess = (mixed - fed_guess).abs() < (mixed - fed_other).abs()
     assert was_guess.float().mean() == pytest.approx(0.3, abs=0.04)
     assert_close(mixed, torch.where(was_guess, fed_guess, fed_other), atol=1e-4, rtol=1e-4)
     model.eval()
-    assert_close(model(history, tracks, (1 - guess).expand(-1, 2))[:, 1], fed_other, msg="in training only")
+    assert_close(model(history, tracks, labels=(1 - guess).expand(-1, 2))[:, 1], fed_other, msg="in training only")
 
 
 def test_what_stands_before_the_first_target():

@@ -14,6 +14,7 @@ from small_sessions import A, all_models
 import train_baselines
 from model import baselines_skip as skip
 from model import next_track
+from model.trees_skip import HistoryTrees
 from utils.core.errors import UserError
 from utils.data import schema
 from utils.data.dataloaders import SessionLoader
@@ -42,6 +43,7 @@ def test_script_scores_every_baseline(results: dict[str, dict]) -> None:
         ("Skip rate of the track", "skip", "baseline"),
         ("Repeat last action", "skip", "baseline"),
         ("Logistic on the history", "skip", "baseline"),
+        ("Boosted trees", "skip", "baseline"),
         ("Popularity", "seq", "baseline"),
         ("Markov", "seq", "baseline"),
         ("Item-kNN", "seq", "baseline"),
@@ -90,6 +92,7 @@ def test_no_target_has_a_way_into_the_predictions(tmp_path: Path) -> None:
         skip.RepeatLast.fit(given, labels),
         rate,
         skip.HistoryLogistic.fit(given, labels, track_rate=rate),
+        HistoryTrees.fit((given, labels), None, track_rate=rate, max_trees=20)[0],
     ):
         for before, after in zip(
             model.predict(skip.SkipInputs.of(original)), model.predict(skip.SkipInputs.of(changed_labels)), strict=True

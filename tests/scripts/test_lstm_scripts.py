@@ -144,9 +144,9 @@ def test_labels_are_fed_in_training_only_with_previous_label(dataset_folder, tmp
     given = []
     forward = LSTMForSkips.forward
 
-    def recorded(model, history, target_tracks, labels=None):
+    def recorded(model, history, target_tracks, *, labels=None):
         given.append((model.training, labels is not None))
-        return forward(model, history, target_tracks, labels)
+        return forward(model, history, target_tracks, labels=labels)
 
     monkeypatch.setattr(LSTMForSkips, "forward", recorded)
     for previous_label in (True, False):

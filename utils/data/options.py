@@ -59,6 +59,18 @@ class PastConfig:
     """What was logged of the history's plays, as numbers: seconds, share of the track, pause before."""
 
 
+def check_relations(past: PastConfig, *, causal: bool) -> None:
+    """
+    Raises:
+        UserError: a causal model would be told of the target after its own, by relations.
+    """
+    if past.relations and causal:
+        raise UserError(
+            "past.relations tells each target about the one after it, and model.causal hides that; add "
+            "--model.causal false, or leave out --past.relations"
+        )
+
+
 def check_splits(option: str, names: Sequence[str]) -> None:
     """
     Raises:

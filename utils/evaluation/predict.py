@@ -48,9 +48,8 @@ def predict_skip(model: nn.Module, device: torch.device, loader: SessionLoader) 
     probability = np.zeros((loader.n_examples, loader.target_size), np.float32)
     done = []
     for batch in shares(loader):
-        history, targets = batch.inputs(device)
         done.append(batch.rows.numpy())
-        probability[done[-1]] = model(history, targets).float().sigmoid().cpu().numpy()
+        probability[done[-1]] = model(*batch.inputs(device)).float().sigmoid().cpu().numpy()
     distributed.put_together(probability, rows=done)
     return SkipPredictions.of(probability)
 

@@ -53,6 +53,9 @@ class SkipTransformerConfig:
     """Give the model the history's log columns (pauses, seeks, context, reasons of start and end, hour, premium)."""
     causal: bool = True
     """Each target sees only the target tracks up to itself (the original); false shows it all target tracks."""
+    use_ids: bool = True
+    """Give each track a vector of its own; false tells tracks apart by their audio features and their past only, so new
+    tracks are no different from known ones."""
 
 
 @dataclass
@@ -104,6 +107,9 @@ class SkipLSTMConfig:
     """Tell the decoder whether the track before was skipped: the truth in training, its own guess in prediction."""
     scheduled_sampling: float = 0.0
     """Probability of telling the decoder its own guess instead of the truth, in training."""
+    use_ids: bool = True
+    """Give each track a vector of its own; false tells tracks apart by their audio features and their past only, so new
+    tracks are no different from known ones."""
 
     def __post_init__(self) -> None:
         check_at_least(self, "model", d_model=1, d_hidden=1, n_layers=1)

@@ -49,7 +49,9 @@ class HasWarmStart(Protocol):
     run: RunConfig
 
 
-def build_bert(config: BertConfig, dataset: Dataset, data: DataConfig, *, sparse: bool) -> BertTransformer:
+def build_bert(
+    config: BertConfig, dataset: Dataset, data: DataConfig, *, sparse: bool, use_ids: bool = True
+) -> BertTransformer:
     """An untrained BERT that can read the sessions of `data`.
 
     Raises:
@@ -59,7 +61,12 @@ def build_bert(config: BertConfig, dataset: Dataset, data: DataConfig, *, sparse
     features = dataset.features if sizes.pop("use_features") else dataset.features[:, :0]
     with blame("bert"):
         return BertTransformer(
-            dataset.n_ids, features, max_length=data.history_size + data.target_size, sparse=sparse, **sizes
+            dataset.n_ids,
+            features,
+            max_length=data.history_size + data.target_size,
+            sparse=sparse,
+            use_ids=use_ids,
+            **sizes,
         )
 
 

@@ -9,6 +9,7 @@ import torch
 
 from utils.core.cli import parse_config
 from utils.data.dataset import Dataset
+from utils.data.past import with_past
 from utils.training.checkpoint import load_weights
 
 
@@ -38,6 +39,8 @@ def rebuild(
     """
     config = parse_config(script.Config, ["--config", str(folder / "config.yml")])
     dataset = Dataset.open(data or config.data.folder, needs_skips=needs_skips)
+    if hasattr(config, "past"):
+        dataset = with_past(dataset, config.past)
     model = script.build(config, dataset).to(device)
     load_weights(model, folder / "best.pt", vocabulary_hash=dataset.vocabulary_hash)
     return Rebuilt(config, dataset, model)

@@ -14,12 +14,14 @@ from utils.track_vectors.files import load_vectors
 from utils.training.options import TableConfig
 
 
-def table_rows(config: TableConfig, dataset: Dataset) -> tuple[int, int]:
+def table_rows(config: TableConfig, dataset: Dataset, *, use_ids: bool = True) -> tuple[int, int]:
     """`n_own` and `n_shared` of a model's `TrackEmbedding`: ids with rows of their own, and rows that the others share.
 
     Raises:
-        UserError: no track is as rare as `config` says.
+        UserError: no track is as rare as `config` says, or the model has no such table (`use_ids` false).
     """
+    if not use_ids and config != TableConfig():
+        raise UserError("model.use_ids is false, so there is no table of tracks; leave out the options of --table")
     if not config.min_plays:
         return dataset.n_ids, 0
     n_own = N_SPECIAL + int((dataset.train_plays[N_SPECIAL:] >= config.min_plays).sum())  # most played first
