@@ -84,7 +84,9 @@ class Style(NamedTuple):
 
 def anchor(table: Table) -> str:
     """The name of the table's section in the page's address."""
-    words = f"{table.name} {table.task} {table.split} {table.dataset['hash'][:6]}".lower()
+    known = table.past if table.past != "none" else ""
+    name = f"{table.dataset['name']}, {table.dataset['protocol']} protocol"
+    words = f"{name} {table.task} {table.split} {known} {table.dataset['hash'][:6]}".lower()
     return re.sub(r"[^a-z0-9]+", "-", words).strip("-")
 
 

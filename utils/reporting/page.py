@@ -23,6 +23,7 @@ SLICE_NAMES = {
     "premium": "Premium account",
     "history": "Kind of listener, by the first half",
     "continuation": "First transition seen in training",
+    "listener": "Listener",
     "plays": "Training plays of the track: accuracy",
 }
 
@@ -55,6 +56,7 @@ def write_report(path: Path, runs: Sequence[FinishedRun], tables: Sequence[Table
     }
     page = environment.get_template("report.html.jinja").render(
         sections=[section(table) for table in tables],
+        choices=text.describe_choices(tables),
         n_runs=len({run.folder for run in runs}),
         notes=notes,
         written=datetime.datetime.now(datetime.UTC).strftime("%-d %B %Y, %H:%M UTC"),
@@ -76,7 +78,7 @@ def section(table: Table) -> dict[str, Any]:
         "strip": interval_strip(table, styles),
         "original_cells": [text.format_original_figure(row.original_figure, footnotes) for row in table.rows],
         "footnotes": {mark: text for text, mark in footnotes.items()},
-        "sentences": [text.describe(comparison) for comparison in table.comparisons],
+        "sentences": [*map(text.describe, table.comparisons), *text.describe_few(table.few)],
         "best": table.find("model") or table.find("baseline"),
         "styles": styles,
         "swatches": [swatch(style) for style in styles],

@@ -34,7 +34,7 @@ MAY_CHANGE = {
 """Options that may differ when a run is resumed."""
 
 
-REPEAT_LAST, NGRAM = "repeat_last_action", "n_gram_with_knn"
+POSITION_MAJORITY, REPEAT_LAST, NGRAM = "position_majority", "repeat_last_action", "n_gram_with_knn"
 """`experiment` of the baselines that other code looks for."""
 
 
