@@ -167,7 +167,16 @@ def chart(draw: Callable[[Axes], None], table: Table, label: str, *, size: tuple
         label: what the chart shows, for screen readers; no two charts of a table share it.
         size: width and height in inches; the page scales the chart to the column.
     """
-    with matplotlib.rc_context(CHART_STYLE | {"svg.hashsalt": f"{anchor(table)} {label}"}):
+    return drawing(draw, f"{anchor(table)} {label}", label, size=size)
+
+
+def drawing(draw: Callable[[Axes], None], salt: str, label: str, *, size: tuple[float, float] = (5.3, 3.3)) -> Markup:
+    """The same for a page without tables.
+
+    Args:
+        salt: differs between any two charts of a page; ids inside the chart are made of it.
+    """
+    with matplotlib.rc_context(CHART_STYLE | {"svg.hashsalt": salt}):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
         axes.set_axisbelow(True)

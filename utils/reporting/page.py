@@ -7,25 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from utils.core.files import atomic_file
 from utils.data.schema import PREFIXES
 from utils.reporting import text
 from utils.reporting.charts import anchor, answer_charts, interval_strip, learning_curves, row_styles, swatch
-from utils.reporting.leaderboard import Table, title
+from utils.reporting.leaderboard import Table
 from utils.reporting.runs import TASKS, FinishedRun
-
-SLICE_NAMES = {
-    "length": "Session length",
-    "context_type": "Where the listener started",
-    "shuffle": "Shuffle mode",
-    "premium": "Premium account",
-    "history": "Kind of listener, by the first half",
-    "continuation": "First transition seen in training",
-    "listener": "Listener",
-    "plays": "Training plays of the track: accuracy",
-}
+from utils.reporting.templates import render_template
 
 
 def write_report(path: Path, runs: Sequence[FinishedRun], tables: Sequence[Table], notes: Sequence[str]) -> None:
@@ -37,24 +25,8 @@ def write_report(path: Path, runs: Sequence[FinishedRun], tables: Sequence[Table
         tables: their leaderboards.
         notes: what was left out, and why.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= {
-        "metric": text.format_metric,
-        "number": text.format_number,
-        "share": text.format_share,
-        "count": text.format_count,
-        "seconds": text.format_seconds,
-        "memory": text.format_memory,
-        "metric_name": title,
-        "slice_name": lambda name: SLICE_NAMES.get(name, name.replace("_", " ")),
-    }
-    page = environment.get_template("report.html.jinja").render(
+    page = render_template(
+        "report.html.jinja",
         sections=[section(table) for table in tables],
         choices=text.describe_choices(tables),
         n_runs=len({run.folder for run in runs}),
