@@ -35,7 +35,7 @@ def protocols(add_run):
     add_run("Frozen", 0.60, config=knowing("frozen"))
     add_run("Repeat", 0.50, experiment="repeat_last_action", kind="baseline")
     add_run("Majority", 0.40, experiment="position_majority", kind="baseline", config=knowing("none"))
-    add_run("Rate", 0.45, experiment="skip_rate_of_the_track", kind="baseline")
+    add_run("Rate", 0.45, experiment="skip_rate_of_the_track", kind="baseline", config=knowing("running"))
     add_run("Oracle", 0.90, kind="oracle")
 
 

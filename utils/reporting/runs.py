@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from utils.core.errors import UserError
 from utils.core.files import read_json
 from utils.data.schema import OLDER_PROTOCOLS, PREFIXES
+from utils.training.run import POSITION_MAJORITY, REPEAT_LAST, TRACK_RATE
 
 TASKS = {
     "skip": "Which tracks will be skipped?",
@@ -25,6 +26,8 @@ PAST = {
     "running": "statistics of the past: running to the session's start",
 }
 """What a run may know of the plays before a session, and how headings say it (`PastConfig.protocol`)."""
+KNOW_NO_PAST = (POSITION_MAJORITY, TRACK_RATE, REPEAT_LAST)
+"""`experiment` of the skip baselines that make no use of it."""
 STARTS = {"pretrained", "warm_start"}
 """Options that name the run whose weights a run started from."""
 RESULT_KEYS = ("experiment", "label", "task", "kind", "dataset", "seed", "scores")
@@ -62,8 +65,13 @@ class FinishedRun(NamedTuple):
 
     @property
     def past(self) -> str:
-        """What the run knew of the plays before a session, a key of `PAST`; runs of scripts without that option knew
-        nothing."""
+        """What the run knew of the plays before a session, a key of `PAST`.
+
+        Runs of scripts without that option knew nothing, and nor do baselines that look at nothing but the session and
+        the training split, whatever the others of their command are told.
+        """
+        if self.result["task"] != "skip" or self.result["experiment"] in KNOW_NO_PAST:
+            return "none"
         return str((self.result.get("config", {}).get("past") or {}).get("protocol", "none"))
 
     @property
