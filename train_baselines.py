@@ -57,7 +57,7 @@ def skip_baselines(config: Config, dataset: Dataset) -> list[Baseline]:
     """The skip baselines. They choose nothing on validation: the prior of their rates is fixed."""
     from model import baselines_skip as skip
     from utils.data.dataloaders import SessionLoader
-    from utils.training.run import POSITION_MAJORITY, REPEAT_LAST, TRACK_RATE
+    from utils.training.run import REPEAT_LAST
 
     s, t, n = config.data.history_size, config.data.target_size, config.max_sessions
     loader = SessionLoader(dataset.train, batch_size=4096, history_size=s, target_size=t, max_sessions=n)
@@ -65,8 +65,8 @@ def skip_baselines(config: Config, dataset: Dataset) -> list[Baseline]:
     rate = skip.TrackRate.fit(dataset.train.tracks, dataset.train.skips, n_ids=dataset.n_ids)
     fit_logistic = partial(skip.HistoryLogistic.fit, track_rate=rate, seed=config.run.seed)
     return [
-        Baseline(POSITION_MAJORITY, "Position majority", lambda: (skip.PositionMajority.fit(inputs, labels), {})),
-        Baseline(TRACK_RATE, "Skip rate of the track", lambda: (rate, {})),
+        Baseline("position_majority", "Position majority", lambda: (skip.PositionMajority.fit(inputs, labels), {})),
+        Baseline("skip_rate_of_the_track", "Skip rate of the track", lambda: (rate, {})),
         Baseline(REPEAT_LAST, "Repeat last action", lambda: (skip.RepeatLast.fit(inputs, labels), {})),
         Baseline("logistic_on_the_history", "Logistic on the history", lambda: (fit_logistic(inputs, labels), {})),
     ]
