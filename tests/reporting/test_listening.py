@@ -131,6 +131,7 @@ def risen(tmp_path):
         split = "train" if day < 300 else "valid" if day < 330 else "test"
         plays = [(0, SKIPPED if day >= 182 else KEPT, reason), *others]
         sessions.append((split, "<i>ada</i>", start + np.timedelta64(day, "D"), plays))
+    sessions.append(("train", "bob", start, [(1, KEPT)]))
     names = [("t0", "<script>[b]&x", "A <b>band")]
     names += [(f"t{i}", f"Song {i}", f"Band {i % 5}") for i in range(1, 30)]
     return write_listening(tmp_path / "year", sessions, names=names)
@@ -138,7 +139,7 @@ def risen(tmp_path):
 
 def test_command_tells_what_is_skipped_and_when(risen, tmp_path, capsys):
     page = tmp_path / "out" / "listening.html"
-    listening.main(listening.Config(risen, html=page, time_zone="Europe/Berlin"))
+    listening.main(listening.Config(risen, html=page, time_zone="Europe/Berlin", listeners=1))
     out = capsys.readouterr().out
     assert "<i>ada</i>: 728 plays in 182 sessions, 1 Jan 2023 to 29 Dec 2023 (year, times in Europe/Berlin)" in out
     first = out.index("Tracks now skipped, and not before")

@@ -66,7 +66,7 @@ def main(config: Config) -> None:
         plays = plays_of(dataset, listener, config.time_zone)
         habits = skip_habits(plays) if plays.known.any() else None
         changes = habits_changed(plays, names, months=config.months, min_sessions=config.min_sessions)
-        answers.append(Answers.of(listener, plays, habits, changes))
+        answers.append(Answers.of(listener if len(everyone) > 1 else None, plays, habits, changes))
     title = f"{dataset.info['name']}, times in {config.time_zone}"
     for answer in answers:
         print(format_answers(title, answer, min_sessions=config.min_sessions), end="\n\n")

@@ -82,10 +82,10 @@ def build_row(runs: Sequence[FinishedRun]) -> Row:
         if len(values) > 1:
             spread[name] = float(np.std([value.mean for value in values], ddof=1))
     result = runs[0].result
-    # The original scored the second halves of sessions, never every prefix.
+    # The original scored the second halves of sessions, never every prefix, and told its models nothing of the past.
     figure = (
         None
-        if runs[0].split.endswith(PREFIXES)
+        if runs[0].split.endswith(PREFIXES) or runs[0].past != "none"
         else original_figure(result["experiment"], flat(result.get("config", {})))
     )
     return Row(tuple(runs), metrics, spread, None, figure)

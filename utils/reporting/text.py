@@ -45,8 +45,13 @@ def format_table(table: Table) -> str:
     heading = f"{TASKS[table.task]}  {table.name}, {table.sessions}"
     sentences = [*(describe(comparison) for comparison in table.comparisons), *describe_few(table.few)]
     sentences += original_sentences(table.rows)
-    wrapped = [textwrap.fill(sentence, WIDTH, subsequent_indent="  ") for sentence in sentences]
-    return "\n".join([heading, render(grid), *[""] * bool(wrapped), *wrapped])
+    lines = [wrap(sentence) for sentence in sentences]
+    return "\n".join([wrap(heading), render(grid), *[""] * bool(lines), *lines])
+
+
+def wrap(sentence: str) -> str:
+    """A sentence in lines of `WIDTH` columns at most."""
+    return textwrap.fill(sentence, WIDTH, subsequent_indent="  ")
 
 
 def render(grid: rich.table.Table) -> str:
