@@ -34,6 +34,8 @@ class Config:
     plays: str | None = None
     """Score these sessions instead: a table of plays, CSV or Parquet."""
     plays_columns: PlaysColumns = field(default_factory=PlaysColumns)
+    newer: bool = False
+    """Of --plays, score only sessions after the dataset's last play: a newer export holds the older ones, too."""
     data: str | None = None
     """Dataset folder, if it has moved since the run was trained."""
     decoding: DecodingConfig | None = None
@@ -49,6 +51,7 @@ class Config:
 def main(config: Config) -> dict[str, Any]:
     """Print the scores and return them, as `Scores.summary()`."""
     from utils.core.files import read_json
+    from utils.data.newer import newer_sessions
     from utils.evaluation.decoding import allowed_tracks, mask_filling, step_by_step
     from utils.evaluation.predict import seq_predictor, skip_predictor
     from utils.evaluation.scoring import score_loader, scoring_loader
@@ -58,6 +61,8 @@ def main(config: Config) -> dict[str, Any]:
     from utils.training.masked_tracks import masked_predictor
     from utils.training.rebuild import rebuild
 
+    if config.newer and config.plays is None:
+        raise UserError("--newer is about the sessions of --plays; give them, or leave it out")
     folder = Path(config.run)
     result = read_json(folder / "result.json")
     if result["kind"] != "model" or not (folder / "best.pt").exists():
@@ -69,6 +74,7 @@ def main(config: Config) -> dict[str, Any]:
         split = config.split
         if config.plays is not None:
             outside = plays_as_split(Path(config.plays), config.plays_columns, dataset, Path(temporary) / "plays")
+            outside = newer_sessions(outside, dataset) if config.newer else outside
             split, dataset = "test", replace(dataset, test=outside)
         if how is not None:
             decoding = mask_filling(how) if isinstance(how, FillingConfig) else step_by_step(how)
