@@ -85,7 +85,7 @@ mine: history-given $(STAMP)  ## your own listening: make mine HISTORY=my_spotif
 	@echo "6 of 6: what came out"
 	$(PYTHON) report.py --runs "$(MINE_RUNS)"
 	$(PYTHON) -m utils.reporting.listening --data "$(MINE_DATA)" --html "$(MINE_RUNS)/listening.html" --time_zone "$(TIME_ZONE)"
-	@echo "open $(MINE_RUNS)/report.html and $(MINE_RUNS)/listening.html in a browser; both are on this machine only"
+	@echo "open in a browser (all of it is on this machine only):" "$(MINE_RUNS)"/*.html
 
 mine-skips:
 	@echo "2 of 6: what is skipped, for baselines that know the session only"
