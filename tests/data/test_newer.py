@@ -29,7 +29,9 @@ def outside(tmp_path, *starts, **options):
 
 def test_sessions_after_the_last_play_are_kept(dataset, tmp_path):
     arrays = outside(tmp_path, "2024-01-02T10:00", "2024-01-03T10:03", "2024-01-03T10:04", "2024-01-05T10:00")
+    (arrays.folder / "new_tracks.parquet").write_text("tracks")
     newer = newer_sessions(arrays, dataset)
+    assert (newer.folder / "new_tracks.parquet").read_text() == "tracks"
     assert newer.n_sessions == 2
     assert newer.offsets.tolist() == [0, 2, 4]
     assert newer.times.tolist() == arrays.times[4:].tolist()

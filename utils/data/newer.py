@@ -5,6 +5,7 @@ A newer export of a listening history holds the older plays, too, and a model ha
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +20,8 @@ def newer_sessions(arrays: SessionArrays, dataset: Dataset) -> SessionArrays:
     """The sessions that start after the last play of every split of the dataset.
 
     Args:
-        arrays: sessions in order of their start; their table without the older ones is written beside them.
+        arrays: sessions in order of their start; their tables without the older ones are written beside
+            them.
         dataset: that they are compared with.
 
     Raises:
@@ -35,6 +37,8 @@ def newer_sessions(arrays: SessionArrays, dataset: Dataset) -> SessionArrays:
     start = int(arrays.offsets[first])
     folder = arrays.folder / "newer"
     folder.mkdir()
+    if (arrays.folder / "new_tracks.parquet").exists():
+        shutil.copy(arrays.folder / "new_tracks.parquet", folder)  # names of tracks that the dataset has never seen
     pq.write_table(pq.read_table(arrays.folder / "sessions.parquet").slice(first), folder / "sessions.parquet")
     named = {name: getattr(arrays, name) for name in (*REQUIRED_ARRAYS, *OPTIONAL_ARRAYS) if name != "offsets"}
     parts = {name: array[start:] for name, array in named.items() if array is not None}
