@@ -52,6 +52,57 @@ demo: $(STAMP) data/demo/dataset.json  ## simulate, preprocess, train a small la
 	$(PYTHON) -m utils.simulator.oracle --raw data/raw/demo --data.folder data/demo
 	$(PYTHON) report.py --runs runs
 
+# What is asked for on the command line only: some systems set NAME for every program.
+ifneq ($(origin NAME),command line)
+NAME := mine
+endif
+ifneq ($(origin SOURCE),command line)
+SOURCE := spotify
+endif
+TIME_ZONE ?= UTC
+MINE_DATA = data/$(NAME)
+MINE_RUNS = runs/$(NAME)
+MINE_TO = --data.folder "$(MINE_DATA)" --run.folder "$(MINE_RUNS)"
+
+mine: export HISTORY := $(value HISTORY)
+mine: history-given $(STAMP)  ## your own listening: make mine HISTORY=my_spotify_data.zip (docs/your_listening.md)
+	@echo "1 of 6: the history becomes sessions in $(MINE_DATA)"
+	@sum="$(SOURCE) $$(find -L "$$HISTORY" -type f -exec cksum {} + | cut -d' ' -f1,2 | sort | cksum)"; \
+	if [ "$$(cat "$(MINE_DATA)/.history" 2>/dev/null)" = "$$sum" ]; then \
+		echo "$(MINE_DATA) was made from this very history before: it is taken as it is"; \
+	elif [ -e "$(MINE_DATA)" ]; then \
+		echo "error: $(MINE_DATA) was made from another history; keep both with another name (make mine HISTORY=... \
+	NAME=newer), or remove $(MINE_DATA) and $(MINE_RUNS) first" >&2; exit 2; \
+	else \
+		$(PYTHON) -m utils.datapreprocessing --source "$(SOURCE)" "$$HISTORY" --out "$(MINE_DATA)" \
+			--max_session_length 20 && echo "$$sum" > "$(MINE_DATA)/.history"; \
+	fi
+	@if grep -q '"has_skips": true' "$(MINE_DATA)/dataset.json"; then $(MAKE) --no-print-directory mine-skips; else \
+		echo "2 to 4 of 6: the history does not tell what was skipped, so only the next tracks are predicted"; fi
+	@echo "5 of 6: which tracks come next"
+	$(PYTHON) train_baselines.py $(MINE_TO) --task seq --data.history_size 20 --data.every_prefix true
+	$(PYTHON) train_gru_seq.py --config configs/gru_seq/personal.yml $(MINE_TO)
+	@echo "6 of 6: what came out"
+	$(PYTHON) report.py --runs "$(MINE_RUNS)"
+	$(PYTHON) -m utils.reporting.listening --data "$(MINE_DATA)" --html "$(MINE_RUNS)/listening.html" --time_zone "$(TIME_ZONE)"
+	@echo "open in a browser (all of it is on this machine only):" "$(MINE_RUNS)"/*.html
+
+mine-skips:
+	@echo "2 of 6: what is skipped, for baselines that know the session only"
+	$(PYTHON) train_baselines.py $(MINE_TO) --task skip --use_ids false
+	@echo "3 of 6: the same for baselines that know the listener's past"
+	$(PYTHON) train_baselines.py $(MINE_TO) --task skip --use_ids false --past.protocol running --past.relations true \
+		--past.details true
+	@echo "4 of 6: and for a small network that knows it, too"
+	$(PYTHON) train_lstm_skip.py --config configs/lstm_skip/personal.yml $(MINE_TO)
+
+history-given:
+	@test -n "$$HISTORY" || { echo "error: which history? make mine HISTORY=my_spotify_data.zip (a zip, a file or a \
+	folder; other services: SOURCE=..., see docs/your_listening.md)" >&2; exit 2; }
+	@test -e "$$HISTORY" || { echo "error: there is no $$HISTORY; give the path of the export: make mine \
+	HISTORY=my_spotify_data.zip" >&2; exit 2; }
+history-given: export HISTORY := $(value HISTORY)
+
 tables: $(STAMP) runs/simulated/.baselines runs/word2vec/sim/track_embeddings.safetensors runs/rare/.oracle  ## the tables of all sweeps on simulated sessions (many hours; goes on where it stopped)
 	$(PYTHON) sweep.py --jobs $(or $(N),2) --sweep '[$(subst $() $(),$(COMMA),$(SIMULATED:%=sweeps/%.yml))]'
 
@@ -103,4 +154,4 @@ clean:  ## remove the demo's data, the runs and the caches; keep .venv and other
 	rm -rf data/demo data/raw/demo runs build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
-.PHONY: help install test lint format demo tables bench bench-quick bench-gpu clean
+.PHONY: help install test lint format demo mine mine-skips history-given tables bench bench-quick bench-gpu clean

@@ -33,13 +33,15 @@ def main(config: Config) -> None:
     from utils.reporting.page import write_report
     from utils.reporting.picture import plot_accuracy_by_position
     from utils.reporting.runs import load_runs
-    from utils.reporting.text import format_table
+    from utils.reporting.text import describe_choices, format_table, wrap
 
     runs, notes = load_runs(config.runs)
     tables, more = add_comparisons(build_tables(runs), config.compare)
     notes += more
     for table in tables:
         print(format_table(table), end="\n\n")
+    for choice in describe_choices(tables):
+        print(wrap(choice), end="\n\n")
     for note in notes:
         print(f"note: {note}")
     write_json(config.runs / "leaderboard.json", run_records(runs, tables))

@@ -10,11 +10,11 @@ from utils.reporting.runs import load_runs
 DATASET = {"name": "tiny", "hash": "abcdef0123", "protocol": "temporal", "folder": "data/tiny"}
 
 
-def split_scores(maa, **metrics):
+def split_scores(maa, *, n_sessions=4000, **metrics):
     """A split's scores with intervals of +- 0.01."""
     values = {"maa": maa, **metrics}
     return {
-        "n_sessions": 4,
+        "n_sessions": n_sessions,
         "metrics": {
             name: {
                 "mean": value,

@@ -84,7 +84,9 @@ class Style(NamedTuple):
 
 def anchor(table: Table) -> str:
     """The name of the table's section in the page's address."""
-    words = f"{table.name} {table.task} {table.split} {table.dataset['hash'][:6]}".lower()
+    known = table.past if table.past != "none" else ""
+    name = f"{table.dataset['name']}, {table.dataset['protocol']} protocol"
+    words = f"{name} {table.task} {table.split} {known} {table.dataset['hash'][:6]}".lower()
     return re.sub(r"[^a-z0-9]+", "-", words).strip("-")
 
 
@@ -165,7 +167,16 @@ def chart(draw: Callable[[Axes], None], table: Table, label: str, *, size: tuple
         label: what the chart shows, for screen readers; no two charts of a table share it.
         size: width and height in inches; the page scales the chart to the column.
     """
-    with matplotlib.rc_context(CHART_STYLE | {"svg.hashsalt": f"{anchor(table)} {label}"}):
+    return drawing(draw, f"{anchor(table)} {label}", label, size=size)
+
+
+def drawing(draw: Callable[[Axes], None], salt: str, label: str, *, size: tuple[float, float] = (5.3, 3.3)) -> Markup:
+    """The same for a page without tables.
+
+    Args:
+        salt: differs between any two charts of a page; ids inside the chart are made of it.
+    """
+    with matplotlib.rc_context(CHART_STYLE | {"svg.hashsalt": salt}):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
         axes.set_axisbelow(True)

@@ -2,8 +2,8 @@
 
 A *run* is one folder `runs/<experiment>/<stamp>/` with a `result.json`. A *row* is what the reader compares: the latest
 run of one experiment, label and configuration on one dataset, together with its runs under other seeds. A *table* holds
-the rows of one dataset, task and split: baselines, then models, then the oracle, each from the lowest to the highest
-score.
+the rows of one dataset, task, split and protocol of the past: baselines, then models, then the oracle, each from the
+lowest to the highest score.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ import numpy as np
 from utils.data.schema import PREFIXES
 from utils.evaluation.metrics import HEADLINES, METRICS
 from utils.reporting.comparisons import Comparison, compare, compare_best
+from utils.reporting.few_sessions import FewSessions, few_sessions
 from utils.reporting.rows import Row, add_gap_closed, build_row, group_seeds
-from utils.reporting.runs import TASKS, FinishedRun
+from utils.reporting.runs import PAST, TASKS, FinishedRun
 
 
 class Table(NamedTuple):
-    """The leaderboard of one dataset, task and split."""
+    """The leaderboard of one dataset, task, split and protocol of the past."""
 
     dataset: dict[str, Any]
     task: str
@@ -31,11 +32,18 @@ class Table(NamedTuple):
     """Orders the rows."""
     rows: tuple[Row, ...]
     comparisons: tuple[Comparison, ...]
+    past: str = "none"
+    """What the rows knew of the plays before a session, a key of `PAST`; references knew nothing."""
+    has_siblings: bool = False
+    """Whether the same targets were also predicted under another protocol of the past."""
+    few: FewSessions | None = None
+    """What few sessions can tell; None for splits that are large enough."""
 
     @property
     def name(self) -> str:
-        """The dataset and protocol, for titles."""
-        return f"{self.dataset['name']}, {self.dataset['protocol']} protocol"
+        """The dataset, its protocol, and what was known of the past where that differs between tables, for titles."""
+        past = f", {PAST[self.past]}" if self.has_siblings or self.past != "none" else ""
+        return f"{self.dataset['name']}, {self.dataset['protocol']} protocol{past}"
 
     @property
     def sessions(self) -> str:
@@ -97,7 +105,7 @@ def add_comparisons(tables: Sequence[Table], pairs: Iterable[tuple[str, str]]) -
                 notes.append(f"{table.name} has several rows called {first!r} or {second!r}: not compared")
             elif any({first, second} == {each.better, each.worse} for each in table.comparisons):
                 found = True
-            elif all(candidates):
+            elif all(candidates) and not all(each[0].is_reference for each in candidates):
                 comparison = compare(candidates[0][0], candidates[1][0], table.metric)
                 if comparison is not None:
                     found = True
@@ -108,27 +116,48 @@ def add_comparisons(tables: Sequence[Table], pairs: Iterable[tuple[str, str]]) -
 
 
 def build_tables(runs: Iterable[FinishedRun]) -> list[Table]:
-    """Put runs (latest first) together into leaderboards, ordered by dataset name, then by task as in `TASKS`."""
-    groups: dict[tuple[str, ...], list[FinishedRun]] = defaultdict(list)
+    """Put runs (latest first) together into leaderboards, ordered by dataset name, then by task as in `TASKS`, then by
+    protocol of the past as in `PAST`.
+
+    Rows of different protocols never share a table. The floor and the ceiling, which use no statistics of the past, are
+    shown in the other tables as references, marked as such.
+    """
+    groups: dict[tuple[str, ...], dict[str, list[FinishedRun]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
-        groups[run.table_key].append(run)
+        groups[run.scored_on][run.past].append(run)
     order = list(TASKS)
-    keys = sorted(groups, key=lambda key: (*key[:3], order.index(key[3]), key[4]))
-    return [build_table(groups[key]) for key in keys]
+    tables = []
+    for key in sorted(groups, key=lambda key: (*key[:3], order.index(key[3]), key[4])):
+        protocols, references = groups[key], list[Row]()
+        for past in (past for past in PAST if past in protocols):
+            table = build_table(protocols[past], references, has_siblings=len(protocols) > 1)
+            if past == "none":
+                references = [row._replace(is_reference=True) for row in table.rows if row.is_yardstick]
+            tables.append(table)
+    return tables
 
 
-def build_table(runs: Sequence[FinishedRun]) -> Table:
-    """The leaderboard of runs (latest first) that share their dataset, task and split."""
+def build_table(runs: Sequence[FinishedRun], references: Sequence[Row] = (), *, has_siblings: bool = False) -> Table:
+    """The leaderboard of runs (latest first) that share their dataset, task, split and protocol of the past.
+
+    Args:
+        runs: of the table.
+        references: rows without statistics of the past that are shown beside them.
+        has_siblings: whether the same targets were also predicted under another protocol of the past.
+    """
     seeds = group_seeds(runs)
     first = runs[0]
     task = first.result["task"]
     metric = next((m for m in headlines(task, first.split) if all(m in group[0].metrics for group in seeds)), None)
     metric = metric or next(iter(first.metrics))
-    rows = [build_row(group) for group in seeds]
+    rows = [*references, *(build_row(group) for group in seeds)]
     rows.sort(key=lambda row: (row.rank, row.metrics[metric].mean if metric in row.metrics else -np.inf))
     if task == "skip":
         rows = add_gap_closed(rows)
-    return Table(first.result["dataset"], task, first.split, metric, tuple(rows), tuple(compare_best(rows, metric)))
+    few = few_sessions(rows, metric, first.split)
+    comparisons = tuple(compare_best(rows, metric))
+    dataset = first.result["dataset"]
+    return Table(dataset, task, first.split, metric, tuple(rows), comparisons, first.past, has_siblings, few)
 
 
 def title(metric: str) -> str:
@@ -156,6 +185,7 @@ def run_records(runs: Iterable[FinishedRun], tables: Iterable[Table]) -> list[di
             "dataset": run.result["dataset"]["name"],
             "dataset_hash": run.result["dataset"]["hash"],
             "protocol": run.result["dataset"]["protocol"],
+            "past": run.past,
             "split": run.split,
             "n_sessions": run.scores.get("n_sessions"),
             "metrics": {name: metric._asdict() for name, metric in run.metrics.items()},

@@ -7,24 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from utils.core.files import atomic_file
 from utils.data.schema import PREFIXES
 from utils.reporting import text
 from utils.reporting.charts import anchor, answer_charts, interval_strip, learning_curves, row_styles, swatch
-from utils.reporting.leaderboard import Table, title
+from utils.reporting.leaderboard import Table
 from utils.reporting.runs import TASKS, FinishedRun
-
-SLICE_NAMES = {
-    "length": "Session length",
-    "context_type": "Where the listener started",
-    "shuffle": "Shuffle mode",
-    "premium": "Premium account",
-    "history": "Kind of listener, by the first half",
-    "continuation": "First transition seen in training",
-    "plays": "Training plays of the track: accuracy",
-}
+from utils.reporting.templates import render_template
 
 
 def write_report(path: Path, runs: Sequence[FinishedRun], tables: Sequence[Table], notes: Sequence[str]) -> None:
@@ -36,25 +25,10 @@ def write_report(path: Path, runs: Sequence[FinishedRun], tables: Sequence[Table
         tables: their leaderboards.
         notes: what was left out, and why.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= {
-        "metric": text.format_metric,
-        "number": text.format_number,
-        "share": text.format_share,
-        "count": text.format_count,
-        "seconds": text.format_seconds,
-        "memory": text.format_memory,
-        "metric_name": title,
-        "slice_name": lambda name: SLICE_NAMES.get(name, name.replace("_", " ")),
-    }
-    page = environment.get_template("report.html.jinja").render(
+    page = render_template(
+        "report.html.jinja",
         sections=[section(table) for table in tables],
+        choices=text.describe_choices(tables),
         n_runs=len({run.folder for run in runs}),
         notes=notes,
         written=datetime.datetime.now(datetime.UTC).strftime("%-d %B %Y, %H:%M UTC"),
@@ -76,7 +50,7 @@ def section(table: Table) -> dict[str, Any]:
         "strip": interval_strip(table, styles),
         "original_cells": [text.format_original_figure(row.original_figure, footnotes) for row in table.rows],
         "footnotes": {mark: text for text, mark in footnotes.items()},
-        "sentences": [text.describe(comparison) for comparison in table.comparisons],
+        "sentences": [*map(text.describe, table.comparisons), *text.describe_few(table.few)],
         "best": table.find("model") or table.find("baseline"),
         "styles": styles,
         "swatches": [swatch(style) for style in styles],

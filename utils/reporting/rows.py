@@ -10,7 +10,7 @@ import numpy as np
 from utils.data.schema import PREFIXES
 from utils.reporting.original_figures import OriginalFigure, original_figure
 from utils.reporting.runs import KINDS, FinishedRun, Measured
-from utils.training.run import REPEAT_LAST, flat
+from utils.training.run import POSITION_MAJORITY, REPEAT_LAST, flat
 
 
 class Row(NamedTuple):
@@ -24,6 +24,8 @@ class Row(NamedTuple):
     gap_closed: float | None
     """Share of the way from repeat-last to the oracle, in MAA; None where either is missing."""
     original_figure: OriginalFigure | None
+    is_reference: bool = False
+    """Whether the row belongs to the table without statistics of the past, and stands here to compare with."""
 
     @property
     def latest(self) -> dict[str, Any]:
@@ -40,13 +42,23 @@ class Row(NamedTuple):
 
     @property
     def rank(self) -> int:
-        """Place of the kind in a table: baselines, models, the oracle."""
-        return KINDS.index(self.kind)
+        """Place of the kind in a table: references, baselines, models, the oracle."""
+        return -1 if self.is_reference and self.kind == "baseline" else KINDS.index(self.kind)
+
+    @property
+    def past(self) -> str:
+        """What the runs knew of the plays before a session, a key of `PAST`."""
+        return self.runs[0].past
 
     @property
     def is_repeat_last(self) -> bool:
         """Whether this row is the baseline that repeats the last action of the history."""
         return self.latest["experiment"] == REPEAT_LAST
+
+    @property
+    def is_yardstick(self) -> bool:
+        """Whether tables of every protocol show this row: it is the floor or the ceiling of all of them."""
+        return self.latest["experiment"] in (POSITION_MAJORITY, REPEAT_LAST) or self.kind == "oracle"
 
 
 def group_seeds(runs: Iterable[FinishedRun]) -> list[list[FinishedRun]]:
@@ -70,10 +82,10 @@ def build_row(runs: Sequence[FinishedRun]) -> Row:
         if len(values) > 1:
             spread[name] = float(np.std([value.mean for value in values], ddof=1))
     result = runs[0].result
-    # The original scored the second halves of sessions, never every prefix.
+    # The original scored the second halves of sessions, never every prefix, and told its models nothing of the past.
     figure = (
         None
-        if runs[0].split.endswith(PREFIXES)
+        if runs[0].split.endswith(PREFIXES) or runs[0].past != "none"
         else original_figure(result["experiment"], flat(result.get("config", {})))
     )
     return Row(tuple(runs), metrics, spread, None, figure)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from utils.core.errors import UserError
 from utils.core.files import read_json
 from utils.data.schema import OLDER_PROTOCOLS, PREFIXES
+from utils.training.run import POSITION_MAJORITY, REPEAT_LAST, TRACK_RATE
 
 TASKS = {
     "skip": "Which tracks will be skipped?",
@@ -19,6 +20,14 @@ TASKS = {
 KINDS = ("baseline", "model", "oracle")
 INCIDENTAL = ("run", "seed")
 """Groups of options that may differ between the runs of one row: seed, folders, label."""
+PAST = {
+    "none": "no statistics of the past",
+    "frozen": "statistics of the past: frozen at the end of training",
+    "running": "statistics of the past: running to the session's start",
+}
+"""What a run may know of the plays before a session, and how headings say it (`PastConfig.protocol`)."""
+KNOW_NO_PAST = (POSITION_MAJORITY, TRACK_RATE, REPEAT_LAST)
+"""`experiment` of the skip baselines that make no use of it."""
 STARTS = {"pretrained", "warm_start"}
 """Options that name the run whose weights a run started from."""
 RESULT_KEYS = ("experiment", "label", "task", "kind", "dataset", "seed", "scores")
@@ -55,8 +64,19 @@ class FinishedRun(NamedTuple):
         }
 
     @property
-    def table_key(self) -> tuple[str, str, str, str, str]:
-        """What runs of one table share: dataset name, hash and protocol, task, split."""
+    def past(self) -> str:
+        """What the run knew of the plays before a session, a key of `PAST`.
+
+        Runs of scripts without that option knew nothing, and nor do baselines that look at nothing but the session and
+        the training split, whatever the others of their command are told.
+        """
+        if self.result["task"] != "skip" or self.result["experiment"] in KNOW_NO_PAST:
+            return "none"
+        return str((self.result.get("config", {}).get("past") or {}).get("protocol", "none"))
+
+    @property
+    def scored_on(self) -> tuple[str, str, str, str, str]:
+        """What runs share that were scored on the same targets: dataset name, hash and protocol, task, split."""
         dataset = self.result["dataset"]
         return dataset["name"], dataset["hash"], dataset["protocol"], self.result["task"], self.split
 
@@ -135,6 +155,9 @@ def check_result(result: Any) -> None:
     for key, known in (("task", tuple(TASKS)), ("kind", KINDS)):
         if result[key] not in known:
             raise UserError(f"{key} is {result[key]!r}, not one of {', '.join(known)}")
+    past = FinishedRun(Path(), result, "").past
+    if past not in PAST:
+        raise UserError(f"config.past.protocol is {past!r}, not one of {', '.join(PAST)}")
     scores = result["scores"]
     if isinstance(scores, dict) and scores.keys() and not {"test", "valid"} & scores.keys():
         raise UserError("has scores of training sessions only")

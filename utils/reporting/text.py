@@ -13,13 +13,16 @@ import rich.table
 import rich.text
 
 from utils.reporting.comparisons import Comparison
+from utils.reporting.few_sessions import FewSessions, choose_on_validation
 from utils.reporting.leaderboard import Table, title
 from utils.reporting.original_figures import OriginalFigure
 from utils.reporting.rows import Row
-from utils.reporting.runs import TASKS, Measured
+from utils.reporting.runs import PAST, TASKS, Measured
 
 WIDTH = 100
 """Columns of a leaderboard, whatever the terminal: a table in a file or a pipe reads like one on the screen."""
+REFERENCE = " (for reference: knows no past)"
+"""Stands behind the label of a row that belongs to another table."""
 
 
 def format_table(table: Table) -> str:
@@ -37,12 +40,18 @@ def format_table(table: Table) -> str:
         cells = [format_metric(row.metrics.get(names[0])), *(format_mean(row.metrics.get(name)) for name in names[1:])]
         cells += [format_share(row.gap_closed)] * table.has_gap + [format_seeds(row, table.metric)] * table.has_seeds
         cells += [format_count(row.latest.get("n_parameters")), format_seconds(row.latest.get("seconds"))]
-        ends = next_row is not None and next_row.kind != row.kind
-        grid.add_row(rich.text.Text(row.label), *cells, end_section=ends)
+        ends = next_row is not None and next_row.rank != row.rank
+        grid.add_row(rich.text.Text(row.label + REFERENCE * row.is_reference), *cells, end_section=ends)
     heading = f"{TASKS[table.task]}  {table.name}, {table.sessions}"
-    sentences = [*(describe(comparison) for comparison in table.comparisons), *original_sentences(table.rows)]
-    wrapped = [textwrap.fill(sentence, WIDTH, subsequent_indent="  ") for sentence in sentences]
-    return "\n".join([heading, render(grid), *[""] * bool(wrapped), *wrapped])
+    sentences = [*(describe(comparison) for comparison in table.comparisons), *describe_few(table.few)]
+    sentences += original_sentences(table.rows)
+    lines = [wrap(sentence) for sentence in sentences]
+    return "\n".join([wrap(heading), render(grid), *[""] * bool(lines), *lines])
+
+
+def wrap(sentence: str) -> str:
+    """A sentence in lines of `WIDTH` columns at most."""
+    return textwrap.fill(sentence, WIDTH, subsequent_indent="  ")
 
 
 def render(grid: rich.table.Table) -> str:
@@ -75,6 +84,51 @@ def describe(comparison: Comparison) -> str:
     if better is None or worse is None:
         return result
     return f"{result} Mean of all validations in training: {better:.3f} and {worse:.3f}."
+
+
+def describe_few(few: FewSessions | None) -> list[str]:
+    """What a small split can tell, and what validation chooses, in words."""
+    if few is None:
+        return []
+    name, sentences = title(few.metric), []
+    if few.detectable is not None:
+        sentences.append(
+            f"Few sessions: among {few.n_sessions:,}, a difference of less than about {few.detectable:.3f} {name} "
+            "between two rows may be chance (half the width of the median 95 % interval of the best row against "
+            "another, paired)."
+        )
+        if few.not_told_apart:
+            rows = "; ".join(few.not_told_apart)
+            sentences.append(f"Not told apart from {few.best}, the highest on these sessions: {rows}.")
+        else:
+            sentences.append(f"{few.best}, the highest on these sessions, is told apart from every other row.")
+    if few.choice is not None:
+        row, valid, test = few.choice
+        sentences.append(
+            f"Chosen on validation: {row.label} ({name} {format_number(valid)} there); its {name} on test is "
+            f"{format_metric(test)}."
+        )
+    return sentences
+
+
+def describe_choices(tables: Sequence[Table]) -> list[str]:
+    """Which row validation chooses where rows of several protocols of the past predicted the same few sessions."""
+    groups: dict[tuple[str, ...], list[Table]] = {}
+    for table in tables:
+        if table.has_siblings and table.few is not None:
+            groups.setdefault(table.rows[-1].runs[0].scored_on, []).append(table)
+    sentences = []
+    for group in groups.values():
+        rows = [row for table in group for row in table.rows if not row.is_reference]
+        choice = choose_on_validation(rows, group[0].metric) if group[0].split.startswith("test") else None
+        if choice is not None:
+            name = title(group[0].metric)
+            sentences.append(
+                f"{TASKS[group[0].task]} Of all rows of {group[0].dataset['name']}, validation chooses "
+                f"{choice.row.label} ({PAST[choice.row.past]}): {name} {format_number(choice.valid)} on validation, "
+                f"{format_metric(choice.test)} on test."
+            )
+    return sentences
 
 
 def format_number(value: float) -> str:

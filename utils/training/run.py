@@ -34,6 +34,7 @@ MAY_CHANGE = {
 """Options that may differ when a run is resumed."""
 
 
+POSITION_MAJORITY, TRACK_RATE = "position_majority", "skip_rate_of_the_track"
 REPEAT_LAST, NGRAM = "repeat_last_action", "n_gram_with_knn"
 """`experiment` of the baselines that other code looks for."""
 
