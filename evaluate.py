@@ -35,15 +35,11 @@ class Config:
     plays: str | None = None
     """Score these sessions instead: a table of plays, CSV or Parquet."""
     plays_columns: PlaysColumns = field(default_factory=PlaysColumns)
-<<<<<<< HEAD
     source: SourceName | None = None
     """Whose files --plays are, instead of a table of plays; also written --source NAME PATH."""
     source_options: SourceOptions = field(default_factory=SourceOptions)
-||||||| e5aa50e
-=======
     newer: bool = False
     """Of --plays, score only sessions after the dataset's last play: a newer export holds the older ones, too."""
->>>>>>> 0a9820b1d9c22e724bbfa6ef7e1150d07b80e37e
     data: str | None = None
     """Dataset folder, if it has moved since the run was trained."""
     decoding: DecodingConfig | None = None
@@ -59,12 +55,8 @@ class Config:
 def main(config: Config) -> dict[str, Any]:
     """Print the scores and return them, as `Scores.summary()`."""
     from utils.core.files import read_json
-<<<<<<< HEAD
-    from utils.data.past import past_of
-||||||| e5aa50e
-=======
     from utils.data.newer import newer_sessions
->>>>>>> 0a9820b1d9c22e724bbfa6ef7e1150d07b80e37e
+    from utils.data.past import past_of
     from utils.evaluation.decoding import allowed_tracks, mask_filling, step_by_step
     from utils.evaluation.predict import seq_predictor, skip_predictor
     from utils.evaluation.scoring import score_loader, scoring_loader
@@ -74,15 +66,11 @@ def main(config: Config) -> dict[str, Any]:
     from utils.training.masked_tracks import masked_predictor
     from utils.training.rebuild import rebuild
 
-<<<<<<< HEAD
     check_source(config.plays_columns, config.source, config.source_options, config.plays)
     if config.predictions is not None:
         check_table_path(Path(config.predictions))
-||||||| e5aa50e
-=======
     if config.newer and config.plays is None:
         raise UserError("--newer is about the sessions of --plays; give them, or leave it out")
->>>>>>> 0a9820b1d9c22e724bbfa6ef7e1150d07b80e37e
     folder = Path(config.run)
     result = read_json(folder / "result.json")
     if result["kind"] != "model" or not (folder / "best.pt").exists():
@@ -93,7 +81,6 @@ def main(config: Config) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary:
         split = config.split
         if config.plays is not None:
-<<<<<<< HEAD
             outside = plays_as_split(
                 Path(config.plays),
                 config.plays_columns,
@@ -102,14 +89,9 @@ def main(config: Config) -> dict[str, Any]:
                 source=config.source,
                 options=config.source_options,
             )
+            outside = newer_sessions(outside, dataset) if config.newer else outside
             if hasattr(trained, "past"):
                 outside = past_of(outside, dataset, trained.past)
-||||||| e5aa50e
-            outside = plays_as_split(Path(config.plays), config.plays_columns, dataset, Path(temporary) / "plays")
-=======
-            outside = plays_as_split(Path(config.plays), config.plays_columns, dataset, Path(temporary) / "plays")
-            outside = newer_sessions(outside, dataset) if config.newer else outside
->>>>>>> 0a9820b1d9c22e724bbfa6ef7e1150d07b80e37e
             split, dataset = "test", replace(dataset, test=outside)
         if how is not None:
             decoding = mask_filling(how) if isinstance(how, FillingConfig) else step_by_step(how)
