@@ -66,20 +66,15 @@ def open_sessions(
             plays = open_plays(path, columns, source, options or SourceOptions(), work)
             rules = play_tables.Rules(shortest=shortest, are_options=False)
             arranged = play_tables.arrange(connection, path, plays, work, rules)
-            events = play_tables.number_sessions(connection, arranged, np.zeros(len(arranged.sessions), np.uint8), work)
-            n_ids = vocab.N_SPECIAL + len(tracks)
+            # Which plays are those of training does not matter, for the vocabulary is there.
+            buckets, counts = play_tables.deal(arranged, np.zeros(len(arranged.sessions.lengths), bool), work)
             there = pa.table({"track_id": pa.array([], pa.string())}) if new_tracks is None else new_tracks
-            ids = play_tracks.number_tracks(connection, work / "dataset_ids.parquet", tracks, there, n_ids)
-            counts = play_tracks.count_tracks(connection, events, work)
-            names = play_tracks.find_names(connection, arranged.coded, work)
-            further = play_tracks.with_names(connection, play_tracks.others(counts, ids), names, "track_id")
-            new = pa.concat_tables([there.select(["track_id"]), further.select(["track_id"])])
-            ids = play_tracks.number_tracks(connection, work / "ids.parquet", tracks, new, n_ids)
-            batches = play_tables.indexed_batches(connection, events, ids)
-            has_times = bool(plays.columns.time)
+            further, ids = play_tracks.ids_in_dataset(connection, counts, arranged.tracks, tracks, there, work)
+            further = play_tracks.with_names(connection, further, arranged.names, work)
+            n_ids = vocab.N_SPECIAL + len(tracks)
             dropped = [row for row in arranged.funnel.rows() if row["reason"].startswith("dropped") and row["rows"]]
             yield Outside(
-                play_tables.chunks(batches, arranged.sessions, path.name, n_ids=n_ids, has_times=has_times),
+                play_tables.chunks(buckets, arranged.sessions, ids, path.name, n_ids=n_ids),
                 further,
                 play_tables.optional_arrays(plays.columns),
                 [*plays.notes, *arranged.notes, *(f"{row['reason']}: {row['rows']} plays" for row in dropped)],

@@ -6,11 +6,11 @@ import dataclasses
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
 from utils.core.errors import UserError
 from utils.data.schema import SPLITS
 from utils.preprocessing.options import Config
+from utils.preprocessing.session_tables import Sessions
 from utils.preprocessing.split_rules import TEST, TRAIN, VALID, split_in_order
 
 
@@ -25,7 +25,7 @@ class Splits(NamedTuple):
     """Splits that are to have no sessions, since their fraction is 0."""
 
 
-def choose_splits(config: Config, sessions: pa.Table, *, per_listener: bool) -> Splits:
+def choose_splits(config: Config, sessions: Sessions, *, per_listener: bool) -> Splits:
     """
     Args:
         sessions: see `play_tables.Arranged`.
@@ -34,8 +34,8 @@ def choose_splits(config: Config, sessions: pa.Table, *, per_listener: bool) -> 
     Raises:
         UserError: too few sessions, a split that the official ones lack, options that would be ignored.
     """
-    official = sessions["split"].to_numpy() if "split" in sessions.column_names else np.full(len(sessions), TRAIN)
-    split = official.astype(np.uint8)
+    n = len(sessions.lengths)
+    split = np.full(n, TRAIN, np.uint8) if sessions.split is None else sessions.split.copy()
     asked = {VALID: config.valid_fraction, TEST: config.test_fraction}
     there = {part for part in (TRAIN, VALID, TEST) if (split == part).any()}
     if TRAIN not in there:
@@ -53,14 +53,12 @@ def choose_splits(config: Config, sessions: pa.Table, *, per_listener: bool) -> 
 
     by_listener = per_listener if config.split_by is None else config.split_by == "listener"
     mine = np.flatnonzero(split == TRAIN)
-    group = np.zeros(len(mine), np.int64)
+    group = np.zeros(len(mine), np.int32)
     if by_listener:
-        if sessions["user"].null_count:
+        if sessions.listener is None:
             raise UserError("--split_by listener needs --plays_columns.user: who listens")
-        users = sessions["user"].combine_chunks().dictionary_encode().indices.to_numpy()
-        group = np.unique(users[mine], return_inverse=True)[1]
-    continues = sessions["piece"].to_numpy()[mine] > 0
-    cut = split_in_order(group, continues, valid_fraction=fractions[VALID], test_fraction=fractions[TEST])
+        group = sessions.listener[mine]
+    cut = split_in_order(group, ~sessions.begins[mine], valid_fraction=fractions[VALID], test_fraction=fractions[TEST])
     split[mine] = cut
     if (cut == TRAIN).all():
         parts = [SPLITS[part] for part, fraction in {TRAIN: 1.0, **fractions}.items() if fraction]
@@ -71,7 +69,7 @@ def choose_splits(config: Config, sessions: pa.Table, *, per_listener: bool) -> 
         return Splits(split, None, empty)
     splits = np.zeros(group.max() + 1, bool)
     splits[group[cut != TRAIN]] = True
-    training_only = np.zeros(len(sessions), bool)
+    training_only = np.zeros(n, bool)
     training_only[mine] = ~splits[group]
     return Splits(split, training_only, empty)
 

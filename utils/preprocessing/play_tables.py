@@ -2,31 +2,39 @@
 
 session or (user and) time gap -> which plays belong together      position or time -> their order
 
-`play_files` says which files there are, `play_times` what a time is, `play_rows` what a row is; here they become
-sessions.
+    play_files, play_times, play_rows   what is in the files, row by row, as text
+    play_order                          numbers for texts, and all plays in order
+    play_sessions, session_tables       which plays are a session, and the order of the sessions
+    play_store                          the plays in the order of their sessions
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ibis
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from utils.core.errors import UserError
-from utils.data import schema, vocab
+from utils.data import vocab
+from utils.preprocessing import play_tracks
 from utils.preprocessing.dataset_writer import Chunk, Funnel
 from utils.preprocessing.engine import read_parquet, write_parquet
 from utils.preprocessing.options import PlaysColumns
 from utils.preprocessing.play_logs import unpack_log
-from utils.preprocessing.play_rows import NAMES, CodedPlays, check_rows, code_plays, where_is
+from utils.preprocessing.play_order import Order, in_order, order_plays
+from utils.preprocessing.play_rows import CodedPlays, check_rows, code_plays, where_is
+from utils.preprocessing.play_sessions import Cut, Found, find_sessions
+from utils.preprocessing.play_store import Buckets, BucketWriter, StoredPlays
 from utils.preprocessing.play_times import SECOND
+from utils.preprocessing.session_tables import PiecesWriter, Sessions, check_sessions, name_sessions, read_sessions
 from utils.preprocessing.sources.plays import SourcePlays
+
+STORED = ("track", "skip", "log", "time", "seconds")
+"""Columns of a play that go into the dataset, where there are any."""
 
 
 class Rules(NamedTuple):
@@ -45,26 +53,32 @@ class Rules(NamedTuple):
 
 
 class Arranged(NamedTuple):
-    """Plays in sessions. M sessions."""
+    """Plays in sessions, on disk. P sessions were found, M of them are kept."""
 
-    sessions: pa.Table
-    """(M,), in order of their start: `session_id` str, `whole` str and `piece` int64 (the session that it was cut from,
-    and where), `plays` int64, `day` str (YYYYMMDD, UTC; "" without times), `user` str (null where none is known), and
-    `split` uint8 where there are official splits"""
-    plays: ibis.Table
-    """`session_id` (`whole` of `sessions`), `piece`, `place`, `row`, `track_id`, `skip`, `time`, `log`, and `seconds`
-    where known: plays of all sessions, those that were dropped too, in any order"""
-    coded: CodedPlays
+    sessions: Sessions
+    stored: StoredPlays
+    """Plays of all sessions that were found."""
+    lengths: np.ndarray
+    """Plays of each session that was found, in the order of `stored`; int32 (P,)"""
+    tracks: Path
+    """`code` int32 and `text` of each track; see `play_order.OrderedPlays`"""
+    names: Path | None
+    """Names of tracks; see `play_tracks.find_names`"""
+    rows: list[int]
+    """Of each file."""
     funnel: Funnel
     notes: list[str]
     """What is to be said about times."""
 
 
-def arrange(connection: Any, path: Path, source: SourcePlays, work: Path, rules: Rules) -> Arranged:
+def arrange(
+    connection: Any, path: Path, source: SourcePlays, work: Path, rules: Rules, order: Order | None = None
+) -> Arranged:
     """Read plays, check them, make sessions of them. Temporary files go to `work`.
 
     Args:
         path: what was named as the input, for messages.
+        order: what numbers and sorts the plays; without it, `connection` does.
 
     Raises:
         UserError: see `code_plays` and `check_rows`; two plays at one position; a session of two listeners or in two
@@ -72,269 +86,121 @@ def arrange(connection: Any, path: Path, source: SourcePlays, work: Path, rules:
     """
     columns = source.columns
     coded = code_plays(connection, source.files, columns, work)
-    n_rows, n_without = sum(coded.rows), 0
+    n_without = 0
     if rules.drop_without_track:
         n_without = connection.to_pyarrow(coded.table.track_id.isnull().sum()).as_py() or 0
         coded = coded._replace(table=coded.table.filter(coded.table.track_id.notnull()))
     cure = ", or drop them with --drop_rows_without_track true" if rules.are_options else ""
     notes = check_rows(connection, coded, path, columns, cure_of_track=cure)
-    plays, n_repeats = without_repeats(connection, coded, columns, work, rules)
-    found = find_pieces(connection, plays, has_times=bool(columns.time))
-    check_sessions(found, path)
+    names = play_tracks.find_names(connection, coded, work)
+    # A listener beside a session is looked at for each play; without sessions, the owner is the listener.
+    unused = {"user": not columns.session, "time": not columns.time}
+    plays = coded.table.drop(*(name for name in coded.table.columns if unused.get(name)))
+    ordered = order_plays(connection, plays, work) if order is None else order(plays, work)
+    shutil.rmtree(work / "coded")
 
+    stored = StoredPlays(work / "plays", [name for name in STORED if name == "track" or name in plays.columns])
+    pieces = PiecesWriter(work / "pieces.parquet", rules.shortest)
+    silence = None if columns.session else min(round(columns.gap * SECOND), 1 << 62)
+    cut = Cut(silence, rules.longest, repeats=bool(columns.time) and not rules.keep_repeats)
+    for found in find_sessions(in_order(ordered.files), cut):
+        if columns.position and found.shares.any():
+            raise same_position(coded, found, ordered.ids["owner"], columns.position)
+        stored.append(found.plays)
+        pieces.add(found)
+    lengths = pieces.close()
+    funnel = count_rows(pieces, source, coded, columns, rules, n_without)
+    if not pieces.kept_sessions:
+        advice = "; lower --min_session_length" if rules.are_options and rules.shortest > 1 else ""
+        raise UserError(f"{path} has no session of {rules.shortest} plays or more{advice}")
+    ids = {name: read_parquet(connection, file) for name, file in ordered.ids.items()}
+    found_sessions = read_parquet(connection, work / "pieces.parquet")
+    named = name_sessions(connection, found_sessions, ids, columns, are_cut=rules.longest is not None)
+    write_parquet(connection, named, work / "sessions.parquet")
+    check_sessions(work / "sessions.parquet", ordered.ids.get("user"), path)
+    sessions = read_sessions(work / "sessions.parquet", rules.shortest, pieces.kept_sessions)
+    return Arranged(sessions, stored, lengths, ordered.ids["track_id"], names, coded.rows, funnel, notes)
+
+
+def count_rows(
+    pieces: PiecesWriter, source: SourcePlays, coded: CodedPlays, columns: PlaysColumns, rules: Rules, n_without: int
+) -> Funnel:
+    """
+    Args:
+        n_without: rows without a track.
+    """
     funnel = Funnel()
-    length = found["plays"].to_numpy()
-    kept = length >= rules.shortest
-    funnel.add("read", rows=n_rows + sum(rows for _, rows in source.dropped), sessions=len(length))
+    n_rows = sum(coded.rows) + sum(rows for _, rows in source.dropped)
+    funnel.add("read", rows=n_rows, sessions=pieces.sessions)
     for reason, rows in source.dropped:
         funnel.add(f"dropped: {reason}", rows=rows, sessions=0)
     if rules.drop_without_track:
         funnel.add("dropped: no track", rows=n_without, sessions=0)
     if columns.time and not rules.keep_repeats:
-        funnel.add("dropped: the same play again", rows=n_repeats, sessions=0)
-    funnel.add(f"dropped: fewer than {rules.shortest} plays", rows=length[~kept].sum(), sessions=(~kept).sum())
-    funnel.add("kept", rows=length[kept].sum(), sessions=kept.sum())
+        funnel.add("dropped: the same play again", rows=pieces.repeats, sessions=0)
+    dropped = {"rows": pieces.rows - pieces.kept_rows, "sessions": pieces.sessions - pieces.kept_sessions}
+    funnel.add(f"dropped: fewer than {rules.shortest} plays", **dropped)
+    funnel.add("kept", rows=pieces.kept_rows, sessions=pieces.kept_sessions)
     if not columns.position:
-        shared = found["shared"].to_numpy()[kept]
         reason = "kept, of which at the time of a neighbour"
-        funnel.add(reason, rows=shared.sum(), sessions=(shared > 0).sum())
-    if not kept.any():
-        advice = "; lower --min_session_length" if rules.are_options and rules.shortest > 1 else ""
-        raise UserError(f"{path} has no session of {rules.shortest} plays or more{advice}")
-    sessions = describe_sessions(found, has_times=bool(columns.time)).filter(pa.array(kept))
-    return Arranged(sessions, plays, coded, funnel, notes)
+        funnel.add(reason, rows=pieces.kept_shared, sessions=pieces.kept_sharing)
+    return funnel
 
 
-def find_pieces(connection: Any, plays: ibis.Table, *, has_times: bool) -> pa.Table:
-    """One row for each session, or piece of one, in order of their start: those of one session follow each other.
-
-    Returns:
-        `session_id`, `piece`, `plays`, `start` (microseconds since 1970, or nothing), `shared` (plays that share their
-        place with a neighbour), `name`; the least and the greatest `user` and `split` of its plays, as `user`,
-        `other_user`, `split`, `other_split`, where there are such columns.
-    """
-    # Without times, sessions are in the order of their ids: as numbers where they are numbers, else as text.
-    start = plays.time if has_times else plays.session_id.try_cast("float64")
-    limits: dict[str, ibis.Value] = {}
-    for name in ("user", "split"):
-        if name in plays.columns:
-            limits |= {name: plays[name].min(), f"other_{name}": plays[name].max()}
-    pieces = plays.group_by(["session_id", "piece"]).agg(
-        plays=plays.count(), start=start.min(), shared=plays.shares.sum().cast("int64"), **limits
-    )
-    pieces = pieces.mutate(first=pieces.start.min().over(ibis.window(group_by="session_id")))
-    found = connection.to_pyarrow(pieces.order_by(["first", "session_id", "piece"]))
-    return found.append_column("name", names_of_pieces(found))
+def same_position(coded: CodedPlays, found: Found, owners: Path, column: str) -> UserError:
+    """The first session and position that several plays have, as an error."""
+    plays = found.plays
+    first = int(np.flatnonzero(found.shares)[0])
+    same = (plays["owner"] == plays["owner"][first]) & (plays["place"] == plays["place"][first])
+    session = pq.read_table(owners)["text"][int(plays["owner"][first])]
+    where = where_is(coded, int(plays["row"][same].max()), column)
+    position = f"{plays['place'][first]:g}"
+    return UserError(f"{where}: session {session} has {same.sum()} plays at position {position}; remove all but one")
 
 
-def check_sessions(found: pa.Table, path: Path) -> None:
-    """
-    Args:
-        found: what `find_pieces` returns.
-
-    Raises:
-        UserError: plays of two listeners, or of two official splits, are in one session.
-    """
-    first = first_pieces(found["piece"].to_numpy())
-    for name, what in (("user", "listener"), ("split", "split")):
-        if name not in found.column_names:
-            continue
-        least, greatest = found[name], found[f"other_{name}"]
-        differs = pc.or_(pc.not_equal(least, greatest), pc.not_equal(least, least.take(pa.array(first))))
-        place = pc.index(differs, True).as_py()
-        if place >= 0:
-            values = [least[int(first[place])], least[place], greatest[place]]
-            words = sorted({schema.SPLITS[value.as_py()] if name == "split" else value.as_py() for value in values})
-            cure = (
-                "give every listener's sessions ids of their own"
-                if name == "user"
-                else "a session belongs to one split: correct the column, or give sessions that end with their split"
-            )
-            raise UserError(
-                f"{path}: session {found['session_id'][place]} has plays of more than one {what} "
-                f"({' and '.join(words)}; --plays_columns.{name}); {cure}"
-            )
-
-
-def first_pieces(piece: np.ndarray) -> np.ndarray:
-    """Where each session begins in pieces of sessions, by the number of each piece in its own: int64 (M,)."""
-    return np.maximum.accumulate(np.where(piece == 0, np.arange(len(piece)), 0))
-
-
-def in_sessions(plays: ibis.Table, columns: PlaysColumns, longest: int | None) -> ibis.Table:
-    """Give plays a `session_id`, a `piece` and whether their place is that of a neighbour, too (`shares`).
-
-    Sessions are those of the source, or a listener's plays up to a silence of more than `columns.gap` seconds. `piece`
-    is 0, then 1 after `longest` plays, and so on. Plays at one place stay in the order of the files.
-    """
-    order: dict[str, Any] = {"group_by": "owner", "order_by": ["place", "row"]}
-    window = ibis.window(**order)
-    before, after = plays.place.lag().over(window), plays.place.lead().over(window)
-    shares = ((before == plays.place) | (after == plays.place)).fill_null(False)
-    if columns.session:
-        plays = plays.mutate(shares=shares, session_id=plays.owner)
-    else:
-        silence = min(round(columns.gap * SECOND), 1 << 62)
-        starts = ibis.cases((before.isnull() | (plays.place - before > silence), 1), else_=0)
-        plays = plays.mutate(shares=shares, starts=starts)
-        number = plays.starts.sum().over(ibis.cumulative_window(**order))
-        plays = plays.mutate(session_id=plays.owner + "_" + number.cast("string")).drop("starts")
-    plays = plays.drop(*(name for name in ("owner", "unit", "fault", *NAMES) if name in plays.columns))
-    if longest is None:
-        return plays.mutate(piece=ibis.literal(0, "int64"))
-    place = ibis.row_number().over(ibis.window(group_by="session_id", order_by=["place", "row"]))
-    return plays.mutate(piece=(place // longest).cast("int64"))
-
-
-def without_repeats(
-    connection: Any, coded: CodedPlays, columns: PlaysColumns, work: Path, rules: Rules
-) -> tuple[ibis.Table, int]:
-    """The plays of `in_sessions`, and how many were dropped since they equal one before in all that tells plays apart.
-
-    Raises:
-        UserError: different plays have one position.
-    """
-    target = work / "plays.parquet"
-    write_parquet(connection, in_sessions(coded.table, columns, rules.longest), target)
-    plays = read_parquet(connection, target)
-    n_repeats = 0
-    if columns.time and not rules.keep_repeats:
-        some = plays.filter(plays.shares)
-        same = ibis.window(group_by=["session_id", "place", "time", "track_id"], order_by="row")
-        again = some.mutate(n_before=ibis.row_number().over(same))
-        again = again.filter(again.n_before > 0).select("row")
-        repeats = work / "repeats.parquet"
-        write_parquet(connection, again, repeats)
-        n_repeats = pq.read_metadata(repeats).num_rows
-    if n_repeats:
-        others = coded.table.anti_join(read_parquet(connection, repeats), "row")
-        target = work / "different_plays.parquet"
-        write_parquet(connection, in_sessions(others, columns, rules.longest), target)
-        (work / "plays.parquet").unlink()
-        plays = read_parquet(connection, target)
-    if columns.position:
-        check_positions(connection, plays, coded, columns.position)
-    return plays, n_repeats
-
-
-def check_positions(connection: Any, plays: ibis.Table, coded: CodedPlays, column: str) -> None:
-    """
-    Raises:
-        UserError: a session has several plays at one position.
-    """
-    taken = plays.filter(plays.shares)
-    taken = taken.group_by(["session_id", "place"]).agg(n=taken.count(), row=taken.row.max())
-    taken = connection.to_pyarrow(taken.order_by(["session_id", "place"]).limit(1)).to_pylist()
-    if taken:
-        session, place, n = (taken[0][name] for name in ("session_id", "place", "n"))
-        where = where_is(coded, taken[0]["row"], column)
-        raise UserError(f"{where}: session {session} has {n} plays at position {place:g}; remove all but one")
-
-
-def names_of_pieces(pieces: pa.Table) -> pa.Array:
-    """Names (M,) of sessions and the pieces that they were cut into: 7, 7/2, 7/3.
-
-    If another session has such a name, there are more strokes: 7//2.
-    """
-    number = pc.cast(pc.add(pieces["piece"], 1), pa.string())
-    stroke = "/"
-    while True:
-        suffix = pc.if_else(pc.equal(pieces["piece"], 0), "", pc.binary_join_element_wise(stroke, number, ""))
-        names = pc.binary_join_element_wise(pieces["session_id"], suffix, "")
-        if pc.count_distinct(names).as_py() == len(names):
-            return names
-        stroke += "/"
-
-
-def describe_sessions(found: pa.Table, *, has_times: bool) -> pa.Table:
-    """`Arranged.sessions` of what `find_pieces` returns."""
-    if has_times:
-        day = pc.strftime(pc.cast(found["start"], pa.timestamp("us")), format="%Y%m%d")
-    else:
-        day = pa.repeat("", len(found))
-    columns = {
-        "session_id": found["name"],
-        "whole": found["session_id"],
-        "piece": found["piece"],
-        "plays": found["plays"],
-        "day": day,
-        "user": found["user"] if "user" in found.column_names else pa.nulls(len(found), pa.string()),
-    }
-    if "split" in found.column_names:
-        columns["split"] = found["split"]
-    return pa.table(columns)
-
-
-def number_sessions(connection: Any, arranged: Arranged, split: np.ndarray, work: Path) -> ibis.Table:
-    """The plays of the sessions that are kept, in any order, with `number` (place of the session) and its `split`.
+def deal(arranged: Arranged, training: np.ndarray, work: Path) -> tuple[Buckets, play_tracks.Counts]:
+    """Put the plays in order of their sessions, without those of sessions that are not kept, and count their tracks.
 
     Args:
-        split: place in `schema.SPLITS` of each session, uint8 (M,).
+        training: which sessions train, bool (M,).
     """
-    sessions = arranged.sessions
-    numbers = pa.table(
-        {
-            "session_id": sessions["whole"],
-            "piece": sessions["piece"],
-            "number": np.arange(len(sessions)),
-            "split": split,
-        }
-    )
-    pq.write_table(numbers, work / "numbers.parquet")
-    plays = arranged.plays.drop(*(name for name in ("user", "split") if name in arranged.plays.columns))
-    return plays.inner_join(read_parquet(connection, work / "numbers.parquet"), ["session_id", "piece"])
+    sessions, lengths = arranged.sessions, arranged.lengths
+    numbers = np.full(len(lengths), -1, np.int32)
+    numbers[sessions.places] = np.arange(len(sessions.places))
+    counts = play_tracks.Counts(pq.read_metadata(arranged.tracks).num_rows)
+    writer = BucketWriter(work / "buckets", arranged.stored.dtype, sessions.lengths)
+    for some, plays in arranged.stored.blocks(lengths):
+        is_kept = numbers[some] >= 0
+        plays = plays[np.repeat(is_kept, lengths[some])]
+        number = numbers[some][is_kept]
+        counts.add(plays["track"], np.repeat(training[number], sessions.lengths[number]))
+        writer.add(number, plays)
+    return writer.buckets, counts
 
 
-def indexed_batches(connection: Any, events: ibis.Table, ids: ibis.Table) -> Iterator[pa.RecordBatch]:
-    """`id`, `skip`, `log`, `time` and, where known, `seconds` of all plays, by session, place and row.
+def chunks(buckets: Buckets, sessions: Sessions, ids: np.ndarray, file: str, *, n_ids: int) -> Iterator[Chunk]:
+    """All plays, in order of their sessions.
 
     Args:
-        events: what `number_sessions` returns.
-        ids: `track_id` and `id` int32 of every track.
-    """
-    columns = ["id", "skip", "log", "time", *(["seconds"] if "seconds" in events.columns else [])]
-    found = events.inner_join(ids, "track_id").select("number", "place", "row", *columns)
-    ordered = found.order_by(["number", "place", "row"]).select(columns)
-    yield from connection.to_pyarrow_batches(ordered, chunk_size=1 << 20)
-
-
-def chunks(
-    batches: Iterator[pa.RecordBatch], sessions: pa.Table, file: str, *, n_ids: int, has_times: bool
-) -> Iterator[Chunk]:
-    """Whole sessions from batches that end anywhere.
-
-    Args:
-        batches: what `indexed_batches` returns.
+        ids: of each track, by its code; int32.
         n_ids: ids from here on are of tracks outside the vocabulary.
     """
-    lengths = sessions["plays"].to_numpy()
-    ends = np.cumsum(lengths)
-    left: dict[str, np.ndarray] = {}
-    first, read = 0, 0  # the next session, the events read so far
-    for batch in batches:
-        found = {name: batch[name].to_numpy(zero_copy_only=False) for name in batch.schema.names}
-        if left:
-            found = {name: np.concatenate([left[name], values]) for name, values in found.items()}
-        read += len(batch)
-        last = int(np.searchsorted(ends, read, side="right"))
-        n = int(lengths[first:last].sum())
-        left = {name: values[n:] for name, values in found.items()}
-        rows = sessions.slice(first, last - first)
-        full_ids = found["id"][:n]
+    for (some, plays), rows in zip(buckets.read(), sessions.rows(buckets.slices), strict=True):
+        full_ids = ids[plays["track"]]
+        there = plays.dtype.names or ()
         yield Chunk(
             tracks=np.where(full_ids < n_ids, full_ids, np.int32(vocab.UNK)),
-            skips=found["skip"][:n],
-            log=unpack_log(found["log"][:n]),
-            lengths=lengths[first:last],
+            skips=plays["skip"],
+            log=unpack_log(plays["log"]),
+            lengths=sessions.lengths[some].astype(np.int64),
             session_id=rows["session_id"].combine_chunks(),
             day=rows["day"].combine_chunks(),
             file=file,
             user=rows["user"].combine_chunks(),
             full_ids=full_ids,
-            times=found["time"][:n] if has_times else None,
-            seconds=found["seconds"][:n] if "seconds" in found else None,
+            times=plays["time"] if "time" in there else None,
+            seconds=plays["seconds"] if "seconds" in there else None,
         )
-        first = last
 
 
 def optional_arrays(columns: PlaysColumns) -> list[str]:

@@ -14,7 +14,6 @@ from utils.preprocessing import play_tables, play_tracks, split_rules
 from utils.preprocessing.dataset_writer import (
     SplitWriter,
     any_in_session,
-    build_vocabulary,
     write_dataset,
     write_tracks,
 )
@@ -41,36 +40,29 @@ def prepare_plays(config: Config, folder: Path, work: Path, engine: Engine) -> d
         drop_without_track=config.drop_rows_without_track,
     )
     arranged = play_tables.arrange(connection, config.plays, source, work, rules)
-    split, training_only, empty = choose_splits(config, arranged.sessions, per_listener=source.per_listener)
+    sessions = arranged.sessions
+    split, training_only, empty = choose_splits(config, sessions, per_listener=source.per_listener)
     if training_only is not None:
         arranged.funnel.add(
             "kept, of which by listeners with too few sessions to be split",
-            rows=arranged.sessions["plays"].to_numpy()[training_only].sum(),
+            rows=sessions.lengths[training_only].sum(),
             sessions=training_only.sum(),
         )
-    events = play_tables.number_sessions(connection, arranged, split, work)
-
-    counts = play_tracks.count_tracks(connection, events, work)
+    buckets, counts = play_tables.deal(arranged, split == split_rules.TRAIN, work)
     min_count = split_rules.DEFAULT_MIN_COUNT if config.min_count is None else config.min_count
-    tracks = build_vocabulary(counts, min_count=min_count)
-    pq.write_table(tracks, work / "vocabulary.parquet")
-    known = read_parquet(connection, work / "vocabulary.parquet")
-    names = play_tracks.find_names(connection, arranged.coded, work)
-    new = play_tracks.with_names(connection, play_tracks.others(counts, known), names, "track_id")
+    tracks, new, ids = play_tracks.vocabulary(counts, arranged.tracks, min_count=min_count)
+    new = play_tracks.with_names(connection, new, arranged.names, work)
     pq.write_table(new, folder / "new_tracks.parquet")
+    tracks = play_tracks.with_names(connection, tracks, arranged.names, work)
     n_ids = vocab.N_SPECIAL + len(tracks)
-    ids = play_tracks.number_tracks(connection, work / "ids.parquet", tracks, new, n_ids)
-    tracks = play_tracks.with_names(connection, known, names, "index")
 
     writers = [SplitWriter(folder / name, play_tables.optional_arrays(columns)) for name in schema.SPLITS]
     words = [option for option in (*WORDS, *FLAGS) if getattr(columns, option)]
-    total = int(arranged.sessions["plays"].to_numpy().sum())
+    total = int(sessions.lengths.sum())
     done = 0
     has_skips = has_log = False
-    batches = play_tables.indexed_batches(connection, events, ids)
-    name, has_times = config.plays.name, bool(columns.time)
     with tqdm(total=total, desc="writing", unit=" rows", unit_scale=True) as bar:
-        for chunk in play_tables.chunks(batches, arranged.sessions, name, n_ids=n_ids, has_times=has_times):
+        for chunk in play_tables.chunks(buckets, sessions, ids, config.plays.name, n_ids=n_ids):
             mine = split[done : done + len(chunk.lengths)]
             for i, writer in enumerate(writers):
                 writer.add(chunk.take(mine == i))
@@ -89,6 +81,8 @@ def prepare_plays(config: Config, folder: Path, work: Path, engine: Engine) -> d
     file = config.features or source.features
     if file is not None:
         column = config.features_track if config.features else "track_id"
+        pq.write_table(tracks.select(["track_id", "index"]), work / "vocabulary.parquet")
+        known = read_parquet(connection, work / "vocabulary.parquet")
         raw, notes = read_features(connection, file, column, known, work)
     if not has_log:
         notes.append("no log column is known")
@@ -96,7 +90,7 @@ def prepare_plays(config: Config, folder: Path, work: Path, engine: Engine) -> d
         folder,
         name=config.out.name,
         protocol="plays",
-        sources=source.sources or account_of(config.plays, source.files, arranged.coded.rows),
+        sources=source.sources or account_of(config.plays, source.files, arranged.rows),
         funnel=arranged.funnel,
         splits=splits,
         empty_splits=empty,

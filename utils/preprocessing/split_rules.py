@@ -174,21 +174,23 @@ def split_in_order(
         group: int (M,), from 0 on: which sessions are split together, such as those of a listener; in order of time.
         continues: bool (M,): whether a session is a piece of the one before it in its group; pieces stay together.
     """
-    order = np.argsort(group, kind="stable")
-    mine = group[order]
-    size = np.bincount(mine)
-    place = np.arange(len(mine)) - (np.cumsum(size) - size)[mine]
+    # A table of plays may have tens of millions of sessions, so there is no array of int64 that can be spared.
+    size = np.bincount(group)
+    order = np.argsort(group, kind="stable") if len(size) > 1 else slice(None)
     n_test, n_valid = (
         np.maximum(1, np.round(size * fraction)).astype(np.int64) if fraction else np.zeros_like(size)
         for fraction in (test_fraction, valid_fraction)
     )
-    found = np.full(len(mine), TRAIN, np.uint8)
-    found[place >= (size - n_test - n_valid)[mine]] = VALID
-    found[place >= (size - n_test)[mine]] = TEST
-    found = found[np.maximum.accumulate(np.where(continues[order], 0, np.arange(len(mine))))]
+    n_test = np.minimum(n_test, size)
+    n_valid = np.minimum(n_valid, size - n_test)
+    parts = np.stack([size - n_test - n_valid, n_valid, n_test], axis=1).ravel()
+    found = np.repeat(np.tile(np.array([TRAIN, VALID, TEST], np.uint8), len(size)), parts)
+    if continues.any():
+        found = found[np.maximum.accumulate(np.where(continues[order], 0, np.arange(len(found))))]
     wanted = [TRAIN, *([VALID] if valid_fraction else []), *([TEST] if test_fraction else [])]
-    whole = np.all([np.bincount(mine[found == part], minlength=len(size)) > 0 for part in wanted], axis=0)
-    found[~whole[mine]] = TRAIN
+    starts = (np.cumsum(size) - size)[size > 0]  # a group may be empty
+    whole = np.logical_and.reduce([np.logical_or.reduceat(found == part, starts) for part in wanted])
+    found[np.repeat(~whole, size[size > 0])] = TRAIN
     split = np.empty_like(found)
     split[order] = found
     return split
