@@ -55,11 +55,10 @@ def check_config(config: Config) -> None:
         raise UserError("give either --raw (a folder with MSSD's files) or --plays (a table of plays)")
     if config.plays is not None and config.protocol != "temporal":
         raise UserError(f"--protocol {config.protocol} is for MSSD's files; a table of plays is split by time")
-    if config.plays is not None and config.engine == "spark":
-        raise UserError("--engine spark is for MSSD's files (--raw); a table of plays is worked on by DuckDB")
     if config.engine == "duckdb" and config.spark_remote is not None:
         raise UserError("--spark_remote is for --engine spark")
-    if config.engine == "spark" and config.memory_limit != Config(out=config.out).memory_limit:
+    is_spark_alone = config.engine == "spark" and config.plays is None
+    if is_spark_alone and config.memory_limit != Config(out=config.out).memory_limit:
         raise UserError("--memory_limit is for --engine duckdb; Spark's memory is configured where it is started")
     protocol = "plays" if config.plays is not None else config.protocol
     default = Config(out=config.out)

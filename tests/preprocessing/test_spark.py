@@ -19,7 +19,7 @@ from utils.core.errors import UserError
 from utils.data import schema
 from utils.datapreprocessing import main
 from utils.preprocessing import mssd, mssd_spark
-from utils.preprocessing.options import Config
+from utils.preprocessing.options import Config, PlaysColumns
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +188,7 @@ def test_options_and_servers_that_do_not_fit(raw: Path, tmp_path: Path, remote: 
         (Config(out=out, raw=raw, engine="spark", spark_remote="127.0.0.1:1"), "an address is written as sc://"),
         (Config(out=out, raw=raw, spark_remote=remote), "--spark_remote is for --engine spark"),
         (Config(out=out, raw=raw, engine="spark", memory_limit="1GB"), "--memory_limit is for --engine duckdb"),
-        (Config(out=out, plays=raw, engine="spark"), "--engine spark is for MSSD's files"),
+        (Config(out=out, plays=raw, engine="spark"), "this pyspark is a client"),
         (Config(out=out, raw=raw, engine="spark", spark_remote=remote, min_count=10**6), "no track has 1000000 plays"),
     ]:
         with pytest.raises(UserError, match=message):
@@ -226,3 +226,96 @@ def test_the_plan_codes_as_this_machine_does(tmp_path: Path) -> None:
     assert found["skip"].tolist() == here.skips.tolist()
     assert found[list(schema.LOG_COLUMNS)].to_numpy().tolist() == here.log.tolist()
     assert found["track_id"].tolist() == here.track_ids.take(here.tracks).to_pylist()
+
+
+# ------------------------------------------------------------------------------------------------------ tables of plays
+
+EVERYTHING = {
+    "name": "title",
+    "artist": "by",
+    "seconds": "sec",
+    "reason_end": "why",
+    "shuffle": "shuffle",
+    "skip": "skip",
+}
+"""Columns of `plays_frame` beside those that make sessions."""
+
+
+def plays_frame(*, seed: int = 0) -> pd.DataFrame:
+    """Plays of twelve listeners in no order: many at one time, some there again, ids that sort as text or not at all.
+
+    Sessions `s` and places `at` are given, too: the places of a session are -3.5, -0.0 (which is 0), 0.5, 1.5 ...
+    """
+    generator = np.random.default_rng(seed)
+    rows = []
+    for user in range(12):
+        for session in range(8):
+            start = 1_700_000_000 + 86_400 * session + int(generator.integers(0, 5)) * 600
+            for place in range(int(generator.integers(1, 9))):
+                rows.append(
+                    {
+                        "user": ["a", "a_1", "A", "é", "z z", "10", "9", "_", "a_", "\U0001f3b5", "Z", "\uffee"][user],
+                        "s": f"{user * 8 + session:d}",
+                        "at": [-3.5, -0.0][place] if place < 2 else place - 1.5,
+                        "ts": start + int(generator.integers(0, 3)) * 5,
+                        "track": f"t{generator.integers(0, 30)}",
+                        "sec": round(float(generator.random()) * 300, 3) if place % 3 else None,
+                        "why": ["trackdone", "fwdbtn", "?"][place % 3],
+                        "shuffle": place % 2,
+                        "skip": ["skip_1", "not_skipped", "x"][place % 3],
+                    }
+                )
+    frame = pd.DataFrame(rows)
+    frame["title"], frame["by"] = frame["track"].str.upper(), "artist " + frame["track"].str[-1]
+    frame["part"] = [{6: "valid", 7: "test"}.get(int(s) % 8, "train") for s in frame["s"]]
+    return pd.concat([frame, frame.iloc[::9]]).sample(frac=1, random_state=seed, ignore_index=True)
+
+
+@pytest.mark.parametrize(
+    ("columns", "options"),
+    [
+        ({"user": "user", "time": "ts"}, {}),
+        ({"user": "user", "time": "ts", **EVERYTHING}, {"max_session_length": 3, "split_by": "listener"}),
+        ({"user": "user", "time": "ts"}, {"keep_repeats": True, "min_session_length": 3, "min_count": 4}),
+        ({"time": "ts"}, {"valid_fraction": 0.0}),
+        ({"session": "s", "position": "at", "time": "ts", **EVERYTHING}, {"max_session_length": 4}),
+        ({"session": "s", "time": "ts", "user": "user", "split": "part"}, {}),
+    ],
+    ids=["gaps", "everything", "repeats", "one listener", "positions", "official splits"],
+)
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_plays_make_the_same_bytes(
+    tmp_path: Path, remote: str, columns: dict[str, str], options: dict, suffix: str
+) -> None:
+    frame, folder = plays_frame(), tmp_path / "plays"
+    if "position" in columns:
+        frame = frame.drop_duplicates(["s", "at"])  # no two plays at one place but those that are the same
+        frame = pd.concat([frame, frame.iloc[::9]], ignore_index=True)
+    folder.mkdir()
+    for i, part in enumerate((frame[:7], frame[7:100], frame[100:])):
+        path = folder / f"{i}{suffix}"
+        part.to_csv(path, index=False) if suffix == ".csv" else part.to_parquet(path)
+    made: dict = {"plays": folder, "plays_columns": PlaysColumns(track="track", **columns), "min_count": 2, **options}
+    here = main(Config(out=tmp_path / "duckdb", **made))
+    there = main(Config(out=tmp_path / "spark", engine="spark", spark_remote=remote, memory_limit="1GB", **made))
+    assert_same_dataset(tmp_path / "spark", tmp_path / "duckdb")
+    assert "on spark" in there["engine"]
+    rows = {row["reason"]: row["rows"] for row in here["funnel"]}
+    assert rows["read"] == len(frame)
+    assert rows.get("dropped: the same play again", 0) > 0 or "keep_repeats" in options
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["duckdb", "plays", "spark"]  # no work folder
+
+
+def test_a_play_at_fault_is_named_on_spark_too(tmp_path: Path, remote: str) -> None:
+    path = tmp_path / "plays.csv"
+    for lines, message in [
+        (["a,1,x", "a,2,"], "line 3: t is '', no track"),
+        (["a,1,x", "b,3,y", "a,1,y"], "line 4: at is '1': session a has 2 plays at position 1"),
+        (["a,1,x"], "has no session of 2 plays or more"),
+    ]:
+        path.write_text("\n".join(["s,at,t", *lines]) + "\n")
+        columns = PlaysColumns(track="t", session="s", position="at")
+        with pytest.raises(UserError) as error:
+            main(Config(out=tmp_path / "d", plays=path, plays_columns=columns, engine="spark", spark_remote=remote))
+        assert message in str(error.value)
+        assert [path.name for path in tmp_path.iterdir()] == ["plays.csv"]

@@ -128,11 +128,12 @@ class Config:
     drop_rows_without_track: bool = False
     """plays: drop rows without a track (podcasts); otherwise they are an error."""
     engine: Literal["duckdb", "spark"] = "duckdb"
-    """What processes MSSD's files: DuckDB here, or Spark (docs/preprocessing.md). The dataset is the same."""
+    """What processes MSSD's files, or sorts plays: DuckDB here, or Spark (docs/preprocessing.md). The dataset is the
+    same."""
     spark_remote: str | None = None
     """A Spark Connect server, sc://host:15002; without it, what spark-submit offers, or Spark on this machine."""
     memory_limit: str = "2GB"
-    """duckdb: memory of the engine; beyond it, counts go through temporary files beside --out."""
+    """Memory of DuckDB (with Spark: on the driver, for plays); beyond it, it uses temporary files beside --out."""
     workers: int = 0
     """How many of MSSD's logs to process at a time, each on one core and in memory; 0: one per core, at most four."""
     overwrite: bool = False

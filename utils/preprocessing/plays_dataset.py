@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +11,44 @@ from tqdm import tqdm
 
 from utils.core.errors import UserError
 from utils.data import schema, vocab
-from utils.preprocessing import play_tables, play_tracks, split_rules
+from utils.preprocessing import play_tables, play_tracks, plays_spark, split_rules
 from utils.preprocessing.dataset_writer import (
     SplitWriter,
     any_in_session,
     write_dataset,
     write_tracks,
 )
-from utils.preprocessing.engine import Engine, read_parquet
+from utils.preprocessing.engine import Engine, connect, read_parquet
 from utils.preprocessing.options import Config, command_line
 from utils.preprocessing.play_logs import FLAGS, WORDS, unknown_words
+from utils.preprocessing.play_order import Order
 from utils.preprocessing.play_splits import choose_splits
 from utils.preprocessing.plays_source import open_plays
 from utils.preprocessing.track_tables import read_features
 
 
 def prepare_plays(config: Config, folder: Path, work: Path, engine: Engine) -> dict[str, Any]:
-    """Write the dataset of `config.plays` into `folder`, with temporary files in `work`; returns `dataset.json`."""
+    """Write the dataset of `config.plays` into `folder`; returns `dataset.json`.
+
+    Args:
+        work: folder for temporary files.
+        engine: numbers and sorts the plays; everything else is done by DuckDB here.
+    """
+    if config.engine == "duckdb":
+        return make_dataset(config, folder, work, engine.connection, None, engine.name)
+    here = connect(memory_limit=config.memory_limit, folder=work).connection
+    try:
+        order = partial(plays_spark.order_plays, engine.connection, here)
+        return make_dataset(config, folder, work, here, order, engine.name)
+    finally:
+        here.disconnect()
+
+
+def make_dataset(
+    config: Config, folder: Path, work: Path, connection: Any, order: Order | None, engine: str
+) -> dict[str, Any]:
+    """`prepare_plays`, once it is settled who orders the plays."""
     assert config.plays is not None
-    connection = engine.connection
     source = open_plays(config.plays, config.plays_columns, config.source, config.source_options, work)
     columns = source.columns
     if config.keep_repeats and not columns.time:
@@ -39,7 +59,7 @@ def prepare_plays(config: Config, folder: Path, work: Path, engine: Engine) -> d
         keep_repeats=config.keep_repeats,
         drop_without_track=config.drop_rows_without_track,
     )
-    arranged = play_tables.arrange(connection, config.plays, source, work, rules)
+    arranged = play_tables.arrange(connection, config.plays, source, work, rules, order)
     sessions = arranged.sessions
     split, training_only, empty = choose_splits(config, sessions, per_listener=source.per_listener)
     if training_only is not None:
@@ -100,7 +120,7 @@ def prepare_plays(config: Config, folder: Path, work: Path, engine: Engine) -> d
         has_skips=has_skips,
         has_log=has_log,
         notes=[*notes, *source.notes, *arranged.notes],
-        engine=engine.name,
+        engine=engine,
         command=command_line(config),
     )
 

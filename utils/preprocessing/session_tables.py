@@ -125,7 +125,7 @@ def name_sessions(
     listener, user = ibis.null("int32"), ibis.null("string")
     if columns.user and columns.session:
         users = ids["user"].select(user_code="code", user_text="text")
-        found = found.inner_join(users, [("user", "user_code")])
+        found = found.inner_join(users, [("least_user", "user_code")])
         listener, user = found.user_code, found.user_text
     elif columns.user:
         listener, user = found.owner, found.owner_text
