@@ -35,7 +35,7 @@ TYPES: dict[str, type] = {
 }
 """Of the columns of ordered plays; `place` is int64 or float64."""
 ORDER = ("owner", "place", "row")
-ROWS_AT_ONCE = 1 << 20
+ROWS_AT_ONCE = 1 << 18
 """Plays that are in memory together, about."""
 
 

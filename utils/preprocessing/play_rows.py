@@ -173,6 +173,8 @@ def code_file(table: ibis.Table) -> ibis.Table:
 def identifier(column: ibis.Value) -> ibis.Value:
     """An id as text; null where it is empty or NaN."""
     text = column.cast("string")
+    if column.type().is_integer():
+        return text
     return ibis.ifelse(text.strip().isin(NO_ID), ibis.null("string"), text)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from utils.preprocessing.play_order import ROWS_AT_ONCE, TYPES, Columns
 
-PLAYS_A_BUCKET = 1 << 21
+PLAYS_A_BUCKET = 1 << 20
 
 
 class StoredPlays:

@@ -130,14 +130,9 @@ def name_sessions(
     elif columns.user:
         listener, user = found.owner, found.owner_text
     found = found.mutate(name=names_of_pieces(connection, found) if are_cut else found.whole)
-    limits = {
-        f"{which}{name}": found[f"{which}{name}"]
-        for name in LIMITS
-        if name in pieces.columns
-        for which in ("least_", "greatest_")
-    }
+    limits = [name for name in pieces.columns if name.startswith(("least_", "greatest_"))]
     found = found.select(
-        "name", "whole", "piece", "plays", "at", "start", listener=listener, user=user, first=first, **limits
+        "name", "whole", "piece", "plays", "at", "start", *limits, listener=listener, user=user, first=first
     )
     return found.order_by(["first", "whole", "piece"]).drop("first")
 
@@ -180,7 +175,7 @@ def check_sessions(file: Path, users: Path | None, path: Path) -> None:
         limits = [f"{which}_{name}" for name in there for which in ("least", "greatest")]
         first = dict.fromkeys(there, -1)  # the least value in the first piece of a session
         for batch in (
-            source.iter_batches(batch_size=ROWS_AT_ONCE // 8, columns=["whole", "piece", *limits]) if there else ()
+            source.iter_batches(batch_size=ROWS_AT_ONCE // 4, columns=["whole", "piece", *limits]) if there else ()
         ):
             found = {name: batch[name].to_numpy() for name in ("piece", *limits)}
             begins = np.maximum.accumulate(np.where(found["piece"] == 0, np.arange(len(batch)), -1))
@@ -191,19 +186,20 @@ def check_sessions(file: Path, users: Path | None, path: Path) -> None:
                 differs = np.flatnonzero((least != greatest) | (least != firsts))
                 if len(differs):
                     place = differs[0]
-                    codes = sorted({int(values[place]) for values in (firsts, least, greatest)})
+                    codes = {int(values[place]) for values in (firsts, least, greatest)}
                     texts = schema.SPLITS if name == "split" else pq.read_table(users)["text"]
+                    words = sorted(str(texts[code]) for code in codes)
                     what, cure = cures[name]
                     raise UserError(
                         f"{path}: session {batch['whole'][int(place)]} has plays of more than one {what} "
-                        f"({' and '.join(str(texts[code]) for code in codes)}; --plays_columns.{name}); {cure}"
+                        f"({' and '.join(words)}; --plays_columns.{name}); {cure}"
                     )
 
 
 def kept_batches(file: Path, shortest: int, columns: list[str]) -> Iterator[pa.Table]:
     """Columns (`plays` among them) of the sessions that are kept, some at a time."""
     with pq.ParquetFile(file) as source:
-        for batch in source.iter_batches(batch_size=ROWS_AT_ONCE // 8, columns=columns):
+        for batch in source.iter_batches(batch_size=ROWS_AT_ONCE // 4, columns=columns):
             yield pa.table(batch).filter(pc.greater_equal(batch["plays"], shortest))
 
 
