@@ -166,7 +166,7 @@ def deal(arranged: Arranged, training: np.ndarray, work: Path) -> tuple[Buckets,
     """
     sessions, lengths = arranged.sessions, arranged.lengths
     numbers = np.full(len(lengths), -1, np.int32)
-    numbers[sessions.places] = np.arange(len(sessions.places))
+    numbers[sessions.places] = np.arange(len(sessions.places), dtype=np.int32)
     counts = play_tracks.Counts(pq.read_metadata(arranged.tracks).num_rows)
     writer = BucketWriter(work / "buckets", arranged.stored.dtype, sessions.lengths)
     for some, plays in arranged.stored.blocks(lengths):

@@ -32,7 +32,7 @@ class Sessions(NamedTuple):
     lengths: np.ndarray
     """Plays of each, int32 (M,)"""
     places: np.ndarray
-    """Place of each in the order in which sessions were found, int64 (M,)"""
+    """Place of each in the order in which sessions were found, int32 (M,)"""
     begins: np.ndarray
     """Whether it is no further piece of the session before; bool (M,)"""
     listener: np.ndarray | None
@@ -211,7 +211,7 @@ def read_sessions(file: Path, shortest: int, n: int) -> Sessions:
         n: how many are kept.
     """
     there = pq.read_schema(file).names
-    types = {"plays": np.int32, "at": np.int64, "piece": bool, "listener": np.int32, "least_split": np.uint8}
+    types = {"plays": np.int32, "at": np.int32, "piece": bool, "listener": np.int32, "least_split": np.uint8}
     types = {name: kind for name, kind in types.items() if name in there}
     arrays = {name: np.empty(n, kind) for name, kind in types.items()}
     done = unknown = 0
