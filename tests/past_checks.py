@@ -9,10 +9,16 @@ import numpy as np
 from utils.data import past_plays
 from utils.data.dataset import Dataset
 from utils.data.options import PastConfig
+from utils.data.past import past_columns
 from utils.data.past_columns import detail_names, past_names
 from utils.data.past_numbers import Work, blocks
 
 SPLITS = ("train", "valid", "test")
+
+
+def places_of(names: tuple[str, ...], config: PastConfig, folder: Path) -> list[int]:
+    """Places among all `names` of the statistics that a dataset has."""
+    return [names.index(name) for name in past_columns(Dataset.open(folder), config)]
 
 
 def raw_numbers(dataset: Path | Dataset, config: PastConfig) -> dict[str, dict[str, np.ndarray]]:

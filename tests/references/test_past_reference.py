@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from listening import START, random_listening, write_listening
-from past_checks import raw_numbers
+from past_checks import places_of, raw_numbers
 
 from utils.data.options import PastConfig
 from utils.data.past_columns import RELATIONS, SHARED_STATISTICS, STATISTICS
@@ -164,8 +164,10 @@ def in_dataset_order(plays, split):
 def test_statistics_are_their_definitions(tmp_path, seed, protocol):
     plays = random_listening(seed)
     assert with_ends(plays).groupby("user").apply(lambda own: (own["end"].diff() < 0).any()).any(), "none overlap"
-    found = raw_numbers(write_listening(tmp_path / "d", plays), PastConfig(protocol))
-    expected = expected_statistics(plays, protocol)
+    folder, config = write_listening(tmp_path / "d", plays), PastConfig(protocol)
+    found = raw_numbers(folder, config)
+    expected = expected_statistics(plays, protocol)[:, places_of(STATISTICS, config, folder)]
+    assert expected.shape[1] == {"running": 42, "frozen": 26}[protocol]
     for split in ("train", "valid", "test"):
         np.testing.assert_allclose(
             found[split]["past"], expected[in_dataset_order(plays, split)], rtol=2e-5, atol=2e-5, err_msg=split
@@ -224,9 +226,10 @@ def test_statistics_of_all_listeners_are_their_definitions(tmp_path, protocol):
     plays = random_listening(2, n_sessions=60).drop(columns="user")
     start = plays.groupby("session")["time"].transform("first")
     plays["day"] = pd.to_datetime(START + start // (5 * DAY) * 5 * DAY, unit="s").dt.strftime("%Y%m%d")
-    found = raw_numbers(write_listening(tmp_path / "d", plays), PastConfig(protocol))
-    expected = expected_shared(plays, protocol)
-    assert expected.shape[1] == len(SHARED_STATISTICS) == 17
+    folder, config = write_listening(tmp_path / "d", plays), PastConfig(protocol)
+    found = raw_numbers(folder, config)
+    expected = expected_shared(plays, protocol)[:, places_of(SHARED_STATISTICS, config, folder)]
+    assert expected.shape[1] == {"running": 17, "frozen": 11}[protocol]
     for split in ("train", "valid", "test"):
         np.testing.assert_allclose(
             found[split]["past"], expected[in_dataset_order(plays, split)], rtol=2e-5, atol=2e-5, err_msg=split

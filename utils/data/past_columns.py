@@ -30,11 +30,14 @@ RELATIONS = (
 )
 DETAILS = ("seconds", "fraction", "gap", "residual", "hour_sin", "hour_cos")
 
-_NEED_TIMES = ("_month", "hour", "quarter", "_7", "_30", "_since_play", "_since_skip")
+_OF_AGE = ("_month", "_7", "_30", "_since_play", "_since_skip", "_recent", "_since_day")
+"""Grow old with the plays that are known: frozen, they would say how long ago training ended, and little else."""
+_NEED_TIMES = ("_month", "_7", "_30", "_since_play", "_since_skip", "hour", "quarter")
 _NEED_SECONDS = ("track_fraction", "track_length")
 
 
 def past_names(facts: Facts, config: PastConfig) -> tuple[str, ...]:
+    """Columns of `SessionArrays.past`: statistics, then relations."""
     statistics: tuple[str, ...] = ()
     if config.protocol != "none":
         statistics = STATISTICS if facts.listeners else SHARED_STATISTICS
@@ -44,6 +47,7 @@ def past_names(facts: Facts, config: PastConfig) -> tuple[str, ...]:
         return (
             not any(kind in name for kind in unknown)
             and (facts.times or not facts.listeners or not name.endswith(_NEED_TIMES))
+            and (config.protocol != "frozen" or not name.endswith(_OF_AGE))
             and (facts.seconds or name not in _NEED_SECONDS)
         )
 
@@ -51,6 +55,7 @@ def past_names(facts: Facts, config: PastConfig) -> tuple[str, ...]:
 
 
 def detail_names(facts: Facts, config: PastConfig) -> tuple[str, ...]:
+    """Columns of `SessionArrays.details`."""
     if not config.details:
         return ()
     personal = facts.listeners and config.protocol != "none"

@@ -394,6 +394,8 @@ def test_columns_without_meaning_are_left_out(tmp_path):
     assert set(STATISTICS) - set(columns("seconds", seconds=False)) == {"track_fraction", "track_length"}
     assert columns("listeners", frame=plays.drop(columns="user")) == SHARED_STATISTICS
     assert columns("none", PastConfig(relations=True)) == RELATIONS
+    ages = ("_month", "_7", "_30", "_since_play", "_since_skip")
+    assert columns("frozen", PastConfig("frozen")) == tuple(name for name in STATISTICS if not name.endswith(ages))
 
 
 def test_details_without_meaning_are_left_out(tmp_path):
@@ -449,6 +451,17 @@ def test_one_day_without_listeners_is_refused(tmp_path):
     with pytest.raises(UserError, match="not of several days"):
         with_past(dataset, RUNNING)
     assert with_past(dataset, PastConfig(relations=True)).n_past == len(RELATIONS)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_session_without_a_day_is_refused(tmp_path, split):
+    """Where days are what orders the sessions."""
+    plays = random_listening(1).drop(columns="user").assign(day="20180715")
+    plays.loc[plays["session"] > "s010", "day"] = "20180716"
+    plays.loc[plays["session"] == plays.loc[plays["split"] == split, "session"].iloc[-1], "day"] = ""
+    dataset = Dataset.open(write_listening(tmp_path / "d", plays))
+    with pytest.raises(UserError, match=r"not of several days|have no day"):
+        with_past(dataset, RUNNING)
 
 
 def test_a_rare_track_does_not_give_its_label_away(tmp_path):
