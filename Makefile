@@ -91,10 +91,10 @@ mine-skips:
 	@echo "2 of 6: what is skipped, for baselines that know the session only"
 	$(PYTHON) train_baselines.py $(MINE_TO) --task skip --use_ids false
 	@echo "3 of 6: the same for baselines that know the listener's past"
-	$(PYTHON) train_baselines.py $(MINE_TO) --task skip --use_ids false --past.protocol running --past.relations true \
-		--past.details true
-	@echo "4 of 6: and for a small network that knows it, too"
+	$(PYTHON) train_baselines.py --config configs/baselines/personal.yml $(MINE_TO)
+	@echo "4 of 6: and for small networks that know it, too"
 	$(PYTHON) train_lstm_skip.py --config configs/lstm_skip/personal.yml $(MINE_TO)
+	$(PYTHON) train_transformer_skip.py --config configs/transformer_skip/personal.yml $(MINE_TO)
 
 history-given:
 	@test -n "$$HISTORY" || { echo "error: which history? make mine HISTORY=my_spotify_data.zip (a zip, a file or a \

@@ -62,11 +62,14 @@ def test_a_history_goes_all_the_way(project):
         "train_baselines.py",
         "train_baselines.py",
         "train_lstm_skip.py",
+        "train_transformer_skip.py",
         "train_baselines.py",
         "train_gru_seq.py",
     ]
-    assert "--past.protocol" not in commands[1]
-    assert "--past.protocol running" in commands[2]
+    assert "personal.yml" not in commands[1], "the session only"
+    configs = ("baselines", "lstm_skip", "transformer_skip")
+    for command, script in zip(commands[2:5], configs, strict=True):
+        assert command == f"train_{script}.py --config configs/{script}/personal.yml {to}"
     assert commands[-2] == "report.py --runs runs/mine"
     assert commands[-1].startswith("-m utils.reporting.listening --data data/mine --html runs/mine/listening.html")
     assert commands[-1].endswith("--time_zone Europe/Paris")

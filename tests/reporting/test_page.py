@@ -6,7 +6,7 @@ from functools import partial
 from html.parser import HTMLParser
 
 import pytest
-from run_folders import tables_of, write_ladder, write_run
+from run_folders import split_scores, tables_of, write_ladder, write_run
 
 import report
 from utils.core.errors import UserError
@@ -140,6 +140,15 @@ def test_command_writes_page_and_json(ladder, add_run, tmp_path, capsys):
     assert "prefers-color-scheme: dark" in html
     # Two charts of answers and two learning curves, beside the swatches of table and legend.
     assert page.tags.count("svg") == 2 + 2 + 2 * 6
+
+
+def test_listeners_are_a_slice_with_their_own_names(add_run, tmp_path):
+    scores = split_scores(0.5)
+    scores["slices"] = {"listener": {"ada_l": {"n": 30, "maa": 0.6}, "<i>bob": {"n": 10, "maa": 0.2}}}
+    add_run("A", 0.5, scores={"test": scores})
+    report.main(report.Config(runs=tmp_path))
+    text = " ".join(" ".join(Page((tmp_path / "report.html").read_text()).text).split())
+    assert "Listener sessions <i>bob 10 ada_l 30 A 0.200 0.600" in text
 
 
 def test_page_can_be_left_out(ladder, tmp_path):

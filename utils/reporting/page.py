@@ -94,7 +94,7 @@ def slice_table(table: Table, name: str, parts: list[dict[str, dict[str, Any]]],
     return {
         "name": name,
         "counted": "sessions" if metric == "maa" else "plays",
-        "labels": [label.replace("_", " ") for label in labels],
+        "labels": labels if name == "listener" else [label.replace("_", " ") for label in labels],
         "sizes": sizes,
         "lines": lines,
     }
