@@ -80,7 +80,7 @@ def statistics_of(work: Work) -> Iterator[tuple[Plays, np.ndarray]]:
             timeline = timeline.take(timeline.source == len(SPLITS))
         for part in timeline.pieces(past_plays.PLAYS_AT_ONCE):
             plays = past_plays.gather(work.sources, timeline.take(part), work.catalogue, work.facts)
-            yield plays, work.room(len(plays.labels))
+            yield plays, work.room(len(plays.outcomes))
     elif work.facts.listeners:
         yield from personal_statistics(work)
     else:
@@ -131,7 +131,7 @@ def group_of(plays: Plays, work: Work) -> Any:
         sessions.start,
         listeners,
         plays.entities,
-        plays.labels,
+        plays.outcomes,
         plays.times,
         plays.seconds,
         of_play,
@@ -168,13 +168,13 @@ def shared_statistics(work: Work) -> Iterator[tuple[Plays, np.ndarray]]:
         wanted = sessions.take(sessions.source >= n_wanted)
         for piece in wanted.pieces(past_plays.PLAYS_AT_ONCE):
             plays = past_plays.gather(work.sources, wanted.take(piece), work.catalogue, work.facts)
-            numbers = work.room(len(plays.labels))
+            numbers = work.room(len(plays.outcomes))
             past_shared.of_all(plays.offsets, plays.entities, day, shared, numbers)
             yield plays, numbers
         learnt = sessions.take(sessions.source == 0) if work.config.protocol == "frozen" else sessions
         for piece in learnt.pieces(past_plays.PLAYS_AT_ONCE):
             plays = past_plays.gather(work.sources, learnt.take(piece), work.catalogue, work.facts)
-            past_shared.learn_shared(plays.offsets, plays.entities, plays.labels, day, shared)
+            past_shared.learn_shared(plays.offsets, plays.entities, plays.outcomes, day, shared)
 
 
 def details_of(plays: Plays, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -190,6 +190,6 @@ def details_of(plays: Plays, columns: dict[str, np.ndarray]) -> dict[str, np.nda
         found["fraction"] = (plays.seconds.clip(0) / np.exp(columns["track_length"])).clip(max=1)
     logit = columns.get("track", columns.get("track_all"))
     if logit is not None:
-        residual = 2 * (plays.labels - 1 / (1 + np.exp(-logit)))
-        found["residual"] = np.where(plays.labels < 0, np.float32(np.nan), residual)
+        residual = 2 * (plays.outcomes - 1 / (1 + np.exp(-logit)))
+        found["residual"] = np.where(plays.outcomes < 0, np.float32(np.nan), residual)
     return found

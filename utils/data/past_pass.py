@@ -59,7 +59,7 @@ class Group(NamedTuple):
     """int64 (M,): 0, 1, ..."""
     entities: np.ndarray
     """int32 (N, 3): track, artist, album"""
-    labels: np.ndarray
+    outcomes: np.ndarray
     """int8 (N,): 1 skipped, 0 not, -1 unknown"""
     times: np.ndarray
     """int64 (N,): start of each play"""
@@ -173,7 +173,7 @@ def forget(state: Any, plays: int) -> None:
 @compiled
 def learn(group: Any, state: Any, i: int, mask: int) -> None:
     """Add play `i` to what is known."""
-    label, known, who, session = group.labels[i], group.known[i], state.listener, group.sessions[i]
+    label, known, who, session = group.outcomes[i], group.known[i], state.listener, group.sessions[i]
     if session != state.cursor[SESSION]:
         state.cursor[SESSION] = session
         who[SESSION_N] = who[SESSION_S] = 0.0

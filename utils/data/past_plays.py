@@ -231,7 +231,7 @@ class Plays(NamedTuple):
     """int64 (M + 1,)"""
     entities: np.ndarray
     """int32 (N, 3)"""
-    labels: np.ndarray
+    outcomes: np.ndarray
     """int8 (N,): 1 skipped, 0 not, -1 unknown"""
     times: np.ndarray
     """int64 (N,): start of the play; without times that of its session"""
@@ -269,8 +269,8 @@ def gather(sources: Sequence[SessionArrays], sessions: Timeline, catalogue: Cata
     seconds[~((seconds >= 0) & (seconds < LONGEST_PLAY))] = np.nan
     if ids.max(initial=0) >= len(catalogue.entities):
         raise UserError("full_ids.npy has a track that new_tracks.parquet lacks; run the preprocessing again")
-    labels = schema.is_skip(skips).astype(np.int8)
-    labels[skips == schema.SKIP_UNKNOWN] = -1
+    outcomes = schema.is_skip(skips).astype(np.int8)
+    outcomes[skips == schema.SKIP_UNKNOWN] = -1
     of_time = times // 3_600_000_000 % 24 if facts.times else np.full(n, np.nan)
     hour = np.where(hours > 0, hours - 1.0, of_time).astype(np.float32)
-    return Plays(sessions, offsets, catalogue.entities[ids], labels, times, seconds, hour)
+    return Plays(sessions, offsets, catalogue.entities[ids], outcomes, times, seconds, hour)

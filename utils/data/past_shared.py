@@ -57,11 +57,11 @@ class Shared(NamedTuple):
 
 
 @compiled
-def learn_shared(offsets: Any, entities: Any, labels: Any, day: int, shared: Any) -> None:
+def learn_shared(offsets: Any, entities: Any, outcomes: Any, day: int, shared: Any) -> None:
     """Add the plays of some sessions of one day."""
     for session in range(len(offsets) - 1):
         for i in range(offsets[session], offsets[session + 1]):
-            label = labels[i]
+            label = outcomes[i]
             if label >= 0:
                 position = min(i - offsets[session], N_POSITIONS - 1)
                 for row in (position, N_POSITIONS):
