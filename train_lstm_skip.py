@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 class Config:
     """Experiment."""
 
-    data: DataConfig = field(default_factory=DataConfig)
+    data: DataConfig = field(default_factory=lambda: DataConfig(new_plays=1))
     model: SkipLSTMConfig = field(default_factory=SkipLSTMConfig)
     table: TableConfig = field(default_factory=TableConfig)
     train: TrainConfig = field(default_factory=lambda: TrainConfig(lr=1e-3, clip=1.0))

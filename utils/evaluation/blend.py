@@ -159,7 +159,5 @@ def _parts(blend: Blend, loader: SessionLoader) -> Iterator[SessionBatch]:
     """The batches of a loader, in parts small enough for the distributions of all their examples to be held at once."""
     size = rows_at_once(len(blend.ngram.popularity), _ROWS)
     for batch in progress(loader):
-        history = zip(*(tensor.split(size) for tensor in batch.history), strict=True)
-        others = zip(*(tensor.split(size) for tensor in batch[1:]), strict=True)
-        for past, rest in zip(history, others, strict=True):
-            yield SessionBatch(History(*past), *rest)
+        for start in range(0, len(batch.rows), size):
+            yield batch.take(slice(start, start + size))
