@@ -34,7 +34,7 @@ class Config:
 
     pretrained: str = ""
     """Folder of a run of train_bert_pretrain.py, or "random" for an untrained BERT."""
-    data: DataConfig = field(default_factory=DataConfig)
+    data: DataConfig = field(default_factory=lambda: DataConfig(new_plays=1))
     bert: BertConfig = field(default_factory=BertConfig)
     use_log: bool = True
     """Give the model the history's log columns (pauses, seeks, context, reasons of start and end, hour, premium)."""

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class Config:
     """Experiment."""
 
-    data: DataConfig = field(default_factory=DataConfig)
+    data: DataConfig = field(default_factory=lambda: DataConfig(new_plays=1))
     agent: AgentConfig = field(default_factory=AgentConfig)
     environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
     noise: NoiseConfig = field(default_factory=NoiseConfig)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 class Config:
     """Experiment."""
 
-    data: DataConfig = field(default_factory=DataConfig)
+    data: DataConfig = field(default_factory=lambda: DataConfig(new_plays=1))
     model: SkipLSTMConfig = field(default_factory=SkipLSTMConfig)
     past: PastConfig = field(default_factory=PastConfig)
     table: TableConfig = field(default_factory=TableConfig)

@@ -40,7 +40,7 @@ class Config:
     """Train BERT, too; false freezes it."""
     drop_net: float = 0.0
     """DropNet: probability that, in a training step, a layer looks at its own states only or at BERT's only."""
-    data: DataConfig = field(default_factory=DataConfig)
+    data: DataConfig = field(default_factory=lambda: DataConfig(new_plays=1))
     model: SkipTransformerConfig = field(
         default_factory=lambda: SkipTransformerConfig(d_model=256, n_heads=2, n_layers=2, dropout=0.2)
     )

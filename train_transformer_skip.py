@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 class Config:
     """Experiment."""
 
-    data: DataConfig = field(default_factory=DataConfig)
+    data: DataConfig = field(default_factory=lambda: DataConfig(new_plays=1))
     model: SkipTransformerConfig = field(default_factory=SkipTransformerConfig)
     past: PastConfig = field(default_factory=PastConfig)
     table: TableConfig = field(default_factory=TableConfig)

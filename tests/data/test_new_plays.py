@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -70,7 +71,7 @@ def batches(loader: SessionLoader) -> list[SessionBatch]:
 
 
 def test_batches_show_first_plays_as_new_and_know_better(dataset):
-    loader = training_loader(dataset, DataConfig(history_size=3, target_size=4), batch_size=1, seed=0)
+    loader = training_loader(dataset, DataConfig(new_plays=1, history_size=3, target_size=4), batch_size=1, seed=0)
     first, second = batches(loader)
     assert whole_sessions(first).tolist() == [[PAD, UNK, UNK, A, UNK, PAD, PAD]]
     assert true_sessions(first).tolist() == [[PAD, A, B, A, UNK, PAD, PAD]]
@@ -78,7 +79,7 @@ def test_batches_show_first_plays_as_new_and_know_better(dataset):
     assert true_sessions(second).tolist() == [[PAD, A, B, C, UNK, B, PAD]]
     assert true_targets(second).tolist() == [[C, UNK, B, PAD]]
     assert second.inputs(torch.device("cpu"))[1].tolist() == [[UNK, UNK, B, PAD]]
-    both = next(iter(training_loader(dataset, DataConfig(), batch_size=2, seed=0)))
+    both = next(iter(training_loader(dataset, DataConfig(new_plays=1), batch_size=2, seed=0)))
     for batch in (both.take(slice(1, None)), both.to(torch.device("cpu")).take(slice(1, None))):
         assert torch.equal(true_sessions(batch), true_sessions(both)[1:])
     none = training_loader(dataset, DataConfig(new_plays=0, history_size=3, target_size=4), batch_size=1, seed=0)
@@ -99,17 +100,15 @@ def test_every_cut_shows_the_same_plays_as_new(dataset):
 
 
 def test_only_training_has_new_plays(dataset):
-    data = DataConfig()
+    data = DataConfig(new_plays=1)
     loaders = [scoring_loader(dataset, data, split) for split in SPLITS]
     assert all(loader.new is None for loader in (*loaders, validation_loader(dataset, data)))
     assert (scoring_loader(dataset, data, "train").targets().tracks >= N_SPECIAL).sum() == 3
     assert calibration_loader(dataset, data).new.tolist() == first_plays(PLAYS, 1, n_ids=N_IDS).tolist()
 
 
-@pytest.mark.parametrize(
-    ("min_count", "new_plays", "n"), [(1, None, 3), (5, None, 3), (0, None, 0), (0, 2, 5), (1, 0, 0)]
-)
-def test_the_default_is_one_play_unless_there_are_no_new_tracks(dataset, min_count, new_plays, n):
+@pytest.mark.parametrize(("min_count", "new_plays", "n"), [(1, 1, 3), (5, 2, 5), (0, 1, 0), (1, 0, 0)])
+def test_a_whole_catalogue_has_no_new_tracks(dataset, min_count, new_plays, n):
     vocabulary = dataset.info["vocabulary"] | {"min_count": min_count}
     dataset = replace(dataset, info=dataset.info | {"vocabulary": vocabulary})
     loader = training_loader(dataset, DataConfig(new_plays=new_plays), batch_size=2, seed=0)
@@ -131,7 +130,7 @@ SMALL = {"d_model": 8, "n_heads": 2, "n_layers": 1, "d_ff": 8}
 
 def test_what_is_predicted_is_true_and_what_is_read_is_shown(dataset, monkeypatch):
     """Targets of seq: A (and UNK) of the first session, C and B of the second. The GRU's: all plays but the first."""
-    batch = next(iter(training_loader(dataset, DataConfig(), batch_size=2, seed=0)))
+    batch = next(iter(training_loader(dataset, DataConfig(new_plays=1), batch_size=2, seed=0)))
     features = dataset.features
     model = SeqTransformer(N_IDS, features, **SMALL)
     fed = []
@@ -150,7 +149,7 @@ def test_what_is_predicted_is_true_and_what_is_read_is_shown(dataset, monkeypatc
 
 
 def test_bert_finds_first_plays_but_does_not_read_them(dataset, monkeypatch):
-    batch = next(iter(training_loader(dataset, DataConfig(), batch_size=2, seed=0)))
+    batch = next(iter(training_loader(dataset, DataConfig(new_plays=1), batch_size=2, seed=0)))
     bert = BertForMaskedTracks(BertTransformer(N_IDS, dataset.features, max_length=20, **SMALL), tie_weights=True)
     read, forward = [], bert.bert.forward
     monkeypatch.setattr(bert.bert, "forward", lambda tracks, *rest: read.append(tracks) or forward(tracks, *rest))
@@ -167,7 +166,7 @@ def test_bert_finds_first_plays_but_does_not_read_them(dataset, monkeypatch):
 
 def test_masks_behind_the_history_hide_first_plays_too(dataset):
     """The second session has targets C (shown as new), UNK and B: what is not hidden is fed as it is shown."""
-    _, batch = batches(training_loader(dataset, DataConfig(), batch_size=1, seed=0))
+    _, batch = batches(training_loader(dataset, DataConfig(new_plays=1), batch_size=1, seed=0))
     fed = []
 
     class Slots(torch.nn.Module):
@@ -187,7 +186,7 @@ def test_masks_behind_the_history_hide_first_plays_too(dataset):
 
 def test_an_agent_may_play_first_plays(dataset):
     """Their tracks are candidates; the session so far shows them as new."""
-    _, batch = batches(training_loader(dataset, DataConfig(), batch_size=1, seed=0))
+    _, batch = batches(training_loader(dataset, DataConfig(new_plays=1), batch_size=1, seed=0))
     environment = LoggedSessions(N_IDS, "seq", EnvironmentConfig(negatives=0))
     environment.reset(batch)
     assert sorted(environment.candidates[environment.candidates != PAD].tolist()) == [B, C]
@@ -209,3 +208,16 @@ def test_a_resumed_run_equals_an_uninterrupted_one_and_the_option_may_not_change
     (other,) = train(train_transformer_seq, arguments("other", "--data.new_plays", "0"))
     scores = [json.loads((folder / "result.json").read_text())["scores"] for folder in (whole, other)]
     assert scores[0] != scores[1], "it changes what is learnt"
+
+
+def test_skip_scripts_show_one_play_as_new_and_the_others_none():
+    """Chosen by experiment, see docs/training.md."""
+    scripts = sorted(path.stem for path in Path(train_transformer_seq.__file__).parent.glob("train_*.py"))
+    shown = {}
+    for script in scripts:
+        config = importlib.import_module(script).Config
+        if "data" in config.__dataclass_fields__:
+            shown[script] = config().data.new_plays
+    assert len(shown) == 14
+    assert {script for script, n in shown.items() if n == 1} == {script for script in shown if "_skip" in script}
+    assert set(shown.values()) == {0, 1}

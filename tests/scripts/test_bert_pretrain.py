@@ -141,18 +141,7 @@ def test_its_config_repeats_a_run_and_seeds_differ(run, tmp_path):
 
 def test_hidden_tracks_are_found(dataset_folder, tmp_path):
     """The next track is the next id, so neighbours tell the hidden one; by chance hr@1 would be near 1 in 40."""
-    more = [
-        "--data.new_plays",
-        "0",
-        "--train.epochs",
-        "30",
-        "--bert.d_model",
-        "32",
-        "--bert.d_ff",
-        "32",
-        "--bert.dropout",
-        "0",
-    ]
+    more = ["--train.epochs", "30", "--bert.d_model", "32", "--bert.d_ff", "32", "--bert.dropout", "0"]
     folder = pretrain(options(dataset_folder, tmp_path, *more))
     losses = [line["loss"] for line in lines(folder) if line["split"] == "train"]
     assert losses[-1] < 0.6 * losses[0]

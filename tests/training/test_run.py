@@ -89,6 +89,7 @@ def test_log_and_finish(tmp_path, dataset):
         "hash": dataset.vocabulary_hash,
         "protocol": "temporal",
         "folder": str(dataset.folder),
+        "sessions": {"train": 64, "valid": 16, "test": 16},
     }
     assert result["config"] == yaml.safe_load((run.folder / "config.yml").read_text())
     assert 50 < result["peak_memory_mib"] < 100_000

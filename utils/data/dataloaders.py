@@ -268,7 +268,6 @@ def training_loader(dataset: Dataset, data: DataConfig, *, batch_size: int, seed
 
 def new_plays(dataset: Dataset, data: DataConfig) -> np.ndarray | None:
     """Which training plays stand as new tracks: bool (n_events,), or None if none do."""
-    n = data.new_plays
-    if n is None:  # with all of a catalogue in it (--min_count 0), no session has a track outside the vocabulary
-        n = int(dataset.info["vocabulary"]["min_count"] > 0)
-    return first_plays(dataset.train.tracks, n, n_ids=dataset.n_ids) if n else None
+    if not data.new_plays or dataset.info["vocabulary"]["min_count"] == 0:  # with 0 it has all of the catalogue
+        return None
+    return first_plays(dataset.train.tracks, data.new_plays, n_ids=dataset.n_ids)

@@ -26,9 +26,9 @@ class DataConfig:
     """How many plays of the history a model sees, at most (the last ones)."""
     target_size: int = 10
     """How many plays after the history are targets, at most (the first ones)."""
-    new_plays: int | None = None
-    """How many of a track's first training plays models see as plays of a new track (`unk`), as in test a track's first
-    plays are; if not given 1, or 0 where the vocabulary is the whole catalogue, which has no new tracks."""
+    new_plays: int = 0
+    """How many of a track's first training plays models see as plays of a new track (`unk`), which in test a track's
+    first plays are. Without effect where the vocabulary is the whole catalogue: no track is `unk` there."""
     min_length: int = 2
     """Shortest session whose second half is scored (the shortest of MSSD have 10 plays anyway)."""
     valid_sessions: int = 0
@@ -39,9 +39,7 @@ class DataConfig:
     """Seq: also score the next track after every prefix of every session."""
 
     def __post_init__(self) -> None:
-        check_at_least(self, "data", history_size=1, target_size=1, min_length=2, valid_sessions=0)
-        if self.new_plays is not None:
-            check_at_least(self, "data", new_plays=0)
+        check_at_least(self, "data", history_size=1, target_size=1, new_plays=0, min_length=2, valid_sessions=0)
         check_splits("data.scored", self.scored)
 
 
