@@ -154,6 +154,7 @@ def _parts(blend: Blend, loader: SessionLoader) -> Iterator[SessionBatch]:
     size = rows_at_once(len(blend.ngram.popularity), _ROWS)
     for batch in progress(loader):
         history = zip(*(tensor.split(size) for tensor in batch.history), strict=True)
-        others = zip(*(tensor.split(size) for tensor in batch[1:]), strict=True)
+        targets = (batch.target_tracks, batch.target_skips, batch.rows)  # no past: the next track needs none
+        others = zip(*(tensor.split(size) for tensor in targets), strict=True)
         for past, rest in zip(history, others, strict=True):
             yield SessionBatch(History(*past), *rest)
