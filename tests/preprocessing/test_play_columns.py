@@ -295,6 +295,17 @@ def test_outside_plays_have_the_ids_of_the_dataset(tmp_path: Path) -> None:
     assert set(arrays.skips.tolist()) == {schema.SKIP_2}
 
 
+def test_outside_sessions_are_cut_as_those_of_the_dataset(tmp_path: Path) -> None:
+    frame, outside = days(8, a_day=6), days(1, a_day=6, user="eve")
+    for longest, lengths in ((4, [4, 2]), (None, [6])):
+        out = tmp_path / f"d{longest}"
+        plays, columns = write(frame, tmp_path / "p.csv"), only()
+        main(Config(out, plays=plays, plays_columns=columns, min_count=1, max_session_length=longest))
+        dataset = Dataset.open(out)
+        arrays = plays_as_split(write(outside, tmp_path / "o.csv"), columns, dataset, tmp_path / f"x{longest}")
+        assert arrays.lengths.tolist() == lengths
+
+
 def test_outside_plays_for_a_dataset_that_tells_no_new_tracks_apart(tmp_path: Path) -> None:
     make(csv_of(tmp_path / "p.csv"))
     out = tmp_path / "made" / "data"

@@ -312,6 +312,7 @@ def write_dataset(
     funnel: Funnel,
     splits: Mapping[str, Mapping[str, Any]],
     empty_splits: Sequence[str] = (),
+    max_session_length: int | None = None,
     tracks: pa.Table,
     min_count: int,
     features: Mapping[str, Any],
@@ -325,6 +326,7 @@ def write_dataset(
 
     Args:
         empty_splits: splits that are to be empty.
+        max_session_length: longer sessions were cut into pieces of so many plays; None: never.
 
     Raises:
         UserError: another split is empty.
@@ -341,6 +343,7 @@ def write_dataset(
         "funnel": funnel.rows(),
         "splits": dict(splits),
         "empty_splits": list(empty_splits),
+        "max_session_length": max_session_length,
         "vocabulary": {
             "tracks": tracks.num_rows,
             "n_ids": vocab.N_SPECIAL + tracks.num_rows,

@@ -44,6 +44,7 @@ def open_sessions(
     new_tracks: pa.Table | None = None,
     *,
     shortest: int = 2,
+    longest: int | None = None,
     source: str | None = None,
     options: SourceOptions | None = None,
 ) -> Iterator[Outside]:
@@ -54,6 +55,7 @@ def open_sessions(
         tracks: `track_id` and `index` of the dataset (its `tracks.parquet`).
         new_tracks: `track_id` of the tracks outside its vocabulary (`new_tracks.parquet`), if it tells them apart.
         shortest: sessions with fewer plays are left out.
+        longest: sessions with more are cut into pieces of so many plays.
         source: whose files `path` is, instead of a table of plays; `options` are for it.
 
     Raises:
@@ -64,7 +66,7 @@ def open_sessions(
         connection = connect(memory_limit=Config(out=work).memory_limit, folder=work).connection
         try:
             plays = open_plays(path, columns, source, options or SourceOptions(), work)
-            rules = play_tables.Rules(shortest=shortest, are_options=False)
+            rules = play_tables.Rules(shortest=shortest, longest=longest, are_options=False)
             arranged = play_tables.arrange(connection, path, plays, work, rules)
             # Which plays are those of training does not matter, for the vocabulary is there.
             buckets, counts = play_tables.deal(arranged, np.zeros(len(arranged.sessions.lengths), bool), work)
@@ -105,6 +107,7 @@ def plays_as_split(
 ) -> SessionArrays:
     """Write the sessions of a table of plays as a split to `folder`, and print what was dropped or is unknown.
 
+    Long sessions are cut as those of the dataset were.
     Tracks that are new to the dataset's `new_tracks.parquet`, too, have the ids that follow, in the order of
     `new_tracks.parquet` in `folder`.
 
@@ -115,7 +118,8 @@ def plays_as_split(
     new_file = dataset.folder / "new_tracks.parquet"
     new_tracks = pq.read_table(new_file, columns=["track_id"]) if new_file.exists() else None
     n_unknown = 0
-    with open_sessions(path, columns, tracks, new_tracks, source=source, options=options) as outside:
+    longest = dataset.info.get("max_session_length")
+    with open_sessions(path, columns, tracks, new_tracks, longest=longest, source=source, options=options) as outside:
         writer = SplitWriter(folder, outside.optional)
         for chunk in outside.chunks:
             writer.add(chunk)

@@ -114,6 +114,7 @@ def make_dataset(
         funnel=arranged.funnel,
         splits=splits,
         empty_splits=empty,
+        max_session_length=config.max_session_length,
         tracks=tracks,
         min_count=min_count,
         features=write_tracks(folder, tracks, raw, categories=False),
