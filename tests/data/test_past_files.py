@@ -107,7 +107,12 @@ def test_made_once_and_again_when_the_dataset_is_another(folder):
     skips[-1] = 1 if skips[-1] != 1 else 3
     np.save(folder / "test" / "skips.npy", skips)
     assert changed() != first
-    (folder / "past" / "v1" / "running-details" / "past.json").unlink()  # not made to the end
+    path = folder / "past" / "v1" / "running-details" / "past.json"
+    about = json.loads(path.read_text())
+    path.write_text(json.dumps({**about, "columns": about["columns"][::-1]}))
+    with_past(Dataset.open(folder), ALL)
+    assert json.loads(path.read_text()) == about, "other columns are made anew"
+    path.unlink()  # not made to the end
     with pytest.raises(UserError, match=r"holds no past\.json"):
         changed()
 

@@ -161,7 +161,7 @@ def _make_missing(dataset: Dataset, facts: Facts, config: PastConfig, tables: di
     from utils.data.past_numbers import Work
 
     identity = _identity(dataset)
-    missing = {name: table for name, table in tables.items() if not _is_of(table.folder, identity)}
+    missing = {name: table for name, table in tables.items() if not _is_of(table, identity)}
     if not missing:
         return
     work = Work([dataset.split(name) for name in SPLITS], facts, config, past_plays.catalogue_of(dataset))
@@ -194,10 +194,12 @@ def _writable(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def _is_of(folder: Path, identity: str) -> bool:
-    if not (folder / "past.json").exists():
+def _is_of(table: _Table, identity: str) -> bool:
+    """Whether the table is there, made of this dataset, and has these columns."""
+    if not (table.folder / "past.json").exists():
         return False
-    return bool(read_json(folder / "past.json").get("identity") == identity)
+    kept = read_json(table.folder / "past.json")
+    return bool(kept.get("identity") == identity and kept.get("columns") == list(table.columns))
 
 
 def _identity(dataset: Dataset) -> str:
