@@ -155,6 +155,7 @@ def bert(sizes: Sizes, *, sparse: bool = False) -> BertForMaskedTracks:
         d_ff=sizes.d_ff,
         dropout=sizes.dropout,
         max_length=sizes.history_size + sizes.target_size,
+        use_ids=True,
         sparse=sparse,
     )
     return BertForMaskedTracks(reader, tie_weights=True, sparse=sparse)

@@ -161,7 +161,7 @@ def test_seq_tells_own_tracks_from_strangers(dataset_folder, tmp_path):
 def test_seq_works_without_skips(tmp_path):
     folder = make_dataset(tmp_path / "data", n_sessions=32, has_skips=False, min_length=2)
     (run,) = train(train_ddpg_seq, options(folder, tmp_path))
-    assert set(result(run)["scores"]["test"]["slices"]) == {"length", "continuation"}
+    assert set(result(run)["scores"]["test"]["slices"]) == {"length", "continuation", "shuffle", "premium"}
 
 
 def test_items_start_from_vectors(dataset_folder, tmp_path):

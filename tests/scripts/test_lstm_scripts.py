@@ -136,7 +136,7 @@ def test_training_beats_chance(task, metric, least, dataset_folder, tmp_path):
 def test_seq_works_without_skips(tmp_path):
     folder = make_dataset(tmp_path / "data", n_sessions=32, has_skips=False, min_length=2)
     (run,) = train(train_lstm_seq, options(folder, tmp_path))
-    assert set(result(run)["scores"]["test"]["slices"]) == {"length", "continuation"}
+    assert set(result(run)["scores"]["test"]["slices"]) == {"length", "continuation", "shuffle", "premium"}
 
 
 def test_labels_are_fed_in_training_only_with_previous_label(dataset_folder, tmp_path, monkeypatch):

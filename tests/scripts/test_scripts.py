@@ -161,7 +161,7 @@ def test_training_beats_chance(dataset_folder, tmp_path):
 def test_seq_works_without_skips(tmp_path):
     folder = make_dataset(tmp_path / "data", n_sessions=32, has_skips=False, min_length=2)
     (run,) = train(train_transformer_seq, options(folder, tmp_path))
-    assert set(result(run)["scores"]["test"]["slices"]) == {"length", "continuation"}
+    assert set(result(run)["scores"]["test"]["slices"]) == {"length", "continuation", "shuffle", "premium"}
 
 
 @pytest.mark.parametrize("task", SCRIPTS)

@@ -21,6 +21,7 @@ import train_gru_seq
 import train_transformer_skip
 from model.baselines_seq import ItemKNN
 from utils.core.errors import UserError
+from utils.core.files import read_json, write_json
 from utils.data.dataset import Dataset
 from utils.data.options import DataConfig
 from utils.evaluation.blend import choose_weight
@@ -49,6 +50,7 @@ def dataset_without(folder: Path, *splits: str) -> Path:
         np.save(folder / split / "offsets.npy", np.zeros(1, np.int64))
         sessions = pd.read_parquet(folder / split / "sessions.parquet")
         sessions[:0].to_parquet(folder / split / "sessions.parquet", index=False)
+    write_json(folder / "dataset.json", read_json(folder / "dataset.json") | {"empty_splits": list(splits)})
     return folder
 
 
@@ -138,7 +140,7 @@ def test_sessions_from_outside_are_scored_all_the_same(everything, tmp_path):
     summary = evaluate.main(evaluate.Config(str(folder), plays=str(tmp_path / "plays.csv"), plays_columns=columns))
     assert summary["n_sessions"] == 16
     assert 0 < summary["metrics"]["maa"]["mean"] < 1
-    with pytest.raises(UserError, match="test has no session of at least 2 plays"):
+    with pytest.raises(UserError, match="test has no sessions, as --test_fraction 0 asked for"):
         evaluate.main(evaluate.Config(str(folder)))
 
 
@@ -146,7 +148,7 @@ def test_baselines_keep_their_settings(everything, tmp_path):
     """Chosen on nothing: as fitted, and scored on training sessions."""
     config = train_baselines.Config(DataConfig(str(everything)), RunConfig(folder=str(tmp_path)))
     results = {content["experiment"]: content for content in train_baselines.main(config)}
-    assert len(results) == 8
+    assert len(results) == 9
     assert all(set(content["scores"]) == {"train"} and content["trials"] == {} for content in results.values())
     dataset = Dataset.open(everything)
     baseline = next(each for each in train_baselines.seq_baselines(config, dataset) if each.id == "item_knn")

@@ -111,7 +111,8 @@ def ids_in_dataset(
         new: `track_id` of its tracks beyond, which have the ids that follow.
     """
     first = known["index"].to_numpy().max() + 1
-    theirs = pa.concat_tables([known.select(["track_id"]), new.select(["track_id"])])
+    both = [known.select(["track_id"]), new.select(["track_id"])]
+    theirs = pa.concat_tables(both, promote_options="permissive")  # texts may be of two types
     theirs = theirs.append_column(
         "id", pa.array(np.concatenate([known["index"].to_numpy(), first + np.arange(len(new), dtype=np.int32)]))
     )
