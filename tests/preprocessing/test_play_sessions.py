@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils.preprocessing import play_store
+from utils.preprocessing.engine import connect, parquet_batches, write_parquet
 from utils.preprocessing.play_order import Columns, in_order, joined
 from utils.preprocessing.play_sessions import Cut, find_sessions
 from utils.preprocessing.play_store import BucketWriter, StoredPlays
@@ -137,6 +139,35 @@ def test_an_engine_that_does_not_sort_is_found_out(tmp_path: Path) -> None:
         for sizes in ([10], [4, 6], [1, 9], [8, 2]):
             with pytest.raises(RuntimeError, match="has not sorted the plays"):
                 read(order, sizes)
+
+
+def test_a_parquet_file_is_not_read_ahead(tmp_path: Path) -> None:
+    """A file of 16 MB, of which a batch has 80 kB."""
+    values = np.random.default_rng(0).integers(0, 2**60, 2_000_000)
+    pq.write_table(pa.table({"a": values}), tmp_path / "a.parquet", row_group_size=10_000)
+    del values
+    before = pa.total_allocated_bytes()
+    most = n = 0
+    for batch in parquet_batches(tmp_path / "a.parquet", rows=10_000):
+        most, n = max(most, pa.total_allocated_bytes() - before), n + len(batch)
+    assert n == 2_000_000
+    assert 80_000 <= most < 4_000_000
+
+
+def test_memory_of_a_step_is_given_back(tmp_path: Path) -> None:
+    """After a sort of 80 MB, the engine keeps little of it."""
+    engine = connect(memory_limit="1GB", folder=tmp_path).connection
+    numbers = engine.sql("SELECT range AS a, hash(range) AS b FROM range(5000000)")
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    before = resident()
+    write_parquet(engine, numbers.order_by("b"), tmp_path / "sorted.parquet")
+    assert resident() - before < 60_000_000
+    limit = engine.raw_sql("SELECT current_setting('memory_limit')").fetchall()[0][0]
+    assert limit == "953.6 MiB"
+    engine.disconnect()
 
 
 @pytest.mark.parametrize("size", [1, 3, 10, 1000])

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import ibis
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from utils.core.errors import UserError
 from utils.core.files import only
@@ -35,7 +36,7 @@ def connect(*, memory_limit: str, folder: Path) -> Engine:
     except duckdb.Error as error:
         raise UserError(f"memory_limit {memory_limit!r}: {error}; write it as 2GB or 500MB") from None
     connection.raw_sql("SET TimeZone = 'UTC'")  # whatever the machine's: a dataset is the same everywhere
-    connection.raw_sql("SET allocator_background_threads = true")  # gives memory back that a step no longer needs
+    connection.raw_sql(f"SET VARIABLE memory_limit = '{memory_limit}'")  # for `give_back`
     connection.raw_sql("SET enable_progress_bar = false")
     connection.raw_sql("SET enable_external_file_cache = false")  # no file is read twice
     return Engine(connection, f"ibis {ibis.__version__} on duckdb {duckdb.__version__}")
@@ -51,6 +52,24 @@ def write_parquet(connection: Any, table: ibis.Table, path: Path) -> None:
     """Write a table, in its order, to a file whose path may hold any letter (Ibis' `to_parquet` trips over quotes)."""
     quoted = str(path.absolute()).replace("'", "''")
     connection.raw_sql(f"COPY ({connection.compile(table)}) TO '{quoted}' (FORMAT parquet)")
+    give_back(connection)
+
+
+def give_back(connection: Any) -> None:
+    """Give the memory of a step that has ended back to the machine.
+
+    DuckDB counts it as free, but its allocator keeps it, up to the memory limit, beside what the next step takes. To
+    set the limit, even to what it is, empties the allocator.
+    """
+    connection.raw_sql("SET memory_limit = getvariable('memory_limit')")
+
+
+def parquet_batches(
+    file: Path, columns: Sequence[str] | None = None, *, rows: int = 1 << 18
+) -> Iterator[pa.RecordBatch]:
+    """Some rows of a Parquet file at a time. PyArrow itself would read the whole file ahead."""
+    with pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20) as source:
+        yield from source.iter_batches(batch_size=rows, columns=None if columns is None else list(columns))
 
 
 @contextmanager

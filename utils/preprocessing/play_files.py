@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from utils.core.errors import UserError
 from utils.core.files import only
 from utils.preprocessing.csv_files import hidden, open_text
-from utils.preprocessing.engine import read_parquet
+from utils.preprocessing.engine import parquet_batches, read_parquet
 
 BLOCK = 1 << 20
 """Bytes of a CSV file that are looked at together."""
@@ -262,8 +262,7 @@ def find_value(file: Path, names: list[str], column: str, row: int) -> str:
     place = names.index(column)
     if kind(file) == "parquet":
         n_before = 0
-        source = pq.ParquetFile(file)
-        for batch in source.iter_batches(columns=None if names.count(column) > 1 else [column]):
+        for batch in parquet_batches(file, None if names.count(column) > 1 else [column]):
             if row < n_before + len(batch):
                 value = batch.column(place if names.count(column) > 1 else 0)[row - n_before].as_py()
                 return f"{file}, row {row + 1}: {column} is {value!r}"

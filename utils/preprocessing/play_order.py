@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 
 import ibis
 import numpy as np
-import pyarrow.parquet as pq
 
-from utils.preprocessing.engine import read_parquet, write_parquet
+from utils.preprocessing.engine import parquet_batches, read_parquet, write_parquet
 
 Columns = dict[str, np.ndarray]
 """Columns of plays, each (N,)."""
@@ -90,18 +89,15 @@ def in_order(files: Sequence[Path]) -> Iterator[Columns]:
     """
     last: Columns = {}
     for file in files:
-        with pq.ParquetFile(file) as source:
-            for batch in source.iter_batches(batch_size=ROWS_AT_ONCE):
-                if len(batch) == 0:
-                    continue
-                plays = {name: batch[name].to_numpy(zero_copy_only=False) for name in batch.schema.names}
-                plays = {
-                    name: values.astype(TYPES.get(name, values.dtype), copy=False) for name, values in plays.items()
-                }
-                if not ascending(joined([last, plays]) if last else plays):
-                    raise RuntimeError(f"{file}: the engine has not sorted the plays")
-                last = {name: plays[name][-1:] for name in ORDER}
-                yield plays
+        for batch in parquet_batches(file, rows=ROWS_AT_ONCE):
+            if len(batch) == 0:
+                continue
+            plays = {name: batch[name].to_numpy(zero_copy_only=False) for name in batch.schema.names}
+            plays = {name: values.astype(TYPES.get(name, values.dtype), copy=False) for name, values in plays.items()}
+            if not ascending(joined([last, plays]) if last else plays):
+                raise RuntimeError(f"{file}: the engine has not sorted the plays")
+            last = {name: plays[name][-1:] for name in ORDER}
+            yield plays
         file.unlink()
 
 

@@ -15,7 +15,7 @@ import ibis
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from utils.preprocessing.engine import read_parquet, write_parquet
+from utils.preprocessing.engine import parquet_batches, read_parquet, write_parquet
 from utils.preprocessing.mssd_spark import explained, uri
 from utils.preprocessing.play_order import IDS, ORDER, TYPES, OrderedPlays, numbered, with_numbers
 
@@ -70,6 +70,5 @@ def parts_of(folder: Path) -> list[Path]:
 
 def first_play(file: Path) -> tuple[Any, ...]:
     """What tells the order of a file among others, each of which is in order."""
-    with pq.ParquetFile(file) as source:
-        first = next(source.iter_batches(batch_size=1, columns=list(ORDER))).to_pylist()[0]
+    first = next(parquet_batches(file, ORDER, rows=1)).to_pylist()[0]
     return tuple(first[name] for name in ORDER)

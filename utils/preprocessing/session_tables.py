@@ -17,9 +17,11 @@ import pyarrow.parquet as pq
 
 from utils.core.errors import UserError
 from utils.data import schema
+from utils.preprocessing.engine import parquet_batches
 from utils.preprocessing.options import PlaysColumns
-from utils.preprocessing.play_order import ROWS_AT_ONCE
 from utils.preprocessing.play_sessions import LIMITS, Found
+
+SESSIONS_AT_ONCE = 1 << 16
 
 
 class Sessions(NamedTuple):
@@ -170,37 +172,33 @@ def check_sessions(file: Path, users: Path | None, path: Path) -> None:
             "a session belongs to one split: correct the column, or give sessions that end with their split",
         ),
     }
-    with pq.ParquetFile(file) as source:
-        there = [name for name in LIMITS if f"least_{name}" in source.schema_arrow.names]
-        limits = [f"{which}_{name}" for name in there for which in ("least", "greatest")]
-        first = dict.fromkeys(there, -1)  # the least value in the first piece of a session
-        for batch in (
-            source.iter_batches(batch_size=ROWS_AT_ONCE // 4, columns=["whole", "piece", *limits]) if there else ()
-        ):
-            found = {name: batch[name].to_numpy() for name in ("piece", *limits)}
-            begins = np.maximum.accumulate(np.where(found["piece"] == 0, np.arange(len(batch)), -1))
-            for name in there:
-                least, greatest = found[f"least_{name}"], found[f"greatest_{name}"]
-                firsts = np.where(begins < 0, first[name], least[begins])
-                first[name] = firsts[-1]
-                differs = np.flatnonzero((least != greatest) | (least != firsts))
-                if len(differs):
-                    place = differs[0]
-                    codes = {int(values[place]) for values in (firsts, least, greatest)}
-                    texts = schema.SPLITS if name == "split" else pq.read_table(users)["text"]
-                    words = sorted(str(texts[code]) for code in codes)
-                    what, cure = cures[name]
-                    raise UserError(
-                        f"{path}: session {batch['whole'][int(place)]} has plays of more than one {what} "
-                        f"({' and '.join(words)}; --plays_columns.{name}); {cure}"
-                    )
+    columns = pq.read_schema(file).names
+    there = [name for name in LIMITS if f"least_{name}" in columns]
+    limits = [f"{which}_{name}" for name in there for which in ("least", "greatest")]
+    first = dict.fromkeys(there, 0)  # the least value in the first piece of a session, which comes before the others
+    for batch in parquet_batches(file, ["whole", "piece", *limits], rows=SESSIONS_AT_ONCE) if there else ():
+        begins = np.maximum.accumulate(np.where(batch["piece"].to_numpy() == 0, np.arange(len(batch)), -1))
+        for name in there:
+            least, greatest = (batch[f"{which}_{name}"].to_numpy() for which in ("least", "greatest"))
+            firsts = np.where(begins < 0, first[name], least[begins])
+            first[name] = firsts[-1]
+            differs = np.flatnonzero((least != greatest) | (least != firsts))
+            if len(differs):
+                place = differs[0]
+                codes = {int(values[place]) for values in (firsts, least, greatest)}
+                texts = schema.SPLITS if name == "split" else pq.read_table(users)["text"]
+                words = sorted(str(texts[code]) for code in codes)
+                what, cure = cures[name]
+                raise UserError(
+                    f"{path}: session {batch['whole'][int(place)]} has plays of more than one {what} "
+                    f"({' and '.join(words)}; --plays_columns.{name}); {cure}"
+                )
 
 
 def kept_batches(file: Path, shortest: int, columns: list[str]) -> Iterator[pa.Table]:
     """Columns (`plays` among them) of the sessions that are kept, some at a time."""
-    with pq.ParquetFile(file) as source:
-        for batch in source.iter_batches(batch_size=ROWS_AT_ONCE // 4, columns=columns):
-            yield pa.table(batch).filter(pc.greater_equal(batch["plays"], shortest))
+    for batch in parquet_batches(file, columns, rows=SESSIONS_AT_ONCE):
+        yield pa.table(batch).filter(pc.greater_equal(batch["plays"], shortest))
 
 
 def read_sessions(file: Path, shortest: int, n: int) -> Sessions:
