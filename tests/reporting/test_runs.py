@@ -49,12 +49,13 @@ def test_finished_runs_one_folder_deeper_are_told_of(tmp_path):
     runs, sweep = tmp_path / "runs", tmp_path / "runs" / "sweep"
     write_run(runs, "Good", 0.5)
     write_run(sweep, "Deeper", 0.6)
+    write_run(sweep, "Other", 0.7)
     found, notes = load_runs(runs)
     assert [run.result["label"] for run in found] == ["Good"]
     said = "holds finished runs one folder deeper: show them with --runs"
-    assert notes == [f"{sweep}/deeper {said} {sweep}; left out"]
-    assert [run.result["label"] for run in load_runs(sweep)[0]] == ["Deeper"]
-    with pytest.raises(UserError, match=rf"no finished run in {tmp_path} \(.*{runs}/good {said} {runs}; left out"):
+    assert notes == [f"{sweep} {said} {sweep}; left out"], "said once for all of its experiments"
+    assert {run.result["label"] for run in load_runs(sweep)[0]} == {"Deeper", "Other"}
+    with pytest.raises(UserError, match=rf"no finished run in {tmp_path} \(.*{runs} {said} {runs}; left out"):
         load_runs(tmp_path)
 
 

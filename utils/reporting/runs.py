@@ -110,12 +110,12 @@ def load_runs(root: Path) -> tuple[list[FinishedRun], list[str]]:
     for folder in sorted(folders, key=stamp_order, reverse=True):
         path = folder / "result.json"
         if not path.exists():
-            deeper = any(folder.glob("*/result.json"))
-            notes.append(
-                f"{folder} holds finished runs one folder deeper: show them with --runs {folder.parent}; left out"
-                if deeper
-                else f"{folder} is not finished (no result.json); left out"
-            )
+            here = folder.parent
+            deeper = f"{here} holds finished runs one folder deeper: show them with --runs {here}; left out"
+            if not any(folder.glob("*/result.json")):
+                notes.append(f"{folder} is not finished (no result.json); left out")
+            elif deeper not in notes:
+                notes.append(deeper)
             continue
         try:
             result = read_json(path)
