@@ -94,16 +94,22 @@ def arrange(
     notes = check_rows(connection, coded, path, columns, cure_of_track=cure)
     names = play_tracks.find_names(connection, coded, work)
     # A listener beside a session is looked at for each play; without sessions, the owner is the listener.
-    unused = {"user": not columns.session, "time": not columns.time}
+    # A time that is the place need not be sorted twice.
+    is_place = bool(columns.time and not columns.position)
+    unused = {"user": not columns.session, "time": is_place or not columns.time}
     plays = coded.table.drop(*(name for name in coded.table.columns if unused.get(name)))
     ordered = order_plays(connection, plays, work) if order is None else order(plays, work)
     shutil.rmtree(work / "coded")
 
-    stored = StoredPlays(work / "plays", [name for name in STORED if name == "track" or name in plays.columns])
+    there = [*plays.columns, "track", *(["time"] if is_place else [])]
+    stored = StoredPlays(work / "plays", [name for name in STORED if name in there])
     pieces = PiecesWriter(work / "pieces.parquet", rules.shortest)
     silence = None if columns.session else min(round(columns.gap * SECOND), 1 << 62)
     cut = Cut(silence, rules.longest, repeats=bool(columns.time) and not rules.keep_repeats)
-    for found in find_sessions(in_order(ordered.files), cut):
+    batches = in_order(ordered.files)
+    if is_place:
+        batches = (plays_of | {"time": plays_of["place"]} for plays_of in batches)
+    for found in find_sessions(batches, cut):
         if columns.position and found.shares.any():
             raise same_position(coded, found, ordered.ids["owner"], columns.position)
         stored.append(found.plays)
