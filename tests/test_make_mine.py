@@ -43,7 +43,8 @@ def make(project, *arguments):
     """Exit code, errors, and the commands that were run."""
     (project / "commands.txt").unlink(missing_ok=True)
     environment = os.environ | {"NAME": "a computer", "SOURCE": "of something else"}  # which some systems set
-    environment.pop("HISTORY", None)
+    for name in ("HISTORY", "MAKELEVEL", "MAKEFLAGS", "MFLAGS"):  # the tests may themselves run under make
+        environment.pop(name, None)
     done = subprocess.run(
         ["make", "mine", *arguments], cwd=project, env=environment, capture_output=True, text=True, check=False
     )
