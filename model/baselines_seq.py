@@ -30,7 +30,7 @@ import numpy as np
 from scipy.sparse import csr_array, diags_array, eye_array, vstack
 from tqdm import tqdm
 
-from model.next_track import Mix, NextTrack
+from model.next_track import Mix, NextScores, NextTrack, TableModel, score
 from utils.data.vocab import N_SPECIAL
 
 _PRODUCTS_AT_ONCE = 20_000_000
@@ -50,6 +50,10 @@ class Popularity:
         plays = np.bincount(tracks, minlength=n_ids) + 1.0
         plays[:N_SPECIAL] = 0
         return cls(plays / plays.sum(), csr_array((0, n_ids), dtype=np.float32))
+
+    def score(self, history: np.ndarray) -> NextScores:
+        """Probabilities of the next track of histories (N, S)."""
+        return score(self, history)
 
     def mix(self, history: np.ndarray) -> Mix:
         """Read nothing: all mass goes to popularity."""
@@ -108,6 +112,10 @@ class ItemKNN:
         table = vstack([neighbours, eye_array(n_ids)], format="csr", dtype=np.float32)
         return cls(Popularity.fit(tracks, n_ids=n_ids).popularity, table)
 
+    def score(self, history: np.ndarray) -> NextScores:
+        """Probabilities of the next track of histories (N, S)."""
+        return score(self, history)
+
     def mix(self, history: np.ndarray) -> Mix:
         """Read the rows of all tracks that have neighbours; if none has, all mass goes to popularity."""
         n_ids = len(self.popularity)
@@ -138,7 +146,7 @@ class Ngram:
     """float32 (contexts of all orders, V): plays of the next track; the contexts of order 1 are the ids."""
     totals: np.ndarray
     """float64 (contexts,): sums of all counts, including those too small for `counts`."""
-    fallback: NextTrack
+    fallback: TableModel
     table: csr_array
     """Discounted probabilities of the next track, above the fallback's table."""
     left: np.ndarray
@@ -151,7 +159,7 @@ class Ngram:
         offsets: np.ndarray,
         *,
         order: int,
-        fallback: NextTrack,
+        fallback: TableModel,
         discount: float = 0.9,
         max_successors: int = 1000,
     ) -> Ngram:
@@ -216,6 +224,10 @@ class Ngram:
             first += len(keys)
         return rows
 
+    def score(self, history: np.ndarray) -> NextScores:
+        """Probabilities of the next track of histories (N, S)."""
+        return score(self, history)
+
     def mix(self, history: np.ndarray) -> Mix:
         """Go from the longest known context of each history to the shortest, then to the fallback."""
         rows = self.contexts(history)
@@ -254,7 +266,7 @@ def _following(tracks: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def _discounted(
-    keys: list[np.ndarray], counts: csr_array, totals: np.ndarray, fallback: NextTrack, discount: float
+    keys: list[np.ndarray], counts: csr_array, totals: np.ndarray, fallback: TableModel, discount: float
 ) -> tuple[csr_array, np.ndarray]:
     """The table of an `Ngram`, and the mass that each context leaves to a shorter one."""
     if not 0 < discount <= 1:

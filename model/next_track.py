@@ -39,6 +39,13 @@ class NextTrack(Protocol):
     def popularity(self) -> np.ndarray:
         """float64 (V,): sums to 1, above 0 for all tracks and 0 for special ids."""
 
+    def score(self, history: np.ndarray) -> NextScores:
+        """Probabilities of the next track of integer histories (N, S), padded on the left."""
+
+
+class TableModel(NextTrack, Protocol):
+    """A model whose probabilities are rows of a table, mixed."""
+
     @property
     def table(self) -> csr_array:
         """float32 (R, V): a row for each thing that a history can hold, with its scores of the next track."""
@@ -63,8 +70,8 @@ class NextScores(NamedTuple):
     """float64 (N,), above 0"""
 
 
-def score(model: NextTrack, history: np.ndarray) -> NextScores:
-    """Score the next track of histories (N, S)."""
+def score(model: TableModel, history: np.ndarray) -> NextScores:
+    """Score the next track of histories (N, S) by the rows of the model's table."""
     rows, weights, rest = model.mix(history)
     used = weights > 0
     starts = np.append(0, used.sum(axis=1).cumsum())
@@ -188,7 +195,7 @@ def score_targets(model: NextTrack, history: np.ndarray, targets: np.ndarray) ->
     ranks = Ranks(*np.zeros((2, len(targets)), np.float32))
     for i in _chunks(len(history), "score targets"):
         for t in range(targets.shape[1]):
-            scores = score(model, plays[i, t : t + size])
+            scores = model.score(plays[i, t : t + size])
             chance = probability(scores, model.popularity, targets[i, t])
             log_probability[i, t] = np.log(np.where(targets[i, t] >= N_SPECIAL, chance, 1.0))
             if t == 0:
@@ -202,7 +209,7 @@ def continue_greedily(model: NextTrack, history: np.ndarray, n_steps: int) -> np
     plays = np.concatenate([history.astype(np.int32), np.zeros((len(history), n_steps), np.int32)], axis=1)
     for i in _chunks(len(history), "continue"):
         for t in range(n_steps):
-            plays[i, size + t] = best(score(model, plays[i, t : t + size]), model.popularity)
+            plays[i, size + t] = best(model.score(plays[i, t : t + size]), model.popularity)
     return plays[:, size:]
 
 

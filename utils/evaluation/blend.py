@@ -16,7 +16,7 @@ from torch import Tensor
 
 from model.catalogue import rows_at_once
 from model.decoding import SeqModel, State
-from model.next_track import NextTrack, score
+from model.next_track import NextTrack
 from utils.core.errors import UserError
 from utils.data.batch import History, SessionBatch, whole_sessions
 from utils.data.dataloaders import SessionLoader
@@ -49,7 +49,7 @@ class Blend:
 
     def of_ngram(self, history: Tensor) -> Tensor:
         """The n-gram's part: plays (N, S), padded on the left -> float64 (N, V), on the CPU."""
-        found, rest = score(self.ngram, history.numpy())
+        found, rest = self.ngram.score(history.numpy())
         p = torch.outer(torch.from_numpy(rest), torch.from_numpy(self.ngram.popularity))
         rows = np.repeat(np.arange(len(rest)), np.diff(found.indptr))
         p[rows, found.indices] += torch.from_numpy(found.data)

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from model import next_track
 from model.catalogue import Catalogue, rows_at_once
 from model.decoding import HasHead, TargetModel
+from model.next_track import NextTrack
 from utils.core import distributed
 from utils.data.batch import SessionBatch
 from utils.data.dataloaders import SessionLoader
@@ -93,6 +95,11 @@ def predict_seq(
         tracks[rows] = continue_sessions(history, t, batch.rows).cpu().numpy()
     distributed.put_together(tracks, log_probability, rank, tied, rows=done)
     return SeqPredictions(tracks, log_probability, rank, tied)
+
+
+def predict_by_counting(model: NextTrack, loader: SessionLoader) -> SeqPredictions:
+    """The same of a model that counts: a baseline, or a memory with its scorer."""
+    return SeqPredictions(*next_track.predict(model, *next_track.examples(loader)))
 
 
 def progress(loader: SessionLoader) -> tqdm:

@@ -163,3 +163,18 @@ class NextTrackGRUConfig:
 
     def __post_init__(self) -> None:
         check_at_least(self, "model", d_model=1, d_hidden=1, n_layers=1)
+
+
+@dataclass
+class ScorerConfig:
+    """The networks that choose among a memory's candidates."""
+
+    n_members: int = 1
+    """Networks that are trained side by side; their probabilities are averaged."""
+    d_hidden: int = 64
+    """Width of the first hidden layer; the second has half of it."""
+    dropout: float = 0.1
+    """Dropout rate."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, "model", n_members=1, d_hidden=2)

@@ -144,3 +144,24 @@ class TableConfig:
             raise UserError(
                 "table.shared_rows has no meaning without table.min_plays, which says what tracks share rows"
             )
+
+
+@dataclass
+class CasesConfig:
+    """From which training sessions the scorer learns, and what its memory knows meanwhile: only sessions before them."""
+
+    share: float = 0.1
+    """Share of the training sessions in a fold: the last ones, or those before the next fold. Give a fold the length of
+    the time that predictions are meant for."""
+    folds: int = 1
+    """Folds, each with a memory of the sessions before it."""
+    max_cases: int = 60_000
+    """About how many cases (a history and the track that follows it) to learn from, from evenly spaced sessions."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, "cases", folds=1, max_cases=1)
+        if not 0 < self.share * self.folds < 1:
+            raise UserError(
+                f"cases.share is {self.share} and cases.folds {self.folds}: the folds must leave sessions to remember; "
+                "make their product smaller than 1"
+            )

@@ -1,0 +1,129 @@
+"""The cases that a scorer of candidates learns from: no memory knows the session of a case, or a later one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from model.candidates import CandidateFinder, Candidates
+from model.memory import Memory
+from model.next_track import best, examples, probability, rank
+from model.scorer import CandidateScorer, candidate_loss, joined, next_scores, popularity, take
+from utils.core.errors import UserError
+from utils.data.batch import SessionBatch
+from utils.data.dataloaders import SessionLoader
+from utils.data.dataset import Dataset, SessionArrays
+from utils.data.options import DataConfig
+from utils.data.vocab import N_SPECIAL
+from utils.evaluation.predictions import SeqPredictions
+from utils.evaluation.scoring import scores_of
+from utils.training.options import CasesConfig
+
+PREDICTED_AT_ONCE = 1024
+"""Cases whose candidates are scored together."""
+
+
+class Cases(NamedTuple):
+    """Histories with their candidates, in the order of a loader's examples."""
+
+    loader: SessionLoader
+    """Every prefix of some sessions, with the track that follows it."""
+    candidates: Candidates
+    targets: np.ndarray
+    """int32 (N,): the tracks that follow"""
+
+
+def memory_of(arrays: SessionArrays, n_ids: int) -> Memory:
+    """The memory of all sessions of a split."""
+    offsets = arrays.offsets
+    return Memory.build(arrays.tracks[offsets[0] : offsets[-1]], offsets - offsets[0], n_ids=n_ids)
+
+
+def training_cases(dataset: Dataset, data: DataConfig, config: CasesConfig, *, batch_size: int, seed: int) -> Cases:
+    """Every prefix of sessions of the last folds of training; the loader is shuffled.
+
+    Raises:
+        UserError: there are too few sessions for the folds.
+    """
+    n = dataset.train.n_sessions
+    bounds = [n - round(n * config.share * k) for k in range(config.folds, -1, -1)]
+    if bounds[0] < 1 or len(set(bounds)) < len(bounds):
+        raise UserError(
+            f"{dataset.folder} has {n:,} training sessions, too few for cases.folds {config.folds} of "
+            f"cases.share {config.share}; make the share larger, or the folds fewer"
+        )
+    learnt = _sessions(dataset.train, bounds[0], n)
+    of_session = (learnt.lengths - 1).mean()
+    most = max(1, int(config.max_cases / max(of_session, 1.0)))
+    ordered = _prefixes(learnt, data, max_sessions=most)
+    history, targets = examples(ordered)
+    parts = []
+    for k, (first, end) in enumerate(pairwise(bounds), start=1):
+        memory = memory_of(_sessions(dataset.train, 0, first), dataset.n_ids)
+        mine = (ordered.session >= first - bounds[0]) & (ordered.session < end - bounds[0])
+        parts.append(CandidateFinder(memory)(history[mine], bar=f"candidates, fold {k} of {config.folds}"))
+    loader = _prefixes(learnt, data, max_sessions=most, batch_size=batch_size, shuffle=True, seed=seed)
+    return Cases(loader, joined(parts), targets[:, 0])
+
+
+def validation_cases(dataset: Dataset, data: DataConfig, memory: Memory) -> Cases | None:
+    """Every prefix of validation sessions, at most `data.valid_sessions` of them; None if there are none."""
+    if dataset.valid.n_sessions == 0:
+        return None
+    loader = _prefixes(dataset.valid, data, max_sessions=data.valid_sessions or None)
+    history, targets = examples(loader)
+    return Cases(loader, CandidateFinder(memory)(history, bar="candidates, validation"), targets[:, 0])
+
+
+def case_loss(scorer: CandidateScorer, batch: SessionBatch, cases: Cases) -> tuple[Tensor, int]:
+    """`candidate_loss` of the cases whose rows are in the batch."""
+    rows = batch.rows.numpy()
+    return candidate_loss(scorer, take(cases.candidates, rows), cases.targets[rows])
+
+
+def predict_next(scorer: CandidateScorer, cases: Cases, by_popularity: np.ndarray) -> SeqPredictions:
+    """The most probable next track of each case, with log-probability and rank of the true one."""
+    scorer.eval()
+    n = len(cases.targets)
+    tracks, log_p = np.empty((n, 1), np.int32), np.zeros((n, 1), np.float32)
+    ranks, ties = np.empty(n, np.float32), np.empty(n, np.float32)
+    for start in range(0, n, PREDICTED_AT_ONCE):
+        rows = np.arange(start, min(n, start + PREDICTED_AT_ONCE))
+        scores = next_scores(scorer, take(cases.candidates, rows), len(by_popularity))
+        targets = cases.targets[rows]
+        tracks[rows, 0] = best(scores, by_popularity)
+        ranks[rows], ties[rows] = rank(scores, by_popularity, targets)
+        chance = probability(scores, by_popularity, targets)
+        log_p[rows, 0] = np.log(np.where(targets >= N_SPECIAL, chance, 1.0))
+    return SeqPredictions(tracks, log_p, ranks, ties)
+
+
+def validate_next(scorer: CandidateScorer, cases: Cases | None, memory: Memory, dataset: Dataset) -> dict[str, Any]:
+    """Metrics of the next track of validation cases, which training watches; none if there are none."""
+    if cases is None:
+        return {}
+    return scores_of(predict_next(scorer, cases, popularity(memory)), cases.loader, dataset).means()
+
+
+def _sessions(arrays: SessionArrays, first: int, end: int) -> SessionArrays:
+    """The sessions of a split from `first` up to `end`."""
+    return replace(arrays, offsets=arrays.offsets[first : end + 1])
+
+
+def _prefixes(
+    arrays: SessionArrays, data: DataConfig, *, max_sessions: int | None, batch_size: int = 4096, **order: Any
+) -> SessionLoader:
+    return SessionLoader(
+        arrays,
+        batch_size=batch_size,
+        cut="every",
+        history_size=data.history_size,
+        target_size=1,
+        min_length=2,
+        max_sessions=max_sessions,
+        **order,
+    )
