@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib
 import tempfile
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,7 +59,7 @@ def main(config: Config) -> dict[str, Any]:
     from utils.data.newer import newer_sessions
     from utils.data.past import past_of
     from utils.evaluation.decoding import allowed_tracks, mask_filling, step_by_step
-    from utils.evaluation.predict import seq_predictor, skip_predictor
+    from utils.evaluation.predict import predict_by_counting, seq_predictor, skip_predictor
     from utils.evaluation.scoring import score_loader, scoring_loader
     from utils.evaluation.tables import check_table_path, predictions_table, print_scores, write_table
     from utils.preprocessing.outside_plays import plays_as_split
@@ -96,6 +97,8 @@ def main(config: Config) -> dict[str, Any]:
         if how is not None:
             decoding = mask_filling(how) if isinstance(how, FillingConfig) else step_by_step(how)
             predict = seq_predictor(model, device, decoding, allowed_tracks(how, dataset, trained.data))
+        elif result["experiment"] == "memory_seq":
+            predict = partial(predict_by_counting, script.remembered(trained, model, folder, device))
         elif result["task"] == "pretrain":
             predict = masked_predictor(model, device, trained.masking)
         else:

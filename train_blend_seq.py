@@ -53,21 +53,15 @@ class Config:
 def main(config: Config) -> dict[str, Any]:
     """Fit the n-gram, load the model, mix them and score the mixture; returns result.json's content."""
     import train_baselines
-    from utils.core.files import read_json
     from utils.evaluation.blend import Blend, choose_weight, predict_blend
     from utils.evaluation.scoring import score, scoring_loaders, validation_loader
     from utils.training.machine import pick_device
-    from utils.training.rebuild import rebuild
+    from utils.training.rebuild import rebuild, step_by_step_run
     from utils.training.run import NGRAM, Run
 
     if config.run.seeds > 1:
         raise UserError("run.seeds: a blend is of one run and has its seed; blend the runs of other seeds one by one")
-    folder = Path(config.neural)
-    if not config.neural or not (folder / "result.json").exists():
-        raise UserError(f"neural is {config.neural!r}, which is no folder of a finished run; train a model first")
-    finished = read_json(folder / "result.json")
-    if "decoding" not in finished["config"]:
-        raise UserError(f"{folder} is a run of {finished['experiment']}, which does not continue track by track")
+    folder, finished = Path(config.neural), step_by_step_run(config.neural, option="neural")
     script, device = importlib.import_module(f"train_{finished['experiment']}"), pick_device(config.device)
     trained, dataset, model = rebuild(script, folder, device=device)
     data = replace(trained.data, scored=config.scored)

@@ -1,18 +1,20 @@
 """Next tracks by memory and network: a memory of the training sessions proposes tracks, a small network chooses.
 
     python train_memory_seq.py --config configs/memory_seq/demo.yml
-    python train_memory_seq.py --data.folder data/mssd --cases.max_cases 200000 --model.n_members 3
+    python train_memory_seq.py --config configs/memory_seq/nowplaying.yml --network runs/gru_seq/STAMP
     python train_memory_seq.py --config RUN/config.yml --run.resume RUN
 
 The memory counts which tracks followed the last ones, were played near them, or stand in similar sessions
-(model/memory.py, model/candidates.py). The network (model/scorer.py) learns from the last part of the training sessions
-how far to trust each, with a memory that knows only the sessions before. Then the memory takes in all training sessions.
+(model/memory.py, model/candidates.py). The network (model/scorer.py) learns on the last part of the training sessions,
+with a memory of the sessions before, how far to trust each. Then the memory takes in all training sessions.
 """
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from utils.core.cli import TYPE_CHECKING, cli
@@ -22,7 +24,10 @@ from utils.training.options import CasesConfig, RunConfig, TrainConfig
 from utils.training.seeds import each_seed
 
 if TYPE_CHECKING:
-    from model.scorer import CandidateScorer
+    import torch
+
+    from model.network_source import NetworkSource
+    from model.scorer import CandidateScorer, MemoryModel
     from utils.data.dataset import Dataset
 
 
@@ -39,20 +44,46 @@ class Config:
         )
     )
     run: RunConfig = field(default_factory=lambda: RunConfig(label="Memory and network"))
+    network: str = ""
+    """Folder of a finished run of train_gru_seq.py, train_transformer_seq.py or another script with --decoding, trained
+    with --data.train_share 0.9 or less: one more source of candidates."""
     monitor: str = "mrr@20"
     """Validation metric of the next track that chooses the best weights."""
 
 
 def build(config: Config, dataset: Dataset) -> CandidateScorer:
-    """The network of this script."""
+    """The network that chooses among candidates."""
+    from model.candidates import FEATURES
+    from model.network_source import NETWORK_FEATURES
     from model.scorer import CandidateScorer
 
-    return CandidateScorer(**asdict(config.model))
+    n_features = len(FEATURES) + len(NETWORK_FEATURES) * bool(config.network)
+    return CandidateScorer(n_features=n_features, **asdict(config.model))
+
+
+def source_of(folder: Path, device: torch.device) -> NetworkSource:
+    """The network of a finished run, as a source of candidates."""
+    from model.network_source import NetworkSource
+    from utils.core.files import read_json
+    from utils.training.rebuild import rebuild
+
+    script = importlib.import_module(f"train_{read_json(folder / 'result.json')['experiment']}")
+    return NetworkSource(rebuild(script, folder, device=device).model, device)
+
+
+def remembered(config: Config, scorer: CandidateScorer, folder: Path, device: torch.device) -> MemoryModel:
+    """What a finished run predicts with: its scorer, with the memory and the network in its folder."""
+    from model.candidates import CandidateFinder
+    from model.memory import Memory
+    from model.scorer import MemoryModel
+
+    network = source_of(folder / "network", device) if config.network else None
+    return MemoryModel.of(CandidateFinder(Memory.open(folder / "memory"), network), scorer)
 
 
 def main(config: Config) -> dict[str, Any]:
     """Remember, train, score once on test; returns result.json's content."""
-    from model.scorer import MemoryModel
+    from model.candidates import CandidateFinder
     from utils.core.errors import blame
     from utils.data.dataset import Dataset
     from utils.evaluation.metrics import direction
@@ -61,20 +92,26 @@ def main(config: Config) -> dict[str, Any]:
     from utils.training.loop import fit, training_details
     from utils.training.machine import pick_device, seed_everything
     from utils.training.memory_cases import case_loss, memory_of, training_cases, validate_next, validation_cases
+    from utils.training.memory_files import check_network, keep_network, save_memory
     from utils.training.run import Run
 
     dataset = Dataset.open(config.data.folder)
     device = pick_device(config.train.device)
-    cases = training_cases(
-        dataset, config.data, config.cases, batch_size=config.train.batch_size, seed=config.run.seed
-    )
+    network = None
+    if config.network:
+        check_network(config.network, dataset, config.cases)
+        network = source_of(Path(config.network), device)
+    order = {"batch_size": config.train.batch_size, "seed": config.run.seed}
+    cases = training_cases(dataset, config.data, config.cases, network=network, **order)
     memory = memory_of(dataset.train, dataset.n_ids)
-    valid = validation_cases(dataset, config.data, memory)
+    valid = validation_cases(dataset, config.data, CandidateFinder(memory, network))
     seed_everything(config.run.seed)
     with blame("model"):
         scorer = build(config, dataset).to(device)
     scorer.standardise(cases.candidates)
     run = Run("memory_seq", config, dataset)
+    save_memory(memory, run.folder)
+    keep_network(config.network, run.folder)
     progress = fit(
         scorer,
         partial(case_loss, cases=cases),
@@ -85,8 +122,7 @@ def main(config: Config) -> dict[str, Any]:
         monitor=config.monitor,
         direction=direction(config.monitor, "seq"),
     )
-    model = MemoryModel.of(memory, scorer)
-    predict = partial(predict_by_counting, model)
+    predict = partial(predict_by_counting, remembered(config, scorer, run.folder, device))
     scores = score(predict, dataset, scoring_loaders(dataset, config.data), folder=run.folder)
     return run.finish(task="seq", scores=scores, **training_details(scorer, progress))
 

@@ -24,7 +24,9 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from model.catalogue import rows_at_once
 from model.memory import LONGEST, Memory, context_range
+from model.network_source import PROPOSED, NetworkSource, describe
 from utils.core.compiled import compiled
 from utils.data.vocab import N_SPECIAL
 
@@ -33,7 +35,7 @@ AGES = 8
 PLAYS = 500
 """Plays of each of them that are looked at, the latest ones."""
 CONTEXTS = 2000
-"""Plays of each context that are looked at: the latest ones of a single track, evenly spaced ones of longer contexts."""
+"""Plays of each context that are looked at: the latest ones of a track, evenly spaced ones of a longer context."""
 NEIGHBOURS = 200
 """Most similar sessions."""
 REACH = 10
@@ -81,7 +83,7 @@ class Candidates(NamedTuple):
     starts: np.ndarray
     """int64 (N + 1,)"""
     features: np.ndarray
-    """float16 or float32 (M, number of `FEATURES`)"""
+    """float16 (M, F): `FEATURES`, and with a network `NETWORK_FEATURES`"""
     histories: np.ndarray
     """float32 (N, number of `OF_HISTORY`)"""
 
@@ -94,9 +96,9 @@ class Scratch(NamedTuple):
     slot: np.ndarray
     """int32 (V,): its row in `numbers`"""
     met: np.ndarray
-    """int32 (V,): the tracks that were met, in that order"""
+    """int32: the tracks that were met, in that order"""
     numbers: np.ndarray
-    """float64 (V, N_NUMBERS)"""
+    """float64 (most tracks that one history can meet, N_NUMBERS)"""
     session_stamp: np.ndarray
     """int64 (S,)"""
     session_slot: np.ndarray
@@ -109,11 +111,12 @@ class Scratch(NamedTuple):
     """int64 (3,): histories so far; tracks and sessions that this one has met"""
 
     @classmethod
-    def of(cls, memory: Memory) -> Scratch:
-        """For histories of this memory."""
+    def of(cls, memory: Memory, n_more: int) -> Scratch:
+        """For histories of this memory, each with up to `n_more` tracks that it does not find itself."""
         v, s, most = memory.n_ids, memory.n_sessions, AGES * PLAYS
+        rows = min(v, LONGEST * CONTEXTS + most * 2 * REACH + NEIGHBOURS * 2 * STRETCH + n_more)
         return cls(
-            *(np.zeros(v, np.int64), np.zeros(v, np.int32), np.zeros(v, np.int32), np.zeros((v, N_NUMBERS))),
+            *(np.zeros(v, np.int64), np.zeros(v, np.int32), np.zeros(rows, np.int32), np.zeros((rows, N_NUMBERS))),
             *(np.zeros(s, np.int64), np.zeros(s, np.int32), np.zeros((most, 4)), np.zeros(most, np.int32)),
             np.zeros(3, np.int64),
         )
@@ -124,38 +127,36 @@ class CandidateFinder:
 
     Args:
         memory: of the training sessions.
+        network: proposes candidates, too, and describes all of them.
     """
 
-    def __init__(self, memory: Memory) -> None:
+    def __init__(self, memory: Memory, network: NetworkSource | None = None) -> None:
         self.memory = memory
-        self._scratch = Scratch.of(memory)
+        self.network = network
 
-    def __call__(self, history: np.ndarray, proposed: np.ndarray | None = None, *, bar: str = "") -> Candidates:
-        """The candidates of histories int (N, S), padded on the left.
-
-        Args:
-            history: (N, S).
-            proposed: int (N, K), tracks that another source proposes, such as a network; special ids are left out.
-            bar: text of a progress bar; none if empty.
-        """
+    def __call__(self, history: np.ndarray, *, bar: str = "") -> Candidates:
+        """The candidates of histories int (N, S), padded on the left; with the text of a progress bar, if any."""
         n, size = history.shape
-        extra = np.zeros((n, 0), np.int32) if proposed is None else proposed.astype(np.int32)
-        most = BY_NGRAM + BY_STAN + BY_SKNN + BY_FORWARD + BY_COSINE + size + extra.shape[1]
-        rows = min(n, CASES_AT_ONCE)
-        ids = np.empty(rows * most, np.int32)
-        features = np.empty((rows * most, len(FEATURES)), np.float32)
-        numbers = np.empty((n, len(OF_HISTORY)), np.float32)
-        counts = np.zeros(n, np.int64)
-        parts = []
-        starts = range(0, n, rows)
-        for start in tqdm(starts, desc=bar, leave=False, delay=2, disable=not bar):
-            i = slice(start, start + rows)
-            found = _find(
-                self.memory, self._scratch, history[i].astype(np.int32), extra[i], ids, features, numbers[i], counts[i]
-            )
-            parts.append((ids[:found].copy(), features[:found].astype(np.float16)))
+        n_proposed = 0 if self.network is None else PROPOSED
+        scratch = Scratch.of(self.memory, size + n_proposed)
+        at_once = min(n, CASES_AT_ONCE if self.network is None else rows_at_once(self.memory.n_ids, CASES_AT_ONCE))
+        most = at_once * (BY_NGRAM + BY_STAN + BY_SKNN + BY_FORWARD + BY_COSINE + size + n_proposed)
+        ids, features = np.empty(most, np.int32), np.empty((most, len(FEATURES)), np.float32)
+        about, counts, parts = np.empty((n, len(OF_HISTORY)), np.float32), np.zeros(n, np.int64), []
+        for start in tqdm(range(0, n, at_once), desc=bar, leave=False, delay=2, disable=not bar):
+            i = slice(start, start + at_once)
+            plays = history[i].astype(np.int32)
+            proposed, log_p = (np.zeros((len(plays), 0), np.int32), None)
+            if self.network is not None:
+                proposed, log_p = self.network(plays)
+            found = _find(self.memory, scratch, plays, proposed, ids, features, about[i], counts[i])
+            values = [features[:found]]
+            if log_p is not None:
+                rows = np.repeat(np.arange(len(plays)), counts[i])
+                values.append(describe(ids[:found], rows, proposed, log_p))
+            parts.append((ids[:found].copy(), np.concatenate(values, axis=1).astype(np.float16)))
         all_ids, all_features = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        return Candidates(all_ids, np.append(0, counts.cumsum()), all_features, numbers)
+        return Candidates(all_ids, np.append(0, counts.cumsum()), all_features, about)
 
 
 @compiled
@@ -251,9 +252,16 @@ def _ngram(memory: Memory, scratch: Scratch, plays: np.ndarray, about: np.ndarra
         longest = m
         if m <= 2:
             about[1 + m] = np.log1p(high - low)
-        step = max(1.0, (high - low) / CONTEXTS)
-        for k in range(min(high - low, CONTEXTS)):
-            place = memory.by_context[low + int(k * step)]
+        n, latest = high - low, memory.track_starts[track + 1]
+        if m == 1:
+            n = latest - memory.track_starts[track]
+        for k in range(min(n, CONTEXTS)):
+            if m == 1:
+                place = memory.by_track[latest - 1 - k]
+                if memory.plays[place + 1] < N_SPECIAL:
+                    continue
+            else:
+                place = memory.by_context[low + k * n // min(n, CONTEXTS)]
             row = scratch.numbers[_meet(scratch, memory.plays[place + 1])]
             session = memory.session[place]
             weight = 0.5 + session / n_sessions
@@ -352,8 +360,8 @@ def _neighbours(memory: Memory, scratch: Scratch, about: np.ndarray) -> None:
     chosen = np.zeros(len(met), np.bool_)
     _top(met[:, SIM], NEIGHBOURS, chosen)
     about[4] = np.log1p(chosen.sum())
-    for i in np.flatnonzero(chosen):
-        sim, matched, age = met[i, SIM], int(met[i, MATCHED]), met[i, MATCH_AGE]
+    for neighbour in np.flatnonzero(chosen):
+        sim, matched, age = met[neighbour, SIM], int(met[neighbour, MATCHED]), met[neighbour, MATCH_AGE]
         for way in (1, -1):
             for gap in range(1, STRETCH + 1):
                 track = memory.plays[matched + way * gap]
@@ -364,8 +372,8 @@ def _neighbours(memory: Memory, scratch: Scratch, about: np.ndarray) -> None:
                 row = scratch.numbers[_meet(scratch, track)]
                 place = way * gap - 1 - age  # 0: where the next track of the history would be
                 row[STAN] += sim * sim * (np.exp(-abs(place) / 3) if way == 1 else 0.5 * np.exp(place / 3))
-                if row[LAST_NEIGHBOUR] != i:
-                    row[LAST_NEIGHBOUR] = i
+                if row[LAST_NEIGHBOUR] != neighbour:
+                    row[LAST_NEIGHBOUR] = neighbour
                     row[SKNN] += sim
                     if sim > row[MAX_SIM]:
                         row[MAX_SIM], row[PLACE] = sim, place
@@ -414,8 +422,8 @@ def _describe(memory: Memory, scratch: Scratch, plays: np.ndarray, track: int, o
     out[k + 11] = np.log1p(end - first)
     for j in range(3):
         out[k + 12 + j] = np.log(memory.recent_plays[track, j] + LITTLE)
-    since = n_sessions - memory.session[memory.by_track[end - 1]] if end > first else 2 * n_sessions
-    out[k + 15] = np.log1p(since)
+    latest = memory.session[memory.by_track[end - 1]] if end > first else -n_sessions
+    out[k + 15] = np.log1p(n_sessions - latest)
     out[k + 16], out[k + 17] = 0.0, 0.0
     for j in range(len(plays) - 1, -1, -1):
         if plays[j] == track:

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from scipy.sparse import csr_array
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
-from model.candidates import FEATURES, OF_HISTORY, CandidateFinder, Candidates
+from model.candidates import OF_HISTORY, CandidateFinder, Candidates
+from model.dropout import Dropout
 from model.memory import Memory
 from model.next_track import NextScores
 from utils.data.vocab import N_SPECIAL
@@ -33,6 +33,7 @@ class CandidateScorer(nn.Module):
     """Scores candidates; several members are trained side by side, and their probabilities are averaged.
 
     Args:
+        n_features: F, of a candidate.
         n_members: networks with weights and dropout of their own.
         d_hidden: width of the first hidden layer; the second has half of it.
         dropout: rate after the first hidden layer.
@@ -41,11 +42,12 @@ class CandidateScorer(nn.Module):
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, *, n_members: int, d_hidden: int, dropout: float) -> None:
+    def __init__(self, *, n_features: int, n_members: int, d_hidden: int, dropout: float) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(len(FEATURES) + len(OF_HISTORY)))
-        self.register_buffer("scale", torch.ones(len(FEATURES) + len(OF_HISTORY)))
-        self.members = nn.ModuleList(_Member(d_hidden, dropout) for _ in range(n_members))
+        self.n_features = n_features
+        self.register_buffer("mean", torch.zeros(n_features + len(OF_HISTORY)))
+        self.register_buffer("scale", torch.ones(n_features + len(OF_HISTORY)))
+        self.members = nn.ModuleList(_Member(n_features, d_hidden, dropout) for _ in range(n_members))
 
     def standardise(self, cases: Candidates) -> None:
         """Take mean and scale of the features from these candidates; a constant feature becomes 0."""
@@ -56,43 +58,39 @@ class CandidateScorer(nn.Module):
         self.scale.copy_(torch.from_numpy(1 / np.where(spread > 1e-6, spread, np.inf)))
 
     def forward(self, cases: Candidates) -> Tensor:
-        """Log-probabilities (members, N, C + 1): "elsewhere", then a history's candidates; minus infinity after them."""
-        of_each, of_history, there = padded(cases, device=self.mean.device)
-        n = len(FEATURES)
-        z = ((of_each - self.mean[:n]) * self.scale[:n]).clamp(-CLIP, CLIP)  # (N, C, F)
+        """Log-probabilities (members, N, C + 1): "elsewhere", then a history's candidates; nearly -inf after them."""
+        counts, device = np.diff(cases.starts), self.mean.device
+        rows = np.repeat(np.arange(len(counts)), counts)
+        columns = np.arange(len(rows)) - np.repeat(cases.starts[:-1], counts) + 1
+        n, arrays = self.n_features, (cases.features, cases.histories, rows, columns)
+        of_each, of_history, row, column = (torch.from_numpy(array).to(device) for array in arrays)
+        z = ((of_each.float() - self.mean[:n]) * self.scale[:n]).clamp(-CLIP, CLIP)  # (M, F)
         h = ((of_history - self.mean[n:]) * self.scale[n:]).clamp(-CLIP, CLIP)  # (N, G)
-        scores = torch.stack([member(z, h) for member in self.members])  # (members, N, C + 1)
-        return scores.masked_fill(~pad(there, (1, 0), value=True), NOTHING).log_softmax(-1)
+        empty = z.new_full((len(counts), int(counts.max(initial=0)) + 1), NOTHING)  # (N, C + 1)
+        scores = []
+        for member in self.members:
+            of_candidates, elsewhere = member(z, h, row)
+            table = empty.index_put((row, column), of_candidates)
+            scores.append(torch.cat([elsewhere[:, None], table[:, 1:]], dim=1))
+        return torch.stack(scores).log_softmax(-1)
 
 
 class _Member(nn.Module):
-    def __init__(self, d_hidden: int, dropout: float) -> None:
+    def __init__(self, n_features: int, d_hidden: int, dropout: float) -> None:
         super().__init__()
-        self.linear = nn.Linear(len(FEATURES), 1, bias=False)
-        self.of_candidate = nn.Linear(len(FEATURES), d_hidden, bias=False)
+        self.linear = nn.Linear(n_features, 1, bias=False)
+        self.of_candidate = nn.Linear(n_features, d_hidden, bias=False)
         self.of_history = nn.Linear(len(OF_HISTORY), d_hidden)
         self.rest = nn.Sequential(
-            *(nn.GELU(), nn.Dropout(dropout)),
+            *(nn.GELU(), Dropout(dropout)),
             *(nn.Linear(d_hidden, d_hidden // 2), nn.GELU(), nn.Linear(d_hidden // 2, 1, bias=False)),
         )
         self.elsewhere = nn.Sequential(nn.Linear(len(OF_HISTORY), d_hidden), nn.GELU(), nn.Linear(d_hidden, 1))
 
-    def forward(self, z: Tensor, h: Tensor) -> Tensor:
-        """Features of candidates (N, C, F) and histories (N, G) -> scores (N, C + 1), "elsewhere" first."""
-        hidden = self.of_candidate(z) + self.of_history(h)[:, None]
-        scores = (self.linear(z) + self.rest(hidden))[..., 0]  # (N, C)
-        return torch.cat([self.elsewhere(h), scores], dim=1)
-
-
-def padded(cases: Candidates, *, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Features float32 (N, C, F), 0 after a history's candidates; of histories (N, G); bool (N, C), where one is."""
-    counts = np.diff(cases.starts)
-    there = np.arange(max(counts.max(initial=0), 1)) < counts[:, None]
-    of_each = np.zeros((*there.shape, cases.features.shape[1]), np.float32)
-    of_each[there] = cases.features
-    arrays = (of_each, cases.histories, there)
-    features, histories, mask = (torch.from_numpy(array).to(device) for array in arrays)
-    return features, histories, mask
+    def forward(self, z: Tensor, h: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+        """Features of candidates (M, F) and histories (N, G), and whose each is (M,) -> scores (M,), elsewhere (N,)."""
+        hidden = self.of_candidate(z) + self.of_history(h)[row]
+        return (self.linear(z) + self.rest(hidden))[:, 0], self.elsewhere(h)[:, 0]
 
 
 def take(cases: Candidates, rows: np.ndarray) -> Candidates:
@@ -158,10 +156,10 @@ class MemoryModel:
     popularity: np.ndarray
 
     @classmethod
-    def of(cls, memory: Memory, scorer: CandidateScorer) -> MemoryModel:
-        """This scorer over the candidates of `memory`."""
+    def of(cls, finder: CandidateFinder, scorer: CandidateScorer) -> MemoryModel:
+        """This scorer over the candidates of `finder`."""
         scorer.eval()
-        return cls(CandidateFinder(memory), scorer, popularity(memory))
+        return cls(finder, scorer, popularity(finder.memory))
 
     def score(self, history: np.ndarray) -> NextScores:
         """Probabilities of the next track of histories int (N, S), padded on the left."""

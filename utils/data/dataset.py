@@ -6,7 +6,7 @@ The folder's layout is in docs/data.md; `python -m utils.datapreprocessing` writ
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,10 @@ class SessionArrays:
     def lengths(self) -> np.ndarray:
         """int64 (n_sessions,): plays of each session."""
         return np.diff(self.offsets)
+
+    def between(self, first: int, end: int) -> SessionArrays:
+        """The sessions from `first` up to `end`, without a copy; only for reading their plays."""
+        return replace(self, offsets=self.offsets[first : end + 1])
 
     def has_pairs(self, keys: np.ndarray) -> np.ndarray:
         """Which pairs of tracks (`pair_keys`, (N,), at least one) follow each other in a session: bool (N,).

@@ -19,6 +19,9 @@ class DataConfig:
 
     folder: str = "data/demo"
     """Dataset folder written by `python -m utils.datapreprocessing`."""
+    train_share: float = 1.0
+    """Share of the training sessions to train on, the first ones by time: below 1 for a network that is to help a
+    memory (train_memory_seq.py --network), whose scorer learns from the sessions after them."""
     train_cut: Cut = "half"
     """Where training sessions are cut: half (the first half is the history, as in MSSD), random (anew in each epoch),
     every (each prefix is an example)."""
@@ -41,6 +44,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         check_at_least(self, "data", history_size=1, target_size=1, new_plays=0, min_length=2, valid_sessions=0)
         check_splits("data.scored", self.scored)
+        if not 0 < self.train_share <= 1:
+            raise UserError(f"data.train_share is {self.train_share}; it must be above 0 and at most 1")
 
 
 @dataclass

@@ -7,21 +7,11 @@ of plays. An *entity* is a track, an artist or an album; each has an integer of 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
-
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function as machine code, kept on disk for the next process where there is a place for it."""
-    try:
-        quick: Callable[..., Any] = njit(cache=True)(function)
-    except RuntimeError:  # neither this folder nor a cache of the user's can be written
-        quick = njit(function)
-    return quick
-
+from utils.core.compiled import compiled
 
 LISTENER_MEAN, LISTENER_PLAYS = 0.4, 20.0
 LONG_DECAY, LONG_PRIOR = 0.995, 20.0

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from utils.data.past_pass import LISTENER_MEAN, LISTENER_PLAYS, LONGEST, compiled, logit, shrunk
+from utils.core.compiled import compiled
+from utils.data.past_pass import LISTENER_MEAN, LISTENER_PLAYS, LONGEST, logit, shrunk
 
 N_POSITIONS = 20
 """Positions from this on share one rate."""

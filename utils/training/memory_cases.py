@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from model.candidates import CandidateFinder, Candidates
 from model.memory import Memory
+from model.network_source import NetworkSource
 from model.next_track import best, examples, probability, rank
 from model.scorer import CandidateScorer, candidate_loss, joined, next_scores, popularity, take
 from utils.core.errors import UserError
@@ -43,8 +43,21 @@ def memory_of(arrays: SessionArrays, n_ids: int) -> Memory:
     return Memory.build(arrays.tracks[offsets[0] : offsets[-1]], offsets - offsets[0], n_ids=n_ids)
 
 
-def training_cases(dataset: Dataset, data: DataConfig, config: CasesConfig, *, batch_size: int, seed: int) -> Cases:
+def training_cases(
+    dataset: Dataset,
+    data: DataConfig,
+    config: CasesConfig,
+    *,
+    network: NetworkSource | None,
+    batch_size: int,
+    seed: int,
+) -> Cases:
     """Every prefix of sessions of the last folds of training; the loader is shuffled.
+
+    Args:
+        dataset, data, config: which sessions, cut and chosen how.
+        network: a source of candidates that was trained on none of these sessions, if there is one.
+        batch_size, seed: of the loader.
 
     Raises:
         UserError: there are too few sessions for the folds.
@@ -56,27 +69,27 @@ def training_cases(dataset: Dataset, data: DataConfig, config: CasesConfig, *, b
             f"{dataset.folder} has {n:,} training sessions, too few for cases.folds {config.folds} of "
             f"cases.share {config.share}; make the share larger, or the folds fewer"
         )
-    learnt = _sessions(dataset.train, bounds[0], n)
+    learnt = dataset.train.between(bounds[0], n)
     of_session = (learnt.lengths - 1).mean()
     most = max(1, int(config.max_cases / max(of_session, 1.0)))
     ordered = _prefixes(learnt, data, max_sessions=most)
     history, targets = examples(ordered)
     parts = []
     for k, (first, end) in enumerate(pairwise(bounds), start=1):
-        memory = memory_of(_sessions(dataset.train, 0, first), dataset.n_ids)
+        memory = memory_of(dataset.train.between(0, first), dataset.n_ids)
         mine = (ordered.session >= first - bounds[0]) & (ordered.session < end - bounds[0])
-        parts.append(CandidateFinder(memory)(history[mine], bar=f"candidates, fold {k} of {config.folds}"))
+        parts.append(CandidateFinder(memory, network)(history[mine], bar=f"candidates, fold {k} of {config.folds}"))
     loader = _prefixes(learnt, data, max_sessions=most, batch_size=batch_size, shuffle=True, seed=seed)
     return Cases(loader, joined(parts), targets[:, 0])
 
 
-def validation_cases(dataset: Dataset, data: DataConfig, memory: Memory) -> Cases | None:
+def validation_cases(dataset: Dataset, data: DataConfig, finder: CandidateFinder) -> Cases | None:
     """Every prefix of validation sessions, at most `data.valid_sessions` of them; None if there are none."""
     if dataset.valid.n_sessions == 0:
         return None
     loader = _prefixes(dataset.valid, data, max_sessions=data.valid_sessions or None)
     history, targets = examples(loader)
-    return Cases(loader, CandidateFinder(memory)(history, bar="candidates, validation"), targets[:, 0])
+    return Cases(loader, finder(history, bar="candidates, validation"), targets[:, 0])
 
 
 def case_loss(scorer: CandidateScorer, batch: SessionBatch, cases: Cases) -> tuple[Tensor, int]:
@@ -107,11 +120,6 @@ def validate_next(scorer: CandidateScorer, cases: Cases | None, memory: Memory, 
     if cases is None:
         return {}
     return scores_of(predict_next(scorer, cases, popularity(memory)), cases.loader, dataset).means()
-
-
-def _sessions(arrays: SessionArrays, first: int, end: int) -> SessionArrays:
-    """The sessions of a split from `first` up to `end`."""
-    return replace(arrays, offsets=arrays.offsets[first : end + 1])
 
 
 def _prefixes(

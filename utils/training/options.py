@@ -148,7 +148,7 @@ class TableConfig:
 
 @dataclass
 class CasesConfig:
-    """From which training sessions the scorer learns, and what its memory knows meanwhile: only sessions before them."""
+    """From which training sessions the scorer learns; its memory then knows only the sessions before them."""
 
     share: float = 0.1
     """Share of the training sessions in a fold: the last ones, or those before the next fold. Give a fold the length of

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 
 from utils.core.cli import parse_config
+from utils.core.errors import UserError
+from utils.core.files import read_json
 from utils.data.dataset import Dataset
 from utils.data.past import with_past
 from utils.training.checkpoint import load_weights
@@ -20,6 +22,20 @@ class Rebuilt(NamedTuple):
     """The script's Config."""
     dataset: Dataset
     model: Any
+
+
+def step_by_step_run(folder: str, *, option: str) -> dict[str, Any]:
+    """`result.json` of a finished run whose model continues sessions track by track.
+
+    Raises:
+        UserError: `folder`, the value of `option`, is no such run's.
+    """
+    if not folder or not (Path(folder) / "result.json").exists():
+        raise UserError(f"{option} is {folder!r}, which is no folder of a finished run; train a model first")
+    finished = read_json(Path(folder) / "result.json")
+    if "decoding" not in finished["config"]:
+        raise UserError(f"{folder} is a run of {finished['experiment']}, which does not continue track by track")
+    return finished
 
 
 def rebuild(
