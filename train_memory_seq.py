@@ -40,7 +40,7 @@ class Config:
     model: ScorerConfig = field(default_factory=ScorerConfig)
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
-            epochs=6, batch_size=128, lr=3e-3, weight_decay=0.01, clip=1.0, schedule="cosine"
+            epochs=4, batch_size=128, lr=3e-3, weight_decay=0.01, clip=1.0, schedule="cosine"
         )
     )
     run: RunConfig = field(default_factory=lambda: RunConfig(label="Memory and network"))

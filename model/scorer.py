@@ -82,10 +82,10 @@ class _Member(nn.Module):
         self.of_candidate = nn.Linear(n_features, d_hidden, bias=False)
         self.of_history = nn.Linear(len(OF_HISTORY), d_hidden)
         self.rest = nn.Sequential(
-            *(nn.GELU(), Dropout(dropout)),
-            *(nn.Linear(d_hidden, d_hidden // 2), nn.GELU(), nn.Linear(d_hidden // 2, 1, bias=False)),
+            *(nn.ReLU(), Dropout(dropout)),
+            *(nn.Linear(d_hidden, d_hidden // 2), nn.ReLU(), nn.Linear(d_hidden // 2, 1, bias=False)),
         )
-        self.elsewhere = nn.Sequential(nn.Linear(len(OF_HISTORY), d_hidden), nn.GELU(), nn.Linear(d_hidden, 1))
+        self.elsewhere = nn.Sequential(nn.Linear(len(OF_HISTORY), d_hidden), nn.ReLU(), nn.Linear(d_hidden, 1))
 
     def forward(self, z: Tensor, h: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
         """Features of candidates (M, F) and histories (N, G), and whose each is (M,) -> scores (M,), elsewhere (N,)."""
