@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.catalogue import Catalogue
 from model.decoding import SeqModel
 from utils.data import schema
 from utils.data.batch import History
@@ -29,7 +28,6 @@ class NetworkSource:
     def __init__(self, model: SeqModel, device: torch.device) -> None:
         self.model = model
         self.device = device
-        self._catalogue = Catalogue(model.head)
         model.eval()
 
     @torch.inference_mode()
@@ -39,9 +37,10 @@ class NetworkSource:
         nothing = torch.zeros(*tracks.shape, len(schema.LOG_COLUMNS), dtype=torch.uint8, device=self.device)
         of_tracks = History(tracks, torch.zeros_like(tracks), nothing)
         states = self.model(of_tracks, self.model.start(of_tracks))[:, 0]  # (N, D)
-        k = min(PROPOSED, len(self._catalogue))
-        proposed = self._catalogue.top_k(states, k).ids
-        return proposed.cpu().numpy().astype(np.int32), self.model.logits(states).float().log_softmax(1).cpu()
+        scores = self.model.logits(states).float()  # (N, V)
+        proposed = scores.topk(min(PROPOSED, scores.shape[1] - N_SPECIAL)).indices
+        log_p = scores.sub_(scores.logsumexp(1, keepdim=True))
+        return proposed.cpu().numpy().astype(np.int32), log_p.cpu()
 
 
 def describe(ids: np.ndarray, rows: np.ndarray, proposed: np.ndarray, log_p: Tensor) -> np.ndarray:
