@@ -98,7 +98,9 @@ def main(config: Config) -> dict[str, Any]:
             decoding = mask_filling(how) if isinstance(how, FillingConfig) else step_by_step(how)
             predict = seq_predictor(model, device, decoding, allowed_tracks(how, dataset, trained.data))
         elif result["experiment"] == "memory_seq":
-            predict = partial(predict_by_counting, script.remembered(trained, model, folder, device))
+            before = None if split == "test" else dataset.train.n_sessions  # it knows nothing later than the split
+            remembered = script.remembered(trained, model, folder, device, n_sessions=before)
+            predict = partial(predict_by_counting, remembered)
         elif result["task"] == "pretrain":
             predict = masked_predictor(model, device, trained.masking)
         else:

@@ -43,6 +43,8 @@ class Config:
     order: PositiveInt = 4
     """Longest context of the n-gram, in tracks."""
     past: PastConfig = field(default_factory=PastConfig)
+    refit: bool = False
+    """Seq: before test is scored, fit the chosen settings again, on training and validation sessions."""
     use_ids: bool = True
     """Logistic regression and trees know the skip rate of each track in training; false leaves them only its past."""
 
@@ -67,19 +69,27 @@ def skip_baselines(config: Config, dataset: Dataset) -> list[Baseline]:
     ]
 
 
-def seq_baselines(config: Config, dataset: Dataset) -> list[Baseline]:
-    """The seq baselines, with settings that validation chooses, or their defaults if there is no validation."""
+def seq_baselines(config: Config, dataset: Dataset, chosen: dict[str, str] | None = None) -> list[Baseline]:
+    """The seq baselines, with settings that validation chooses, or their defaults if there is no validation.
+
+    Args:
+        config, dataset: as in `main`.
+        chosen: of each baseline, the name of its setting; then validation sessions are fitted on, too.
+    """
     from model import baselines_seq as seq
     from model import next_track
     from utils.evaluation.metrics import reciprocal_rank
     from utils.evaluation.scoring import scoring_loader
+    from utils.training.baselines import last_plays
     from utils.training.run import NGRAM
 
-    offsets = dataset.train.offsets[-config.max_sessions - 1 :]
-    plays = (dataset.train.tracks[offsets[0] :], offsets - offsets[0])
+    splits = [dataset.train] if chosen is None else [dataset.train, dataset.valid]
+    plays = last_plays(splits, config.max_sessions)
     popularity = seq.Popularity.fit(plays[0], n_ids=dataset.n_ids)
 
-    def choose(model: Any) -> tuple[Any, dict[str, float]]:
+    def choose(name: str, model: Any) -> tuple[Any, dict[str, float]]:
+        if chosen is not None:
+            return dict(model.settings())[chosen[name]], {}
         if dataset.valid.n_sessions == 0:
             return model, {}
         valid = scoring_loader(dataset, config.data, "valid", prefixes=config.data.every_prefix)
@@ -87,16 +97,16 @@ def seq_baselines(config: Config, dataset: Dataset) -> list[Baseline]:
 
     @cache  # asked for twice: it is a row of its own, and the n-gram's fallback
     def item_knn() -> tuple[Any, dict[str, float]]:
-        return choose(seq.ItemKNN.fit(*plays, n_ids=dataset.n_ids))
+        return choose("item_knn", seq.ItemKNN.fit(*plays, n_ids=dataset.n_ids))
 
-    def ngram(order: int, fallback: Any) -> tuple[Any, dict[str, float]]:
-        return choose(seq.Ngram.fit(*plays, order=order, fallback=fallback))
+    def ngram(name: str, order: int, fallback: Any) -> tuple[Any, dict[str, float]]:
+        return choose(name, seq.Ngram.fit(*plays, order=order, fallback=fallback))
 
     return [
         Baseline("popularity", "Popularity", lambda: (popularity, {})),
-        Baseline("markov", "Markov", lambda: ngram(1, popularity)),
+        Baseline("markov", "Markov", lambda: ngram("markov", 1, popularity)),
         Baseline("item_knn", "Item-kNN", item_knn),
-        Baseline(NGRAM, "n-gram with kNN", lambda: ngram(config.order, item_knn()[0])),
+        Baseline(NGRAM, "n-gram with kNN", lambda: ngram(NGRAM, config.order, item_knn()[0])),
     ]
 
 
@@ -116,9 +126,15 @@ def main(config: Config) -> list[dict[str, Any]]:
         raise UserError("data.every_prefix has no meaning for skips; leave it out, or choose --task seq")
     if config.task == "seq" and (config.past != PastConfig() or not config.use_ids):
         raise UserError("past and use_ids have no meaning for the seq baselines; leave them out, or choose --task skip")
+    if config.refit and config.task != "seq":
+        raise UserError("refit is for the seq baselines; leave it out, or add --task seq")
     dataset = with_past(Dataset.open(config.data.folder, needs_skips=config.task == "skip"), config.past)
     loaders = list(scoring_loaders(dataset, config.data))
+    test = [each for each in loaders if each[0].startswith("test")]
+    earlier = [each for each in loaders if each not in test]
     examples = cache(next_track.examples)  # read each loader only once
+    if config.refit and dataset.valid.n_sessions == 0:
+        raise UserError(f"refit needs validation sessions, and {dataset.folder} has none; leave it out")
     tasks: dict[str, Any] = {
         "skip": (skip_baselines, lambda model, loader: SkipPredictions(*skip.predict(model, loader))),
         "seq": (seq_baselines, lambda model, loader: SeqPredictions(*next_track.predict(model, *examples(loader)))),
@@ -130,10 +146,16 @@ def main(config: Config) -> list[dict[str, Any]]:
             tqdm.write(f"{why}: only the seq baselines run")
             continue
         baselines, predict = tasks[task]
+        chosen: dict[str, str] = {}
+        again = {each.id: each for each in seq_baselines(config, dataset, chosen)} if config.refit else {}
         for baseline in baselines(config, dataset):
             run = Run(baseline.id, config, dataset)
             model, trials = baseline.fit()
-            scores = score(partial(predict, model), dataset, loaders, folder=run.folder)
+            scores = score(partial(predict, model), dataset, earlier, folder=run.folder)
+            if config.refit:
+                chosen[baseline.id] = max(trials, key=trials.__getitem__, default="")
+                model, _ = again[baseline.id].fit()
+            scores |= score(partial(predict, model), dataset, test, folder=run.folder)
             results.append(run.finish(task=task, kind="baseline", label=baseline.label, scores=scores, trials=trials))
     return results
 

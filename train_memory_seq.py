@@ -6,7 +6,8 @@
 
 The memory counts which tracks followed the last ones, were played near them, or stand in similar sessions
 (model/memory.py, model/candidates.py). The network (model/scorer.py) learns on the last part of the training sessions,
-with a memory of the sessions before, how far to trust each. Then the memory takes in all training sessions.
+with a memory of the sessions before, how far to trust each. Then the memory takes in all of them, and for test the
+validation sessions, too.
 """
 
 from __future__ import annotations
@@ -71,14 +72,24 @@ def source_of(folder: Path, device: torch.device) -> NetworkSource:
     return NetworkSource(rebuild(script, folder, device=device).model, device)
 
 
-def remembered(config: Config, scorer: CandidateScorer, folder: Path, device: torch.device) -> MemoryModel:
-    """What a finished run predicts with: its scorer, with the memory and the network in its folder."""
+def remembered(
+    config: Config, scorer: CandidateScorer, folder: Path, device: torch.device, *, n_sessions: int | None = None
+) -> MemoryModel:
+    """What a finished run predicts with: its scorer, with the memory and the network in its folder.
+
+    Args:
+        config, scorer, folder: of the run.
+        device: of the scorer and the network.
+        n_sessions: how many sessions the memory may know, the first ones; all of them if not given.
+    """
     from model.candidates import CandidateFinder
     from model.memory import Memory
     from model.scorer import MemoryModel
 
+    memory = Memory.open(folder / "memory")
+    memory = memory if n_sessions is None else memory.first(n_sessions)
     network = source_of(folder / "network", device) if config.network else None
-    return MemoryModel.of(CandidateFinder(Memory.open(folder / "memory"), network), scorer)
+    return MemoryModel.of(CandidateFinder(memory, network), scorer)
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -103,14 +114,15 @@ def main(config: Config) -> dict[str, Any]:
         network = source_of(Path(config.network), device)
     order = {"batch_size": config.train.batch_size, "seed": config.run.seed}
     cases = training_cases(dataset, config.data, config.cases, network=network, **order)
-    memory = memory_of(dataset.train, dataset.n_ids)
+    memory = memory_of([dataset.train], dataset.n_ids)
     valid = validation_cases(dataset, config.data, CandidateFinder(memory, network))
     seed_everything(config.run.seed)
     with blame("model"):
         scorer = build(config, dataset).to(device)
     scorer.standardise(cases.candidates)
     run = Run("memory_seq", config, dataset)
-    save_memory(memory, run.folder)
+    known = [dataset.train, dataset.valid] if config.cases.remember_valid else [dataset.train]
+    save_memory(memory_of(known, dataset.n_ids), run.folder)
     keep_network(config.network, run.folder)
     progress = fit(
         scorer,
@@ -122,8 +134,11 @@ def main(config: Config) -> dict[str, Any]:
         monitor=config.monitor,
         direction=direction(config.monitor, "seq"),
     )
-    predict = partial(predict_by_counting, remembered(config, scorer, run.folder, device))
-    scores = score(predict, dataset, scoring_loaders(dataset, config.data), folder=run.folder)
+    scores: dict[str, Any] = {}
+    for name, loader in scoring_loaders(dataset, config.data):
+        n_sessions = None if name.startswith("test") else dataset.train.n_sessions
+        model = remembered(config, scorer, run.folder, device, n_sessions=n_sessions)
+        scores |= score(partial(predict_by_counting, model), dataset, [(name, loader)], folder=run.folder)
     return run.finish(task="seq", scores=scores, **training_details(scorer, progress))
 
 

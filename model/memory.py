@@ -85,6 +85,13 @@ class Memory(NamedTuple):
             recent_plays=_recent_plays(plays, session, n_ids, np.array(TRENDS)),
         )
 
+    def first(self, n_sessions: int) -> Memory:
+        """The memory of the first sessions only."""
+        end = int(np.searchsorted(self.session, n_sessions))
+        plays = self.plays[:end]
+        gaps = np.flatnonzero(plays == PAD)  # before the first session and after each one
+        return Memory.build(plays[plays != PAD], gaps - np.arange(len(gaps)), n_ids=self.n_ids)
+
     def save(self, folder: Path) -> None:
         """Write each array as a file of `folder`, which exists."""
         for name, array in self._asdict().items():

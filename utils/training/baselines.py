@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,6 +24,16 @@ class Baseline(NamedTuple):
     label: str
     fit: Callable[[], tuple[Any, dict[str, float]]]
     """Returns the model and its trials, see `next_track.choose`."""
+
+
+def last_plays(splits: Sequence[SessionArrays], max_sessions: int) -> tuple[np.ndarray, np.ndarray]:
+    """The last sessions of some splits, which follow each other in time: flat tracks (n_events,), starts (n + 1,)."""
+    import numpy as np
+
+    lengths = np.concatenate([split.lengths for split in splits])[-max_sessions:]
+    tracks = splits[0].tracks if len(splits) == 1 else np.concatenate([split.tracks for split in splits])
+    offsets = np.append(0, lengths.cumsum())
+    return tracks[len(tracks) - offsets[-1] :], offsets
 
 
 class SkipExamples:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -37,10 +38,11 @@ class Cases(NamedTuple):
     """int32 (N,): the tracks that follow"""
 
 
-def memory_of(arrays: SessionArrays, n_ids: int) -> Memory:
-    """The memory of all sessions of a split."""
-    offsets = arrays.offsets
-    return Memory.build(arrays.tracks[offsets[0] : offsets[-1]], offsets - offsets[0], n_ids=n_ids)
+def memory_of(splits: Sequence[SessionArrays], n_ids: int) -> Memory:
+    """The memory of all sessions of some splits, which follow each other in time."""
+    plays = [split.tracks[split.offsets[0] : split.offsets[-1]] for split in splits]
+    lengths = np.concatenate([split.lengths for split in splits])
+    return Memory.build(np.concatenate(plays), np.append(0, lengths.cumsum()), n_ids=n_ids)
 
 
 def training_cases(
@@ -76,7 +78,7 @@ def training_cases(
     history, targets = examples(ordered)
     parts = []
     for k, (first, end) in enumerate(pairwise(bounds), start=1):
-        memory = memory_of(dataset.train.between(0, first), dataset.n_ids)
+        memory = memory_of([dataset.train.between(0, first)], dataset.n_ids)
         mine = (ordered.session >= first - bounds[0]) & (ordered.session < end - bounds[0])
         parts.append(CandidateFinder(memory, network)(history[mine], bar=f"candidates, fold {k} of {config.folds}"))
     loader = _prefixes(learnt, data, max_sessions=most, batch_size=batch_size, shuffle=True, seed=seed)

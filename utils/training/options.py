@@ -155,6 +155,8 @@ class CasesConfig:
     the time that predictions are meant for."""
     folds: int = 1
     """Folds, each with a memory of the sessions before it."""
+    remember_valid: bool = True
+    """The memory of test takes in the validation sessions, too, which are before it: nothing is trained for that."""
     max_cases: int = 60_000
     """About how many cases (a history and the track that follows it) to learn from, from evenly spaced sessions."""
 
