@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
@@ -34,7 +35,7 @@ def read_header(path: Path) -> list[str]:
     try:
         with open_text(path) as file:
             header = next(csv.reader(file), [])
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); unpack or download it again") from None
     if not header:
         raise UserError(f"{path} is empty; unpack or download it again")
@@ -77,7 +78,7 @@ def explain(path: Path, error: object, checks: Mapping[str, Check], *, required:
     try:
         for problem in problems(path, checks, required):
             return UserError(f"{path}, {problem}; correct the line, or unpack or download the file again")
-    except (OSError, EOFError) as damage:
+    except (OSError, EOFError, zlib.error) as damage:
         return UserError(f"{path} is cut off or damaged ({damage}); unpack or download it again")
     except (csv.Error, UnicodeDecodeError) as damage:
         return UserError(f"{path} is damaged ({damage}); unpack or download it again")

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import itertools
 import shutil
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -99,7 +100,7 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except duckdb.OutOfMemoryException:
         raise
-    except (EOFError, gzip.BadGzipFile) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{path} is cut off or damaged ({error}); unpack or download it again") from None
     except (OSError, duckdb.Error, pa.ArrowInvalid, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split())[:300]}") from None
@@ -199,12 +200,18 @@ def has_mixed_line_ends(path: Path) -> bool:
     return False
 
 
-def records(file: Path) -> Iterator[tuple[int, int, list[str]]]:
-    """Place (from 0), last line and fields of each record of a CSV file that is not blank, slowly."""
+def records(file: Path, *, with_spaces: bool = False) -> Iterator[tuple[int, int, list[str]]]:
+    """Place (from 0), last line and fields of each record of a CSV file that is not blank, slowly.
+
+    Args:
+        with_spaces: below the header, records of nothing but spaces, which are not blank for the engine, too.
+    """
     with open_text(file) as text:
         reader = csv.reader(text, strict=True)
+        below = False
         for i, row in enumerate(reader):
-            if any(field.strip() for field in row):
+            if any(field.strip() for field in row) or (with_spaces and below and row):
+                below = True
                 yield i, reader.line_num, row
 
 
@@ -224,13 +231,17 @@ def read_header(file: Path) -> tuple[int, list[str]]:
 
 
 def not_utf8(file: Path) -> UserError | None:
-    """The first line of a CSV file that is not UTF-8, as an error; None if there is none."""
-    with gzip.open(file, "rb") if file.suffix.lower() == ".gz" else file.open("rb") as data:
-        for i, line in enumerate(data, start=1):
-            try:
+    """The first line of a CSV file that is not UTF-8, as an error; None if there is none, or it cannot be read."""
+    n_good = 0
+    try:
+        with gzip.open(file, "rb") if file.suffix.lower() == ".gz" else file.open("rb") as data:
+            for line in data:
                 line.decode("utf-8")
-            except UnicodeDecodeError:
-                return UserError(f"{file}, line {i}: this is not UTF-8; save the file as CSV in UTF-8")
+                n_good += 1
+    except UnicodeDecodeError:
+        return UserError(f"{file}, line {n_good + 1}: this is not UTF-8; save the file as CSV in UTF-8")
+    except (OSError, EOFError, zlib.error):
+        return None
     return None
 
 
@@ -242,7 +253,7 @@ def explain(file: Path, n_columns: int, error: Exception) -> UserError:
     """
     line = 0
     try:
-        for _, line, row in records(file):
+        for _, line, row in records(file, with_spaces=True):
             if len(row) != n_columns:
                 return UserError(
                     f"{file}, line {line}: {len(row)} fields where the header has {n_columns}; put quotes around a "
@@ -257,6 +268,14 @@ def explain(file: Path, n_columns: int, error: Exception) -> UserError:
     return UserError(f"{file} cannot be read: {' '.join(str(error).split())[:300]}")
 
 
+def written(value: pa.Scalar) -> str:
+    """A value of a Parquet file as an error message shows it."""
+    try:
+        return repr(value.as_py())
+    except (OverflowError, ValueError):  # a time that Python cannot hold
+        return f"{value.cast(pa.int64()).as_py()} ({value.type})"
+
+
 def find_value(file: Path, names: list[str], column: str, row: int) -> str:
     """Where the `row`-th play (from 0) of a file is, and what one of its columns holds: "FILE, line 7: ts is 'x'"."""
     place = names.index(column)
@@ -264,8 +283,8 @@ def find_value(file: Path, names: list[str], column: str, row: int) -> str:
         n_before = 0
         for batch in parquet_batches(file, None if names.count(column) > 1 else [column]):
             if row < n_before + len(batch):
-                value = batch.column(place if names.count(column) > 1 else 0)[row - n_before].as_py()
-                return f"{file}, row {row + 1}: {column} is {value!r}"
+                value = batch.column(place if names.count(column) > 1 else 0)[row - n_before]
+                return f"{file}, row {row + 1}: {column} is {written(value)}"
             n_before += len(batch)
         return f"{file}, row {row + 1}: {column}"
     with open_text(file) as text:
