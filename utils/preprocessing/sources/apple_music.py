@@ -76,6 +76,9 @@ SHORT_SECONDS = 10.0
 FIRST_YEAR = 2015
 """Apple Music began; earlier times are those of a clock that was not set."""
 
+LAST_YEAR = 2098
+"""No play is later, in any zone (`play_times`)."""
+
 OTHER_EVENT = "rows that are no ends of plays (lyrics, aggregates)"
 VIDEO, FAILURE = "videos", "tracks that failed to load"
 NO_TRACK, NO_TIME = "rows without a title", "rows without a time"
@@ -270,6 +273,8 @@ def moment(file: ExportFile, line: int, text: str) -> int | None:
     time = time if time.tzinfo else time.replace(tzinfo=UTC)
     if time.year < FIRST_YEAR:
         return None
+    if time.year > LAST_YEAR:
+        raise UserError(f"{file.where}, line {line}: {text[:40]!r} is no time of the years {FIRST_YEAR} to {LAST_YEAR}")
     return (time - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
 
 

@@ -37,9 +37,10 @@ from tqdm import tqdm
 
 from utils.core.errors import UserError
 from utils.preprocessing import play_times
-from utils.preprocessing.csv_files import hidden
 from utils.preprocessing.engine import connect
 from utils.preprocessing.options import PlaysColumns
+from utils.preprocessing.play_files import reading, twins
+from utils.preprocessing.sources.exports import walk
 from utils.preprocessing.sources.plays import (
     ROWS_A_GROUP,
     SCHEMA,
@@ -112,7 +113,7 @@ def read(path: Path, work: Path, options: SourceOptions) -> SourcePlays:
         UserError: no such file, none of the forms above, a time that is none.
     """
     check_options(options, "lastfm", ["time_zone"])
-    if options.time_zone not in zoneinfo.available_timezones():
+    if options.time_zone not in zoneinfo.available_timezones() - {"localtime", "Factory"}:
         raise UserError(f"--source_options.time_zone {options.time_zone!r}: no such zone; write it as Europe/Berlin")
     files_of = listeners(path, find_files(path))
     exports = [recognise(file, listener) for file, listener in files_of.items()]
@@ -154,21 +155,23 @@ def find_files(path: Path) -> list[Path]:
     """`path` itself, or the text files anywhere in it.
 
     Raises:
-        UserError: nothing there.
+        UserError: nothing there, a link to nothing, the same file twice.
     """
     if not path.exists():
-        raise UserError(f"{path} does not exist")
+        raise UserError(f"{path} {'is a link to nothing' if path.is_symlink() else 'does not exist'}")
     if not path.is_dir():
         return [path]
     found = [
         file
-        for file in sorted(path.rglob("*"))
-        if not any(hidden(part) for part in file.relative_to(path).parts)
-        and file.name.lower().removesuffix(".gz").endswith(SUFFIXES)
+        for file in sorted(walk(path))
+        if file.name.lower().removesuffix(".gz").endswith(SUFFIXES)
         and file.name.lower().removesuffix(".gz") not in (PROFILES, "readme.txt")
     ]
     if not found:
         raise UserError(f"{path} holds no {', '.join(SUFFIXES)} files; give the file that the exporter wrote")
+    with reading(path):
+        for file, other in twins(found):
+            raise UserError(f"{file} and {other} hold the same plays; remove one of them")
     return found
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from utils.preprocessing.sources.plays import (
     artist_and_title,
     check_options,
     columns_of,
+    is_time,
     no_plays,
     write_plays,
 )
@@ -112,7 +112,7 @@ def plays(
             continue
         recording = recording_of(track)
         track_id = recording or own_id(track) or artist_and_title(artist, title)
-        digest = hashlib.blake2b(f"{seconds} {track_id}".encode(), digest_size=8).digest()
+        digest = hashlib.blake2b(f"{seconds} {track_id}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
         listened = int.from_bytes(digest, "little")
         if listened in seen:
             counted[REPEAT] += 1
@@ -144,7 +144,7 @@ def listened_at(file: ExportFile, n: int, listen: dict[str, Any]) -> float | Non
     value = listen["listened_at"]
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not is_time(value * 1_000_000):
         raise UserError(f"{file.where}, line {n}: listened_at is {str(value)[:40]!r}, not seconds since 1970")
     return float(value)
 
@@ -162,7 +162,7 @@ def recording_of(track: dict[str, Any]) -> str:
     mapping, info = track.get("mbid_mapping"), track.get("additional_info")
     for known in (mapping, info):
         if isinstance(known, dict) and isinstance(known.get("recording_mbid"), str):
-            return known["recording_mbid"]
+            return known["recording_mbid"].strip()
     return ""
 
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from utils.core.errors import UserError
+from utils.preprocessing import play_times
 from utils.preprocessing.options import PlaysColumns, SourceOptions
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "artist_and_title",
     "check_options",
     "columns_of",
+    "is_time",
     "no_plays",
     "write_plays",
 ]
@@ -84,12 +86,24 @@ def write_plays(target: Path, columns: Sequence[str], rows: Iterable[Sequence[An
     rows, n = iter(rows), 0
     with pq.ParquetWriter(target, chosen) as writer:
         while group := list(itertools.islice(rows, ROWS_A_GROUP)):
-            arrays = [
-                pa.array(values, field.type) for values, field in zip(zip(*group, strict=True), chosen, strict=True)
-            ]
+            arrays = [as_array(values, field) for values, field in zip(zip(*group, strict=True), chosen, strict=True)]
             writer.write_table(pa.table(arrays, schema=chosen))
             n += len(group)
     return n
+
+
+def as_array(values: Sequence[Any], field: pa.Field) -> pa.Array:
+    """Values of a column. Halves of a letter, which JSON may hold (`"\\ud83d"`), become question marks."""
+    try:
+        return pa.array(values, field.type)
+    except UnicodeEncodeError:
+        whole = [value if value is None else value.encode("utf-8", "replace").decode() for value in values]
+        return pa.array(whole, field.type)
+
+
+def is_time(us: float) -> bool:
+    """Whether so many microseconds since 1970 are a time that a play can have (`play_times`)."""
+    return play_times.EARLIEST * play_times.SECOND <= us < play_times.LATEST * play_times.SECOND
 
 
 def columns_of(names: Sequence[str]) -> PlaysColumns:

@@ -117,7 +117,8 @@ def find_parts(path: Path) -> dict[str, Path]:
         raise UserError(f"{path} does not exist")
     if not path.is_dir():
         return {"": path}
-    files = [file for file in sorted(path.iterdir()) if file.name.endswith(".inter") and not hidden(file.name)]
+    files = [file for file in sorted(path.iterdir()) if file.name.endswith(".inter") and file.is_file()
+             and not hidden(file.name)]  # fmt: skip
     if not files:
         raise UserError(f"{path} holds no .inter file; give the folder of a RecBole dataset, or its .inter file")
     if len({file.name.split(".")[0] for file in files}) > 1:
@@ -274,6 +275,8 @@ def read_items(connection: Any, file: Path, item: str, work: Path) -> Items:
         table = connection.to_pyarrow(rows.select(**{safe[name]: rows[safe[name]] for name in wanted}))
     columns = {name: table[safe[name]].combine_chunks() for name in wanted}
     columns = {name: pc.if_else(pc.is_in(values, pa.array(MISSING)), None, values) for name, values in columns.items()}
+    there = columns[item].is_valid()
+    columns = {name: values.filter(there) for name, values in columns.items()}
     names = {ours: columns[theirs] for ours, theirs in chosen.items() if theirs}
     features, notes = None, []
     if numbers:

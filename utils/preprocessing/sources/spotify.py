@@ -27,7 +27,7 @@ from utils.preprocessing.sources.exports import (
     listeners,
     progress,
 )
-from utils.preprocessing.sources.plays import SourcePlays, check_options, columns_of, no_plays, write_plays
+from utils.preprocessing.sources.plays import SourcePlays, check_options, columns_of, is_time, no_plays, write_plays
 
 COLUMNS = (
     *("user", "time", "track", "name", "artist", "album"),
@@ -133,6 +133,10 @@ def plays(
         if reason := no_track(row, uri, drop_private):
             counted[reason] += 1
             continue
+        if not is_time(end) or not is_time(end - 1000 * ms):
+            raise UserError(
+                f"{file.where}, entry {n}: ts is {row['ts']!r} and ms_played {ms}: plays are of the years 1900 to 2099"
+            )
         play = fingerprint(end, uri, ms)
         if play in seen:
             counted[REPEAT] += 1
@@ -198,13 +202,15 @@ def no_track(row: dict[str, Any], uri: str, drop_private: bool) -> str:
         return AUDIOBOOK
     if uri.startswith("spotify:episode:") or (not uri and (row.get("spotify_episode_uri") or row.get("episode_name"))):
         return PODCAST
-    if not uri:
+    if not uri.removeprefix("spotify:track:").strip():
         return NO_TRACK
     return PRIVATE if drop_private and row["incognito_mode"] else ""
 
 
 def fingerprint(end: int, uri: str, ms: int) -> int:
-    return int.from_bytes(hashlib.blake2b(f"{end} {ms} {uri}".encode(), digest_size=8).digest(), "little")
+    return int.from_bytes(
+        hashlib.blake2b(f"{end} {ms} {uri}".encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little"
+    )
 
 
 def skip_of(reason_end: str, ms: int) -> str | None:

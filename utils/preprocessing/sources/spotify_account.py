@@ -24,6 +24,7 @@ from utils.preprocessing.sources.plays import (
     artist_and_title,
     check_options,
     columns_of,
+    is_time,
     no_plays,
     write_plays,
 )
@@ -141,7 +142,12 @@ def rows_of(file: ExportFile, bar: tqdm[Any] | None) -> Iterator[Row]:
             raise UserError(
                 f"{file.where}, entry {n}: endTime is {str(row['endTime'])[:40]!r}, not as 2024-02-01 10:00"
             ) from None
-        yield Row(round(end.timestamp()) * 1_000_000, artist, title, ms)
+        us = round(end.timestamp()) * 1_000_000
+        if not is_time(us):
+            raise UserError(
+                f"{file.where}, entry {n}: endTime is {row['endTime']!r}: plays are of the years 1900 to 2099"
+            )
+        yield Row(us, artist, title, ms)
 
 
 def plays(listener: str, rows: list[Row]) -> Iterator[tuple[Any, ...]]:

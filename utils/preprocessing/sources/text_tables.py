@@ -26,6 +26,8 @@ from utils.preprocessing.sources.plays import ROWS_A_GROUP, SCHEMA
 NO_TEXT = {"{": "JSON", "[": "JSON", "PK": "a zip file", "PAR1": "Parquet"}
 """How other files begin, and what they are."""
 LINES_TO_LOOK_AT = 100
+MISSING = ("", "nan", "NaN")
+"""What stands for an id that is missing."""
 LONGEST_LINE = 1 << 20
 """Letters of a line that are looked at."""
 
@@ -162,7 +164,10 @@ def copy_plays(
         pq.ParquetWriter(target, fields) as writer,
         tqdm(desc=file.name, unit=" rows", unit_scale=True, leave=False) as bar,
     ):
-        chosen: dict[str, ibis.Value] = {name: table[name].strip().nullif("") for name in taken}
+        chosen: dict[str, ibis.Value] = {}
+        for name in taken:
+            text = table[name].strip()
+            chosen[name] = ibis.ifelse(text.isin(MISSING), ibis.null("string"), text)
         if "time" in layout.columns:
             chosen["time"] = play_times.read_times(table.time)[0]
         for batch in table.select(**chosen).to_pyarrow_batches(chunk_size=ROWS_A_GROUP):

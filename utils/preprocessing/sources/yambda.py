@@ -40,6 +40,8 @@ MAPPINGS = {
     "artist": ("artist_item_mapping.parquet", "artist_id"),
     "album": ("album_item_mapping.parquet", "album_id"),
 }
+MAX_ID = (1 << 32) - 1
+"""Ids are numbers of 32 bits."""
 BATCH = 1 << 18
 """Plays that are in memory at a time."""
 EMBEDDINGS_A_BATCH = 1 << 14
@@ -150,6 +152,11 @@ def events(source: pq.ParquetFile, file: Path, dropped: dict[str, int]) -> Itera
                 if batch[name].null_count:
                     row = n_before + pc.index(pc.is_null(batch[name]), True).as_py()
                     raise UserError(f"{file}, row {row + 1}: {name} is missing; download the file again")
+                if len(batch) and name != "timestamp" and pa.types.is_integer(batch[name].type):
+                    low, high = (end.as_py() for end in pc.min_max(batch[name]).values())
+                    if low < 0 or high > MAX_ID:
+                        raise UserError(f"{file}: {name} {low if low < 0 else high} is no id of the dataset, which are "
+                                        f"0 to {MAX_ID}; download the file again")  # fmt: skip
             n_before += len(batch)
             bar.update(len(batch))
             if has_kinds:
