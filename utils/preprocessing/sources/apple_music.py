@@ -24,8 +24,7 @@ from utils.preprocessing.sources.plays import (
     SourcePlays,
     artist_and_title,
     check_options,
-    columns_of,
-    no_plays,
+    plays_of_listeners,
     write_plays,
 )
 
@@ -139,13 +138,10 @@ def read(path: Path, work: Path, options: SourceOptions) -> SourcePlays:
         target = work / f"apple_music_{i:06}.parquet"
         if write_plays(target, COLUMNS, plays(name, list(theirs), has_artists, dropped)):
             written.append(target)
-    funnel = [(reason, dropped[reason]) for reason in FUNNEL]
-    if not written:
-        raise no_plays(path, funnel)
     notes = []
     if not has_artists:
         notes.append("apple-music: the export names no artists, so a track's id is made of its album and its title")
-    return SourcePlays(written, columns_of(COLUMNS), sources, funnel, notes, per_listener=True)
+    return plays_of_listeners(path, written, COLUMNS, sources=sources, reasons=FUNNEL, dropped=dropped, notes=notes)
 
 
 def activity_files(path: Path, files: list[ExportFile]) -> list[ExportFile]:

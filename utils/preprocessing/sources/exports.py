@@ -217,6 +217,13 @@ def by_number(file: ExportFile) -> tuple[str, int, str]:
     return file.owner, int(numbers[-1]) if numbers else -1, file.name
 
 
+def numbered_files(path: Path, files: list[ExportFile], suffix: str, names: re.Pattern[str]) -> list[ExportFile]:
+    """The one file that was given, if it has the suffix; else those with such names, in order of their numbers."""
+    if path.is_file() and path.suffix.lower() == suffix:
+        return files
+    return sorted((file for file in files if names.fullmatch(file.file_name)), key=by_number)
+
+
 def json_rows(file: ExportFile, bar: tqdm[Any] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
     """Place (from 1) and content of the entries of a JSON list of objects.
 

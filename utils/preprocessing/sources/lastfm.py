@@ -38,7 +38,6 @@ from tqdm import tqdm
 from utils.core.errors import UserError
 from utils.preprocessing import play_times
 from utils.preprocessing.engine import connect
-from utils.preprocessing.options import PlaysColumns
 from utils.preprocessing.play_files import reading, twins
 from utils.preprocessing.sources.exports import walk
 from utils.preprocessing.sources.plays import (
@@ -47,7 +46,9 @@ from utils.preprocessing.sources.plays import (
     SourceOptions,
     SourcePlays,
     check_options,
+    columns_of,
     no_plays,
+    source_of,
 )
 from utils.preprocessing.sources.text_tables import Layout, first_lines, open_rows, split
 
@@ -136,8 +137,7 @@ def read(path: Path, work: Path, options: SourceOptions) -> SourcePlays:
             part.rename(target)
         part.unlink(missing_ok=True)
         files.append(target)
-        name = export.path.name if export.path == path else str(export.path.relative_to(path))
-        sources.append({"file": name, "bytes": export.path.stat().st_size, "rows": found.rows})
+        sources.append(source_of(path, export.path, found.rows))
     engine.connection.disconnect()
     if options.time_zone != "UTC" and not n_local:
         raise UserError(f"--source_options.time_zone means nothing: the times in {path} are instants; leave it out")
@@ -147,8 +147,7 @@ def read(path: Path, work: Path, options: SourceOptions) -> SourcePlays:
     notes = ["Last.fm knows neither skips nor seconds played"]
     if turned:
         notes.append(f"read from the last line to the first, since the newest play is the first: {', '.join(turned)}")
-    given: dict[str, Any] = {name: name for name in COLUMNS}
-    return SourcePlays(files, PlaysColumns(**given), sources, reasons, notes, per_listener=True)
+    return SourcePlays(files, columns_of(COLUMNS), sources, reasons, notes, per_listener=True)
 
 
 def find_files(path: Path) -> list[Path]:

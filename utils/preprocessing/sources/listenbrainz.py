@@ -19,9 +19,8 @@ from utils.preprocessing.sources.plays import (
     SourcePlays,
     artist_and_title,
     check_options,
-    columns_of,
     is_time,
-    no_plays,
+    plays_of_listeners,
     write_plays,
 )
 
@@ -60,15 +59,12 @@ def read(path: Path, work: Path, options: SourceOptions) -> SourcePlays:
             n_plays, n_mapped = n_plays + n, n_mapped + counted.pop("mapped", 0)
             sources.append({"file": file.name, "bytes": file.size, "rows": n + counted.total()})
             dropped += counted
-    funnel = [(reason, dropped[reason]) for reason in REASONS]
-    if not written:
-        raise no_plays(path, funnel)
     notes = [
         f"listenbrainz: {n_mapped} of {n_plays} listens have MusicBrainz's id of the recording; the ids of the others "
         "are ListenBrainz's own, one for each spelling of artist and title",
         "listenbrainz: the export does not tell which plays were skipped, nor how long they lasted",
     ]
-    return SourcePlays(written, columns_of(COLUMNS), sources, funnel, notes, per_listener=True)
+    return plays_of_listeners(path, written, COLUMNS, sources=sources, reasons=REASONS, dropped=dropped, notes=notes)
 
 
 def listen_files(path: Path, files: list[ExportFile]) -> list[ExportFile]:

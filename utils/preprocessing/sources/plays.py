@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -24,6 +25,8 @@ __all__ = [
     "columns_of",
     "is_time",
     "no_plays",
+    "plays_of_listeners",
+    "source_of",
     "write_plays",
 ]
 
@@ -112,6 +115,12 @@ def columns_of(names: Sequence[str]) -> PlaysColumns:
     return PlaysColumns(**options)
 
 
+def source_of(path: Path, file: Path, rows: int) -> dict[str, Any]:
+    """What `dataset.json` says of a file of the input `path`."""
+    name = file.name if file == path or not path.is_dir() else str(file.relative_to(path))
+    return {"file": name, "bytes": file.stat().st_size, "rows": rows}
+
+
 def check_options(options: SourceOptions, source: str, used: Sequence[str] = ()) -> None:
     """
     Raises:
@@ -128,6 +137,27 @@ def no_plays(path: Path, dropped: Sequence[tuple[str, int]]) -> UserError:
         return UserError(f"{path} has no plays: the export is empty; ask for another one")
     reasons = ", ".join(f"{n} {reason}" for reason, n in dropped if n)
     return UserError(f"{path} has no plays of tracks: {reasons}")
+
+
+def plays_of_listeners(
+    path: Path,
+    files: list[Path],
+    columns: Sequence[str],
+    *,
+    sources: list[dict[str, Any]],
+    reasons: Sequence[str],
+    dropped: Counter[str],
+    notes: list[str],
+) -> SourcePlays:
+    """What a source of the exports at `path` hands over: `dropped` rows by their reasons, in the order of `reasons`.
+
+    Raises:
+        UserError: no plays are left.
+    """
+    funnel = [(reason, dropped[reason]) for reason in reasons]
+    if not files:
+        raise no_plays(path, funnel)
+    return SourcePlays(files, columns_of(columns), sources, funnel, notes, per_listener=True)
 
 
 def artist_and_title(artist: str, title: str) -> str:

@@ -211,9 +211,3 @@ def column_names(header: Sequence[str], known: Mapping[str, Sequence[str]]) -> l
         if found:
             places[found[0]] = ours
     return [places.get(i, f"unused_{i}") for i in range(len(header))]
-
-
-def source_of(path: Path, file: Path, rows: int) -> dict[str, Any]:
-    """What `dataset.json` says of a file of the input `path`."""
-    name = file.name if file == path or not path.is_dir() else str(file.relative_to(path))
-    return {"file": name, "bytes": file.stat().st_size, "rows": rows}

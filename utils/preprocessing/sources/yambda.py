@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -29,9 +29,16 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from utils.core.errors import UserError
-from utils.preprocessing.options import PlaysColumns
 from utils.preprocessing.play_files import reading
-from utils.preprocessing.sources.plays import SCHEMA, SourceOptions, SourcePlays, check_options, no_plays
+from utils.preprocessing.sources.plays import (
+    SCHEMA,
+    SourceOptions,
+    SourcePlays,
+    check_options,
+    columns_of,
+    no_plays,
+    source_of,
+)
 
 LISTENS, MULTI_EVENT, EMBEDDINGS = "listens.parquet", "multi_event.parquet", "embeddings.parquet"
 SIZES = ("50m", "500m", "5b")
@@ -91,10 +98,8 @@ def read(path: Path, work: Path, options: SourceOptions) -> SourcePlays:
     if folder and (folder / EMBEDDINGS).exists():
         features = work / "features.parquet"
         notes.append(copy_embeddings(folder / EMBEDDINGS, features, played.values()))
-    given: dict[str, Any] = {name: name for name in names}
-    sources = [{"file": file.name if file == path else str(file.relative_to(path)), "bytes": file.stat().st_size,
-                "rows": source.metadata.num_rows}]  # fmt: skip
-    return SourcePlays([target], PlaysColumns(**given), sources, list(dropped.items()), notes, features)
+    sources = [source_of(path, file, source.metadata.num_rows)]
+    return SourcePlays([target], columns_of(names), sources, list(dropped.items()), notes, features)
 
 
 def find_events(path: Path) -> Path:
