@@ -20,6 +20,31 @@ def hidden(name: str) -> bool:
     return name.startswith((".", "_"))
 
 
+def walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """The files in a folder and in the folders in it, linked ones too, but no hidden ones.
+
+    Args:
+        above: the folders that it is in.
+
+    Raises:
+        UserError: a folder that cannot be read, a link to nothing, or to a folder that it is in.
+    """
+    here = folder.resolve()
+    if here in above:
+        raise UserError(f"{folder} links to a folder that it is in; remove the link")
+    try:
+        entries = [entry for entry in folder.iterdir() if not hidden(entry.name)]
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read: {error.strerror}") from None
+    for entry in entries:
+        if not entry.exists():
+            raise UserError(f"{entry} is a link to nothing; mend or remove it")
+        if entry.is_dir():
+            yield from walk(entry, (*above, here))
+        else:
+            yield entry
+
+
 def open_text(path: Path) -> IO[str]:
     """Open a CSV file for the `csv` module, gzipped if the name ends in `.gz`."""
     if path.suffix.lower() == ".gz":

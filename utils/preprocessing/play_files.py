@@ -19,9 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from utils.core.errors import UserError
-from utils.core.files import only
-from utils.preprocessing.csv_files import hidden, open_text
-from utils.preprocessing.engine import parquet_batches, read_parquet
+from utils.preprocessing.csv_files import open_text, walk
+from utils.preprocessing.engine import parquet_batches, read_parquet, read_text_table
 
 BLOCK = 1 << 20
 """Bytes of a CSV file that are looked at together."""
@@ -41,7 +40,7 @@ def plays_files(path: Path) -> list[Path]:
     """
     if not path.exists():
         raise UserError(f"--plays {path} {'is a link to nothing' if path.is_symlink() else 'does not exist'}")
-    files = sorted(walk(path)) if path.is_dir() else [path]
+    files = sorted(file for file in walk(path) if kind(file)) if path.is_dir() else [path]
     if not files or not all(kind(file) for file in files):
         raise UserError(f"--plays {path}: expected .csv, .csv.gz or .parquet files")
     if len({kind(file) for file in files}) > 1:
@@ -50,22 +49,6 @@ def plays_files(path: Path) -> list[Path]:
         for file, other in twins(files):
             raise UserError(f"{file} and {other} hold the same plays; remove one of them")
     return files
-
-
-def walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """The files of plays in a folder and the folders in it, linked ones too; `above` are those that it is in."""
-    here = folder.resolve()
-    if here in above:
-        raise UserError(f"{folder} links to a folder that it is in; remove the link")
-    with reading(folder):
-        entries = [entry for entry in folder.iterdir() if not hidden(entry.name)]
-    for entry in entries:
-        if not entry.exists():
-            raise UserError(f"{entry} is a link to nothing; mend or remove it")
-        if entry.is_dir():
-            yield from walk(entry, (*above, here))
-        elif kind(entry):
-            yield entry
 
 
 def twins(files: list[Path]) -> Iterator[tuple[Path, Path]]:
@@ -129,23 +112,9 @@ def open_source(connection: Any, file: Path, work: Path) -> Iterator[Source]:
         return
     with plain(file, work) as path:
         n_before, header = read_header(file)
-        columns = {f"column{i}": "VARCHAR" for i in range(len(header))}
+        columns = [f"column{i}" for i in range(len(header))]
         try:
-            # With the columns given, DuckDB does not guess: a guess would take a damaged file for one with another
-            # delimiter, and columns without a name, or of one name, would be lost.
-            table = connection.read_csv(
-                only(path),
-                columns=columns,
-                header=False,
-                skip=n_before + 1,
-                auto_detect=False,
-                delim=",",
-                quote='"',
-                escape='"',
-                compression="none",
-                hive_partitioning=False,
-            )
-            yield Source(table, header)
+            yield Source(read_text_table(connection, path, columns, skip=n_before + 1), header)
         except duckdb.OutOfMemoryException:
             raise
         except duckdb.Error as error:

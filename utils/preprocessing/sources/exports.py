@@ -19,7 +19,7 @@ from typing import IO, Any, NamedTuple
 from tqdm import tqdm
 
 from utils.core.errors import UserError
-from utils.preprocessing.csv_files import hidden
+from utils.preprocessing.csv_files import hidden, walk
 
 BLOCK = 1 << 20
 """Bytes that are read together."""
@@ -79,24 +79,6 @@ def export_files(path: Path, work: Path) -> list[ExportFile]:
         owner = parts[0] if len(parts) > 1 else file.stem if is_zip(file.name) else ""
         found += expand(file, "/".join(parts), owner, work)
     return found
-
-
-def walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """The files in a folder and in the folders in it, linked ones too; `above` are those that it is in."""
-    here = folder.resolve()
-    if here in above:
-        raise UserError(f"{folder} links to a folder that it is in; remove the link")
-    try:
-        entries = [entry for entry in folder.iterdir() if not hidden(entry.name)]
-    except OSError as error:
-        raise UserError(f"{folder} cannot be read: {error.strerror}") from None
-    for entry in entries:
-        if not entry.exists():
-            raise UserError(f"{entry} is a link to nothing; mend or remove it")
-        if entry.is_dir():
-            yield from walk(entry, (*above, here))
-        else:
-            yield entry
 
 
 def is_zip(name: str) -> bool:

@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from utils.core.errors import UserError
-from utils.core.files import only
 from utils.preprocessing import play_times
 from utils.preprocessing.csv_files import open_text
+from utils.preprocessing.engine import read_text_table
 from utils.preprocessing.play_files import not_utf8, plain, reading
 from utils.preprocessing.sources.plays import ROWS_A_GROUP, SCHEMA
 
@@ -94,17 +94,8 @@ def open_rows(connection: Any, file: Path, layout: Layout, work: Path) -> Iterat
     quote = '"' if layout.quoted else ""
     with plain(file, work) as path:
         try:
-            yield connection.read_csv(
-                only(path),
-                columns=dict.fromkeys(layout.columns, "VARCHAR"),
-                header=False,
-                skip=int(layout.header),
-                auto_detect=False,
-                delim=layout.delimiter,
-                quote=quote,
-                escape=quote,
-                compression="none",
-                hive_partitioning=False,
+            yield read_text_table(
+                connection, path, layout.columns, skip=int(layout.header), delimiter=layout.delimiter, quote=quote
             )
         except duckdb.OutOfMemoryException:
             raise
