@@ -21,7 +21,7 @@ from jsonargparse.typing import PositiveInt
 from utils.core.cli import TYPE_CHECKING, cli
 from utils.core.errors import UserError
 from utils.data.options import DataConfig, PastConfig
-from utils.training.baselines import Baseline, SkipExamples
+from utils.training.baselines import Baseline, SkipExamples, check_data
 from utils.training.options import RunConfig
 from utils.training.seeds import each_seed
 
@@ -116,6 +116,7 @@ def main(config: Config) -> list[dict[str, Any]]:
         raise UserError("data.every_prefix has no meaning for skips; leave it out, or choose --task seq")
     if config.task == "seq" and (config.past != PastConfig() or not config.use_ids):
         raise UserError("past and use_ids have no meaning for the seq baselines; leave them out, or choose --task skip")
+    check_data(config.data)
     dataset = with_past(Dataset.open(config.data.folder, needs_skips=config.task == "skip"), config.past)
     loaders = list(scoring_loaders(dataset, config.data))
     examples = cache(next_track.examples)  # read each loader only once

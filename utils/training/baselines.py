@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from utils.core.errors import UserError
 from utils.data.options import DataConfig
 
 if TYPE_CHECKING:
@@ -24,6 +25,16 @@ class Baseline(NamedTuple):
     label: str
     fit: Callable[[], tuple[Any, dict[str, float]]]
     """Returns the model and its trials, see `next_track.choose`."""
+
+
+def check_data(data: DataConfig) -> None:
+    """
+    Raises:
+        UserError: an option is given that only models use.
+    """
+    for name in ("train_cut", "new_plays", "valid_sessions"):
+        if getattr(data, name) != getattr(DataConfig(), name):
+            raise UserError(f"data.{name} has no meaning for baselines, only for the training of models; leave it out")
 
 
 class SkipExamples:
