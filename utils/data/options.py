@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from utils.core.checks import check_at_least
 from utils.core.errors import UserError
@@ -37,6 +37,9 @@ class DataConfig:
     """Splits to score at the end; give [valid] to choose between settings without a look at test."""
     every_prefix: bool = False
     """Seq: also score the next track after every prefix of every session."""
+
+    OLDER: ClassVar[dict[str, Any]] = {"new_plays": 0}
+    """What options mean in the `config.yml` of a run that is older than they are, where it is not the default."""
 
     def __post_init__(self) -> None:
         check_at_least(self, "data", history_size=1, target_size=1, new_plays=0, min_length=2, valid_sessions=0)
