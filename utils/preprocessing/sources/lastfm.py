@@ -37,9 +37,9 @@ from tqdm import tqdm
 
 from utils.core.errors import UserError
 from utils.preprocessing import play_times
+from utils.preprocessing.csv_files import walk
 from utils.preprocessing.engine import connect
 from utils.preprocessing.play_files import reading, twins
-from utils.preprocessing.sources.exports import walk
 from utils.preprocessing.sources.plays import (
     ROWS_A_GROUP,
     SCHEMA,
