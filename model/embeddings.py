@@ -30,8 +30,8 @@ class TrackEmbedding(nn.Module):
         n_ids: V.
         d_model: D.
         features: float (V, F), standardised; part of the model's state, so that a checkpoint is complete.
-        use_ids: otherwise tracks share one row, new ones too, so only their features tell them apart; padding, MASK and
-            SKIP keep theirs.
+        by_id: tracks have vectors of their own; otherwise they share one, new ones too, so only their features tell
+            them apart; padding, MASK and SKIP keep theirs.
         n_own: ids below it, the special ids among them, have a row of their own; all if not given.
         n_shared: rows that the other ids share.
         sparse: gradients of the table hold only the rows that a batch looked up.
@@ -49,7 +49,7 @@ class TrackEmbedding(nn.Module):
         d_model: int,
         features: Tensor,
         *,
-        use_ids: bool = True,
+        by_id: bool = True,
         n_own: int | None = None,
         n_shared: int = 0,
         sparse: bool = False,
@@ -62,9 +62,9 @@ class TrackEmbedding(nn.Module):
             raise ValueError(f"{n_own} ids with rows of their own; there are {N_SPECIAL} special ids, {n_ids} in all")
         if n_own < n_ids and not n_shared and not features.shape[1]:
             raise ValueError("tracks have no audio features, so rare tracks need rows to share")
-        if not use_ids and (n_own, n_shared) != (n_ids, 0):
+        if not by_id and (n_own, n_shared) != (n_ids, 0):
             raise ValueError("without ids, all tracks share one row; leave out n_own and n_shared")
-        self.n_own, self.n_shared = (n_own, n_shared) if use_ids else (UNK, 1)
+        self.n_own, self.n_shared = (n_own, n_shared) if by_id else (UNK, 1)
         self.table = nn.Embedding(self.n_own + self.n_shared, d_model, padding_idx=PAD, sparse=sparse)
         nn.init.normal_(self.table.weight, std=d_model**-0.5)
         with torch.no_grad():

@@ -95,7 +95,7 @@ class LSTMForSkips(nn.Module):
         self.knows_skips = skip_encoding != "none"
         self.scheduled_sampling = scheduled_sampling
         self.tracks = TrackEmbedding(
-            n_ids, d_model, features, use_ids=use_ids, n_own=n_own, n_shared=n_shared, sparse=sparse
+            n_ids, d_model, features, by_id=use_ids, n_own=n_own, n_shared=n_shared, sparse=sparse
         )
         embed = HistoryEmbedding(
             self.tracks, d_model, history_size=history_size, skip_encoding=skip_encoding, use_log=use_log
