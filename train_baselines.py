@@ -20,7 +20,7 @@ from jsonargparse.typing import PositiveInt
 
 from utils.core.cli import TYPE_CHECKING, cli
 from utils.core.errors import UserError
-from utils.data.options import DataConfig, PastConfig
+from utils.data.options import DataConfig, PastConfig, check_unused
 from utils.training.baselines import Baseline, SkipExamples
 from utils.training.options import RunConfig
 from utils.training.seeds import each_seed
@@ -128,6 +128,7 @@ def main(config: Config) -> list[dict[str, Any]]:
         raise UserError("past and use_ids have no meaning for the seq baselines; leave them out, or choose --task skip")
     if config.refit and config.task != "seq":
         raise UserError("refit is for the seq baselines; leave it out, or add --task seq")
+    check_unused(config.data, "train_share", "train_cut", "new_plays", "valid_sessions", by="baselines")
     dataset = with_past(Dataset.open(config.data.folder, needs_skips=config.task == "skip"), config.past)
     loaders = list(scoring_loaders(dataset, config.data))
     test = [each for each in loaders if each[0].startswith("test")]

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.core.cli import TYPE_CHECKING, cli
-from utils.data.options import DataConfig
+from utils.data.options import DataConfig, check_unused
 from utils.training.model_configs import ScorerConfig
 from utils.training.options import CasesConfig, RunConfig, TrainConfig
 from utils.training.seeds import each_seed
@@ -106,6 +106,7 @@ def main(config: Config) -> dict[str, Any]:
     from utils.training.memory_files import check_network, keep_network, save_memory
     from utils.training.run import Run
 
+    check_unused(config.data, "train_share", "train_cut", "new_plays", by="a memory")
     dataset = Dataset.open(config.data.folder)
     device = pick_device(config.train.device)
     network = None

@@ -8,10 +8,10 @@ posterior mean under a fixed prior of `PRIOR` observations at the overall rate i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
@@ -25,6 +25,8 @@ PRIOR = 20.0
 """Observations at the overall rate that are added to those of each rate."""
 BATCHES_AT_ONCE = 40
 """Batches of a loader that are predicted together."""
+EXAMPLES_AT_ONCE = 10_000
+"""Examples whose features for the logistic regression are in memory together."""
 
 
 class SkipInputs(NamedTuple):
@@ -212,23 +214,38 @@ class HistoryLogistic:
             inputs, labels = inputs.part(drawn), labels[drawn]
         known = labels >= 0
         own = np.where(known, 2 * labels - 1, 0)
-        features = [_features(inputs.part(i), track_rate, own[i])[known[i]] for i in _chunks(len(labels))]
+        chunks = in_chunks(len(labels), EXAMPLES_AT_ONCE)
+        features = [_features(inputs.part(i), track_rate, own[i])[known[i]] for i in chunks]
         regression = LogisticRegression(C=1 / l2, max_iter=300)
         return cls(regression.fit(np.concatenate(features), labels[known]), track_rate)
 
     def predict(self, inputs: SkipInputs) -> tuple[np.ndarray, np.ndarray]:
         """Probability float32 (N, T) and decision bool (N, T)."""
-        probability = np.zeros(inputs.target_tracks.shape, np.float32)
-        for i in _chunks(len(probability)):
-            features = _features(inputs.part(i), self.track_rate)
-            flat = self.regression.predict_proba(features.reshape(-1, features.shape[-1]))[:, 1]
-            probability[i] = flat.reshape(features.shape[:2])
-        return probability, probability >= 0.5
+        return classify(self.regression, lambda part: _features(part, self.track_rate), inputs, EXAMPLES_AT_ONCE)
 
 
-def _chunks(n: int) -> Iterator[slice]:
-    """Ranges of examples whose features are in memory together."""
-    return (slice(start, start + 10_000) for start in range(0, n, 10_000))
+def classify(
+    classifier: Any, features: Callable[[SkipInputs], np.ndarray], inputs: SkipInputs, at_once: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Probability float32 (N, T) and decision bool (N, T) of one classifier for all targets.
+
+    Args:
+        classifier: with scikit-learn's `predict_proba`.
+        features: of every target of some examples, (n, T, features).
+        inputs: of N examples.
+        at_once: examples whose features are in memory together.
+    """
+    probability = np.zeros(inputs.target_tracks.shape, np.float32)
+    for i in in_chunks(len(probability), at_once):
+        found = features(inputs.part(i))
+        flat = classifier.predict_proba(found.reshape(-1, found.shape[-1]))[:, 1]
+        probability[i] = flat.reshape(found.shape[:2])
+    return probability, probability >= 0.5
+
+
+def in_chunks(n: int, size: int) -> Iterator[slice]:
+    """Ranges of `size` of n examples."""
+    return (slice(start, start + size) for start in range(0, n, size))
 
 
 def _cell(target_tracks: np.ndarray) -> np.ndarray:
@@ -303,7 +320,7 @@ def _features(inputs: SkipInputs, track_rate: TrackRate | None, own: np.ndarray 
             track[:, :, None],
             before[:, :, None],
             by_position.reshape(n, n_targets, -1),
-            *_past_of_targets(inputs),
+            *([] if inputs.past is None else with_neighbours(inputs.past, signed.shape[1], nothing=0)),
         ],
         axis=2,
         dtype=np.float32,
@@ -320,11 +337,11 @@ def _means(inputs: SkipInputs, n_plays: np.ndarray) -> list[np.ndarray]:
     return found
 
 
-def _past_of_targets(inputs: SkipInputs) -> list[np.ndarray]:
-    """The past of the targets, of the plays before them and of those after them, each (N, T, P)."""
-    if inputs.past is None:
-        return []
-    s = inputs.history_tracks.shape[1]
-    after = np.zeros_like(inputs.past[:, s:])
-    after[:, :-1] = inputs.past[:, s + 1 :]
-    return [inputs.past[:, s:], inputs.past[:, s - 1 : -1], after]
+def with_neighbours(plays: np.ndarray, n_history: int, *, nothing: float) -> list[np.ndarray]:
+    """Of values of all plays (N, S + T, ...): those of the targets, of the plays before and of the plays after them.
+
+    `nothing` stands after the last one.
+    """
+    after = np.full_like(plays[:, n_history:], nothing)
+    after[:, :-1] = plays[:, n_history + 1 :]
+    return [plays[:, n_history:], plays[:, n_history - 1 : -1], after]

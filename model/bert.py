@@ -54,11 +54,7 @@ class BertTransformer(nn.Module):
         self.d_model = d_model
         self.frozen = False
         self.max_length = max_length
-        self.tracks = (
-            TrackEmbedding(n_ids, d_model, features, sparse=sparse)
-            if use_ids
-            else TrackEmbedding.without_ids(d_model, features, sparse=sparse)
-        )
+        self.tracks = TrackEmbedding(n_ids, d_model, features, by_id=use_ids, sparse=sparse)
         self.positions = nn.Parameter(torch.randn(max_length, d_model) * 0.02)
         self.layers = nn.ModuleList(EncoderLayer(d_model, n_heads, d_ff, dropout=dropout) for _ in range(n_layers))
         self.dropout = Dropout(dropout)

@@ -30,13 +30,15 @@ class TrackEmbedding(nn.Module):
         n_ids: V.
         d_model: D.
         features: float (V, F), standardised; part of the model's state, so that a checkpoint is complete.
-        n_own: ids below it, the special ids among them, have a row of their own; all if not given. `UNK` if no track
-            has one: see `without_ids`.
+        by_id: tracks have vectors of their own; otherwise they share one, new ones too, so only their features tell
+            them apart; padding, MASK and SKIP keep theirs.
+        n_own: ids below it, the special ids among them, have a row of their own; all if not given.
         n_shared: rows that the other ids share.
         sparse: gradients of the table hold only the rows that a batch looked up.
 
     Raises:
-        ValueError: nothing would tell rare tracks apart, a special id would be rare, or `features` does not fit V.
+        ValueError: nothing would tell rare tracks apart, a special id would be rare, `features` does not fit V, or some
+            ids are to share rows of a table without ids.
     """
 
     features: Tensor
@@ -47,6 +49,7 @@ class TrackEmbedding(nn.Module):
         d_model: int,
         features: Tensor,
         *,
+        by_id: bool = True,
         n_own: int | None = None,
         n_shared: int = 0,
         sparse: bool = False,
@@ -54,25 +57,20 @@ class TrackEmbedding(nn.Module):
         super().__init__()
         if len(features) != n_ids:
             raise ValueError(f"features have {len(features)} rows for {n_ids} ids")
-        self.n_own = n_ids if n_own is None else n_own
-        self.n_shared = n_shared
-        if self.n_own != UNK and not N_SPECIAL <= self.n_own <= n_ids:
-            raise ValueError(
-                f"{self.n_own} ids with rows of their own; there are {N_SPECIAL} special ids, {n_ids} in all"
-            )
-        if self.n_own < n_ids and not n_shared and not features.shape[1]:
+        n_own = n_ids if n_own is None else n_own
+        if not N_SPECIAL <= n_own <= n_ids:
+            raise ValueError(f"{n_own} ids with rows of their own; there are {N_SPECIAL} special ids, {n_ids} in all")
+        if n_own < n_ids and not n_shared and not features.shape[1]:
             raise ValueError("tracks have no audio features, so rare tracks need rows to share")
-        self.table = nn.Embedding(self.n_own + n_shared, d_model, padding_idx=PAD, sparse=sparse)
+        if not by_id and (n_own, n_shared) != (n_ids, 0):
+            raise ValueError("without ids, all tracks share one row; leave out n_own and n_shared")
+        self.n_own, self.n_shared = (n_own, n_shared) if by_id else (UNK, 1)
+        self.table = nn.Embedding(self.n_own + self.n_shared, d_model, padding_idx=PAD, sparse=sparse)
         nn.init.normal_(self.table.weight, std=d_model**-0.5)
         with torch.no_grad():
             self.table.weight[PAD].zero_()
         self.register_buffer("features", features.clone())
         self.project = nn.Linear(features.shape[1], d_model, bias=False) if features.shape[1] else None
-
-    @classmethod
-    def without_ids(cls, d_model: int, features: Tensor, *, sparse: bool = False) -> Self:
-        """Tracks share one row, new ones too, so only their features tell them apart; padding, MASK and SKIP stay."""
-        return cls(len(features), d_model, features, n_own=UNK, n_shared=1, sparse=sparse)
 
     def forward(self, tracks: Tensor) -> Tensor:
         """Ids (...) -> vectors (..., D)."""

@@ -94,10 +94,8 @@ class LSTMForSkips(nn.Module):
             raise ValueError("scheduled_sampling needs previous_label: there is nothing to guess")
         self.knows_skips = skip_encoding != "none"
         self.scheduled_sampling = scheduled_sampling
-        self.tracks = (
-            TrackEmbedding(n_ids, d_model, features, n_own=n_own, n_shared=n_shared, sparse=sparse)
-            if use_ids
-            else TrackEmbedding.without_ids(d_model, features, sparse=sparse)
+        self.tracks = TrackEmbedding(
+            n_ids, d_model, features, by_id=use_ids, n_own=n_own, n_shared=n_shared, sparse=sparse
         )
         embed = HistoryEmbedding(
             self.tracks, d_model, history_size=history_size, skip_encoding=skip_encoding, use_log=use_log

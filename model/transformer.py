@@ -183,11 +183,7 @@ class SkipTransformer(nn.Module):
     ) -> None:
         super().__init__()
         self.causal = causal
-        tracks = (
-            TrackEmbedding(n_ids, d_model, features, n_own=n_own, n_shared=n_shared, sparse=sparse)
-            if use_ids
-            else TrackEmbedding.without_ids(d_model, features, sparse=sparse)
-        )
+        tracks = TrackEmbedding(n_ids, d_model, features, by_id=use_ids, n_own=n_own, n_shared=n_shared, sparse=sparse)
         embed = HistoryEmbedding(
             tracks, d_model, history_size=history_size, skip_encoding=skip_encoding, use_log=use_log
         )

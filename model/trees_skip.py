@@ -14,7 +14,7 @@ import numpy as np
 from sklearn.ensemble import HistGradientBoostingClassifier
 from tqdm import tqdm
 
-from model.baselines_skip import SkipInputs, TrackRate, logit, signed_skips
+from model.baselines_skip import SkipInputs, TrackRate, classify, in_chunks, logit, signed_skips, with_neighbours
 from utils.data.vocab import PAD, UNK
 
 N_FOLDS = 10
@@ -23,6 +23,8 @@ MAX_SESSIONS = 30_000
 """As many training sessions as are of use: their 300,000 labels with 100 features take 0.2 GB, with 400 0.7 GB."""
 UNWATCHED = 150
 """Trees where no validation split says how many are best."""
+EXAMPLES_AT_ONCE = 2_000
+"""Examples whose features are in memory together."""
 RECENT = 3
 """Plays at the history's end of which trees see each detail."""
 PATIENCE = 30
@@ -87,17 +89,7 @@ class HistoryTrees:
 
     def predict(self, inputs: SkipInputs) -> tuple[np.ndarray, np.ndarray]:
         """Probability float32 (N, T) and decision bool (N, T)."""
-        probability = np.zeros(inputs.target_tracks.shape, np.float32)
-        for i in _chunks(len(probability)):
-            features = _features(inputs.part(i), self.track_rate)
-            flat = self.classifier.predict_proba(features.reshape(-1, features.shape[-1]))[:, 1]
-            probability[i] = flat.reshape(features.shape[:2])
-        return probability, probability >= 0.5
-
-
-def _chunks(n: int) -> Iterator[slice]:
-    """Ranges of examples whose features are in memory together."""
-    return (slice(start, start + 2_000) for start in range(0, n, 2_000))
+        return classify(self.classifier, lambda part: _features(part, self.track_rate), inputs, EXAMPLES_AT_ONCE)
 
 
 def _parts(
@@ -113,7 +105,8 @@ def _parts(
 def _known(inputs: SkipInputs, labels: np.ndarray, rate: TrackRate | None) -> tuple[np.ndarray, np.ndarray]:
     """Features of the targets whose labels (N, T) are known, float32 (their number, features), and these labels."""
     known = labels >= 0
-    return np.concatenate([_features(inputs.part(i), rate)[known[i]] for i in _chunks(len(labels))]), labels[known]
+    chunks = in_chunks(len(labels), EXAMPLES_AT_ONCE)
+    return np.concatenate([_features(inputs.part(i), rate)[known[i]] for i in chunks]), labels[known]
 
 
 def _features(inputs: SkipInputs, rate: TrackRate | None) -> np.ndarray:
@@ -139,13 +132,13 @@ def _features(inputs: SkipInputs, rate: TrackRate | None) -> np.ndarray:
     if rate is not None:
         rates = np.where(played, logit(rate.rates(tracks)), np.nan)
         plays = np.where(played, np.log1p(rate.plays[tracks]), np.nan)
-        of_target += [*_with_neighbours(rates, s), *_with_neighbours(plays, s)]
+        of_target += [*with_neighbours(rates, s, nothing=np.nan), *with_neighbours(plays, s, nothing=np.nan)]
         surprise = np.where(signed == 0, np.nan, (signed > 0) - rate.rates(inputs.history_tracks))
         history += [surprise[:, -RECENT:], _mean(surprise[..., None])]
     blocks = [np.stack(of_target, axis=2)]
     if inputs.past is not None:
         past = np.where(played[..., None], inputs.past.astype(np.float32), np.nan)  # (N, S + T, P)
-        blocks += _with_neighbours(past, s)
+        blocks += with_neighbours(past, s, nothing=np.nan)
         followed = np.where(signed[..., None] == 0, np.nan, signed[..., None] * past[:, :s])
         history += [_mean(past[:, :s]), _mean(past[:, s:]), _mean(followed)]
     shared = np.concatenate([block.reshape(n, -1) for block in history], axis=1)
@@ -183,10 +176,3 @@ def _mean(values: np.ndarray) -> np.ndarray:
     there = ~np.isnan(values)
     count = there.sum(axis=1)
     return np.where(count > 0, np.where(there, values, 0).sum(axis=1) / np.maximum(count, 1), np.nan)
-
-
-def _with_neighbours(plays: np.ndarray, n_history: int) -> list[np.ndarray]:
-    """Of values of all plays (N, S + T, ...): those of the targets, of the plays before and of the plays after them."""
-    after = np.full_like(plays[:, n_history:], np.nan)
-    after[:, :-1] = plays[:, n_history + 1 :]
-    return [plays[:, n_history:], plays[:, n_history - 1 : -1], after]

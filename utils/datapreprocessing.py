@@ -126,7 +126,10 @@ def main(config: Config) -> dict[str, Any]:
                 dataset = prepare_plays(config, folder, work, engine)
             engine.connection.disconnect()
             shutil.rmtree(work)
-    except (OSError, duckdb.IOException, duckdb.OutOfMemoryException) as error:
+    except duckdb.OutOfMemoryException as error:
+        message = " ".join(str(error).split("Possible solutions")[0].split())
+        raise UserError(f"--memory_limit {config.memory_limit} is too little ({message}); raise it") from None
+    except (OSError, duckdb.IOException) as error:
         raise UserError(f"{error} (writing {config.out}: is the disk full, or may you not write there?)") from None
     print(summary(dataset))
     return dataset

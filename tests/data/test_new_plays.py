@@ -10,15 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import N_IDS, make_dataset
 from script_checks import TINY, train
 from sized_models import BertForMaskedTracks, BertTransformer, NextTrackGRU, SeqTransformer
 from torch import Tensor
 
 import train_transformer_seq
+import train_transformer_skip
 from utils.agents.calibration import calibration_loader
 from utils.agents.environment import LoggedSessions
 from utils.agents.options import EnvironmentConfig
+from utils.core.cli import parse_config
 from utils.core.errors import UserError
 from utils.data import new_plays as module
 from utils.data.batch import SessionBatch, true_sessions, true_targets, whole_sessions
@@ -32,6 +35,7 @@ from utils.evaluation.scoring import scoring_loader, validation_loader
 from utils.training.losses import hidden_targets_loss, next_track_loss, seq_loss
 from utils.training.masked_tracks import masked_loss
 from utils.training.options import MaskingConfig
+from utils.training.rebuild import rebuild
 
 A, B, C = N_SPECIAL, N_SPECIAL + 1, N_SPECIAL + 2
 PLAYS = np.array([A, B, A, UNK, A, B, C, UNK, B], np.int32)
@@ -208,6 +212,41 @@ def test_a_resumed_run_equals_an_uninterrupted_one_and_the_option_may_not_change
     (other,) = train(train_transformer_seq, arguments("other", "--data.new_plays", "0"))
     scores = [json.loads((folder / "result.json").read_text())["scores"] for folder in (whole, other)]
     assert scores[0] != scores[1], "it changes what is learnt"
+
+
+def test_a_run_that_is_older_than_the_option_keeps_what_it_did(tmp_path, dataset_folder):
+    """Skip scripts show one play as new by default; runs before them showed none, and did not say so."""
+    script = train_transformer_skip
+    whole, older = ["--run.folder", str(tmp_path / "whole")], ["--run.folder", str(tmp_path / "older")]
+    where = ["--data.folder", str(dataset_folder), *TINY]
+    (whole,) = train(script, [*where, *whole, "--data.new_plays", "0"])
+    (older,) = train(script, [*where, *older, "--data.new_plays", "0", "--train.epochs", "1"])
+    path = older / "config.yml"
+    saved = yaml.safe_load(path.read_text())
+    del saved["data"]["new_plays"]
+    path.write_text(yaml.safe_dump(saved))
+    with pytest.raises(UserError, match=r"says data.new_plays: 0, not 1; resume with --config"):
+        train(script, [*where, "--run.resume", str(older)])
+    rebuilt = rebuild(script, older, device=torch.device("cpu"))
+    assert rebuilt.config == parse_config(script.Config, ["--config", str(path)])
+    assert rebuilt.config.data.new_plays == 0
+    train(script, ["--config", str(path), "--run.resume", str(older), "--train.epochs", "2"])
+    one, two = (torch.load(folder / "last.pt", weights_only=True)["model"] for folder in (whole, older))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert yaml.safe_load(path.read_text())["data"]["new_plays"] == 0
+
+
+def test_only_files_of_runs_are_older_than_an_option(tmp_path):
+    def read(content, *more):
+        (tmp_path / "config.yml").write_text(yaml.safe_dump(content))
+        return parse_config(train_transformer_skip.Config, ["--config", str(tmp_path / "config.yml"), *more]).data
+
+    run = {"run": {"resume": None}, "data": {"history_size": 6}}
+    assert (read(run).new_plays, read(run).history_size) == (0, 6)
+    assert read(run, "--data.new_plays", "1").new_plays == 1
+    assert read({"run": {"resume": None}}).new_plays == 0
+    assert read({**run, "data": {"new_plays": 3}}).new_plays == 3
+    assert read({"data": {"history_size": 6}}).new_plays == 1, "a file that people write"
 
 
 def test_skip_scripts_show_one_play_as_new_and_the_others_none():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 
 import numpy as np
@@ -115,6 +116,46 @@ def test_made_once_and_again_when_the_dataset_is_another(folder):
     path.unlink()  # not made to the end
     with pytest.raises(UserError, match=r"holds no past\.json"):
         changed()
+
+
+def test_any_other_file_is_noticed_though_it_is_as_large(folder):
+    """Nothing but the time of its last change, or the content of dataset.json, tells it."""
+    path = folder / "past" / "v1" / "none-relations" / "past.json"
+
+    def identity():
+        with_past(Dataset.open(folder), PastConfig(relations=True))
+        return json.loads(path.read_text())["identity"]
+
+    seen = [identity()]
+    files = [folder / "tracks.parquet", folder / "new_tracks.parquet"]
+    files += [
+        folder / "valid" / f"{name}.npy" for name in ("tracks", "full_ids", "offsets", "skips", "times", "seconds")
+    ]
+    files += [folder / "train" / "log.npy", folder / "test" / "sessions.parquet"]
+    for file in files:
+        about = file.stat()
+        os.utime(file, ns=(about.st_atime_ns, about.st_mtime_ns + 1_000))
+        seen.append(identity())
+        os.utime(file, ns=(about.st_atime_ns, about.st_mtime_ns))
+        assert identity() == seen[0], f"{file} is as it was"
+    info = folder / "dataset.json"
+    about = info.stat()
+    info.write_text(info.read_text().replace('"name": "', '"name": "x', 1))
+    os.utime(info, ns=(about.st_atime_ns, about.st_mtime_ns))
+    seen.append(identity())
+    assert len(set(seen)) == len(files) + 2
+
+
+@pytest.mark.parametrize("keeps_times", [True, False])
+def test_a_copy_has_the_same_past(folder, keeps_times):
+    """It is computed again where the copy has other times (cp without -p)."""
+    expected = np.array(with_past(Dataset.open(folder), ALL).test.past)
+    copy = folder.parent / "copy"
+    shutil.copytree(folder, copy, copy_function=shutil.copy2 if keeps_times else shutil.copy)
+    path = copy / "past" / "v1" / "running-details" / "past.json"
+    before = path.stat().st_ino
+    np.testing.assert_array_equal(with_past(Dataset.open(copy), ALL).test.past, expected)
+    assert (path.stat().st_ino == before) is keeps_times
 
 
 def test_another_dataset_under_the_same_name(folder):

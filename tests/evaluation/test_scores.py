@@ -96,6 +96,16 @@ def test_few_sessions_with_labels(n_labelled, recwarn):
     print_scores("few", summary)
 
 
+def test_targets_outside_the_vocabulary_are_printed_as_new_tracks(capsys):
+    by_plays = {"unknown": {"n": 1200, "mean": 0.25}, "1 to 4": {"n": 30, "mean": 0.5}}
+    print_scores("test", {"metrics": {}, "by_plays": by_plays})
+    assert capsys.readouterr().out.splitlines() == [
+        "test",
+        "  accuracy of 1,200 targets of new tracks: 0.2500",
+        "  accuracy of 30 targets with 1 to 4 training plays: 0.5000",
+    ]
+
+
 def test_predictions_that_are_no_probabilities_are_refused():
     for value in (np.nan, -0.1, 1.1):
         probability = PROBABILITY.copy()

@@ -317,13 +317,15 @@ def test_without_ids_tracks_are_their_features(network):
 
 
 def test_a_table_without_ids_keeps_padding_mask_and_skip():
-    tracks = TrackEmbedding.without_ids(6, FEATURES)
+    tracks = TrackEmbedding(N_IDS, 6, FEATURES, by_id=False)
     assert tracks.table.weight.shape == (4, 6)
     assert (tracks(torch.tensor([PAD])) == 0).all()
     special = tracks(torch.tensor([MASK, SKIP, UNK]))
     assert_close(special, tracks.table.weight[1:4])
     some = torch.tensor([N_SPECIAL, N_IDS - 1])
     assert_close(tracks(some), tracks.table.weight[3] + FEATURES[some] @ tracks.project.weight.T)
+    with pytest.raises(ValueError, match="without ids, all tracks share one row"):
+        TrackEmbedding(N_IDS, 6, FEATURES, by_id=False, n_shared=2)
 
 
 # --- Precision

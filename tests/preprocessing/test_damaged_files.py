@@ -97,11 +97,18 @@ def test_a_missing_column_is_named(tmp_path: Path) -> None:
 def test_truncated_gzip_is_named(tmp_path: Path) -> None:
     mssd_files.write_mssd(tmp_path, n_days=3, n_sessions=200, gzipped=True)
     path = Path(f"{log_path(tmp_path, day=2)}.gz")
-    path.write_bytes(path.read_bytes()[:-2000])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-2000])
     with pytest.raises(UserError) as error:
         main(Config(raw=tmp_path, out=tmp_path / "d"))
     assert str(path) in str(error.value)
     assert "unpack or download it again" in str(error.value)
+    flipped = bytearray(whole)
+    flipped[4000] ^= 0x55
+    path.write_bytes(flipped)
+    with pytest.raises(UserError) as error:
+        main(Config(raw=tmp_path, out=tmp_path / "d"))
+    assert str(path) in str(error.value)
     path.write_bytes(b"")
     with pytest.raises(UserError, match="is empty"):
         main(Config(raw=tmp_path, out=tmp_path / "d"))

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from utils.preprocessing.dataset_writer import NpyWriter, standardise
+from utils.preprocessing.dataset_writer import NpyWriter, standardise, summary
 
 
 def test_standardise_by_hand() -> None:
@@ -42,3 +42,22 @@ def test_npy_writer_equals_numpy(tmp_path: Path) -> None:
     empty = NpyWriter(tmp_path / "b.npy", np.int64)
     empty.close()
     assert np.load(tmp_path / "b.npy").shape == (0,)
+
+
+def test_the_summary_leaves_out_reasons_for_which_nothing_was_dropped() -> None:
+    reasons = [("read", 12, 3), ("dropped: no track", 0, 0), ("dropped: the same play again", 2, 0), ("kept", 10, 3)]
+    told = summary(
+        {
+            "funnel": [{"reason": reason, "rows": rows, "sessions": n} for reason, rows, n in reasons],
+            "splits": {},
+            "vocabulary": {"tracks": 4, "min_count": 1},
+            "features": {"names": []},
+            "notes": [],
+        }
+    )
+    assert [line.split() for line in told.splitlines()[1:4]] == [
+        ["read", "12", "3"],
+        ["dropped:", "the", "same", "play", "again", "2", "0"],
+        ["kept", "10", "3"],
+    ]
+    assert told.splitlines()[4].startswith("split")

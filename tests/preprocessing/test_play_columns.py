@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,42 @@ def test_hours_and_seconds(tmp_path: Path, suffix: str) -> None:
     assert seconds.dtype == np.float32
     np.testing.assert_array_equal(seconds, np.float32([0, 3.5, np.nan, 12345] * 3))
     assert "kept, of which an unknown category" not in funnel(info)  # hours are numbers
+
+
+@pytest.mark.parametrize(("words", "n_notes"), [(("yes", "no"), 1), ((" true", "no"), 1), (("true", "no"), 0)])
+def test_words_that_tell_no_skip_are_noted(tmp_path: Path, words: tuple[str, str], n_notes: int) -> None:
+    lines = [f"{line[:-1]},{words[i % 2]}\n" for i, line in enumerate(LINES)]
+    path = csv_of(tmp_path / "p.csv", lines, "user,ts,track,skip\n")
+    info, _ = make(path, PlaysColumns(user="user", time="ts", track="track", skip="skip"))
+    assert info["has_skips"] is (n_notes == 0)
+    said = "no value of column skip (--plays_columns.skip) says whether a play was skipped; known are skip_1, true, "
+    assert sum(note.startswith(said) for note in info["notes"]) == n_notes
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_an_hour_that_is_nan_is_unknown(tmp_path: Path, suffix: str) -> None:
+    hours = [7.0, math.nan] * 8
+    if suffix == ".csv":
+        lines = [f"{line[:-1]},{hour}\n" for line, hour in zip(LINES, hours, strict=True)]
+        path = csv_of(tmp_path / "p.csv", lines, "user,ts,track,hour\n")
+        assert ",nan" in path.read_text()
+    else:
+        path = tmp_path / "p.parquet"
+        times = [line.split(",")[1] for line in LINES]
+        table = pa.table({"user": ["u1"] * 16, "ts": times, "track": list("ab" * 8), "hour": hours})
+        assert table["hour"].null_count == 0
+        pq.write_table(table, path)
+    columns = PlaysColumns(user="user", time="ts", track="track", hour="hour")
+    make(path, columns)
+    assert train_log(tmp_path / "made" / "data", "hour_of_day") == [8, 0] * 6
+
+
+@pytest.mark.parametrize("hour", ["inf", "-inf", "1e300", "24", "7.5", "-1"])
+def test_an_hour_that_is_none_is_an_error(tmp_path: Path, hour: str) -> None:
+    lines = [f"{line[:-1]},{hour if i == 3 else 7}\n" for i, line in enumerate(LINES)]
+    path = csv_of(tmp_path / "p.csv", lines, "user,ts,track,hour\n")
+    columns = PlaysColumns(user="user", time="ts", track="track", hour="hour")
+    assert error(path, columns).startswith(f"{path}, line 5: hour is {hour!r}, not an hour from 0 to 23; ")
 
 
 def test_the_hour_is_that_of_the_time_in_utc(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from plays_door import BY_SESSION, COLUMNS, DAYS, HEADER, LINES, SESSIONS, csv_o
 
 from utils.core.cli import parse_config
 from utils.core.errors import UserError
+from utils.datapreprocessing import main
 from utils.preprocessing import mssd, play_files
 from utils.preprocessing.options import Config, PlaysColumns
 
@@ -48,6 +49,18 @@ def test_a_path_is_no_column(tmp_path: Path, name: str, suffix: str) -> None:
     FRAME.to_parquet(path) if suffix == ".parquet" else FRAME.to_csv(path, index=False)
     for plays in (path, tmp_path / name):
         assert make(plays, out=tmp_path / "made" / name / "data")[1] == SESSIONS
+
+
+def test_a_name_that_is_no_utf8_is_named(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"a\xff.csv")
+    path.write_text(HEADER + "".join(LINES))
+    assert error(path) == f"{str(path)!a}: the name of this file is not UTF-8; rename it"
+
+
+def test_too_little_memory_is_no_full_disk(tmp_path: Path) -> None:
+    path = csv_of(tmp_path / "plays.csv")
+    with pytest.raises(UserError, match=r"^--memory_limit 1KB is too little \(.*\); raise it$"):
+        main(Config(out=tmp_path / "d", plays=path, plays_columns=COLUMNS, memory_limit="1KB"))
 
 
 def test_a_path_does_not_give_a_column_that_is_missing(tmp_path: Path) -> None:
@@ -134,6 +147,22 @@ def test_damaged_gzip_is_an_error(tmp_path: Path) -> None:
         assert error(path).startswith(f"{path} is cut off or damaged (")
     path.write_bytes(whole)
     assert make(path)[1] == SESSIONS
+
+
+@pytest.mark.parametrize("byte", [12, 40, -200, -30])
+def test_a_flipped_byte_of_a_gzip_file_is_an_error(tmp_path: Path, byte: int) -> None:
+    """What it breaks (the code of the letters, or only the checksum) depends on the byte, the message does not."""
+    path = tmp_path / "plays.csv.gz"
+    lines = [f"u{i * 7919 % 101},{DAYS[i % 16]},{i * 31337 % 10007}\n" for i in range(2000)]
+    damaged = bytearray(gzip.compress((HEADER + "".join(lines)).encode()))
+    damaged[byte] ^= 0x55
+    path.write_bytes(damaged)
+    assert error(path).startswith(f"{path} is cut off or damaged (")
+
+
+def test_a_line_of_spaces_is_named(tmp_path: Path) -> None:
+    path = csv_of(tmp_path / "plays.csv", [*LINES, "\n", "  \n"])
+    assert error(path).startswith(f"{path}, line 19: 1 fields where the header has 3; ")
 
 
 def test_gzip_in_several_members(tmp_path: Path) -> None:

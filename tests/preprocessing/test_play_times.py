@@ -219,6 +219,14 @@ def test_numbers_that_are_no_time(tmp_path: Path, value: float) -> None:
     assert f"p.parquet, row 10: ts is {value!r}, not a time" in error(tmp_path / "p.parquet")
 
 
+def test_a_typed_time_that_python_cannot_hold_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "plays.parquet"
+    times = pa.array([1_767_225_600_000_000, -(1 << 62)], pa.timestamp("us"))
+    pq.write_table(pa.table({"user": ["u", "u"], "ts": times, "track": ["a", "b"]}), path)
+    start = f"{path}, row 2: ts is -4611686018427387904 (timestamp[us]), not a time that is read ("
+    assert error(path).startswith(start)
+
+
 @pytest.mark.parametrize("times", [[20260201 + i for i in range(8)], [f"202602{i:02d}" for i in range(1, 9)]])
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
 def test_dates_written_together_are_no_seconds(tmp_path: Path, times: list, suffix: str) -> None:

@@ -131,6 +131,9 @@ def test_tables_of_features_that_are_none(tmp_path: Path) -> None:
     assert failing(tmp_path, ragged) == (f"{where}, row 3: v has 1 numbers where row 2 has 2; give every track as many")
     assert "the lists of column v hold no numbers" in failing(tmp_path, some.assign(v=[np.zeros(0)] * 4))
     assert "has 2 columns of lists (v, w); keep one" in failing(tmp_path, some.assign(v=[[1.0]] * 4, w=[[1.0]] * 4))
+    assert failing(tmp_path, some.assign(v=[[1.0, 2.0]] * 4, v_1=0)) == (
+        f"{where}: the numbers of a column of lists would be called 'v_1', as another column is; rename that one"
+    )
     assert f"{where}: a column of features may not be called 'index'" in failing(tmp_path, some.assign(index=1))
     assert failing(tmp_path, some.assign(track_id=["w", "x", "y", "z"])) == (
         f"{where} has none of the tracks that are played (such as 'a'); --features_track names the column of their "

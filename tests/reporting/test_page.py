@@ -151,6 +151,15 @@ def test_listeners_are_a_slice_with_their_own_names(add_run, tmp_path):
     assert "Listener sessions <i>bob 10 ada_l 30 A 0.200 0.600" in text
 
 
+def test_tracks_outside_the_vocabulary_are_called_new(add_run, tmp_path):
+    scores = split_scores(0.5)
+    scores["by_plays"]["unknown"] = {"n": 7, "mean": 0.25, "low": None, "high": None}
+    add_run("A", 0.5, scores={"test": scores})
+    report.main(report.Config(runs=tmp_path))
+    text = " ".join(" ".join(Page((tmp_path / "report.html").read_text()).text).split())
+    assert "Training plays of the track: accuracy plays 0 5 new tracks 7 A 0.125 0.250" in text
+
+
 def test_page_can_be_left_out(ladder, tmp_path):
     report.main(report.Config(runs=tmp_path, html=False))
     assert not list(tmp_path.glob("*.html"))

@@ -147,3 +147,11 @@ def test_max_sessions_takes_the_last_sessions(tmp_path: Path) -> None:
     np.testing.assert_allclose(model.popularity[N_SPECIAL:], expected / expected.sum())
     markov, _ = fits["markov"]()
     assert markov.counts.sum() == len(last) - 3  # each play but the last of a session is followed by another
+
+
+@pytest.mark.parametrize("option", [{"new_plays": 1}, {"train_cut": "every"}, {"valid_sessions": 5}])
+def test_an_option_of_models_is_refused(tmp_path, option):
+    config = train_baselines.Config(DataConfig("nowhere", **option), RunConfig(folder=str(tmp_path)))
+    with pytest.raises(UserError, match=rf"data\.{next(iter(option))} has no meaning for baselines.*; leave it out"):
+        train_baselines.main(config)
+    assert not list(tmp_path.iterdir())

@@ -11,8 +11,11 @@ import os
 import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
 from utils.core.errors import UserError
@@ -36,9 +39,31 @@ def parse_config(config_class: type[C], args: Sequence[str] | None = None, *, de
     parser = ArgumentParser(description=description, formatter_class=HelpFormatter)
     parser.add_argument("--config", action="config", help="YAML file with any of the options below")
     parser.add_class_arguments(config_class)
-    options = parser.instantiate(parser.parse_args(args))
-    fields = {name: value for name, value in vars(options).items() if name != "config"}
-    return config_class(**fields)
+    parsed = parser.parse_args(args)
+    if older := older_values(config_class, parsed.config or ()):
+        parser.set_defaults(older)
+        parsed = parser.parse_args(args)
+    options = parser.instantiate(parsed)
+    return config_class(**{name: value for name, value in vars(options).items() if name != "config"})
+
+
+def older_values(config_class: type[Any], files: Sequence[Any]) -> dict[str, Any]:
+    """Options that are newer than a run whose `config.yml` is among the files -> what they meant then.
+
+    A section of the options says so in its `OLDER`, where it is not the default. Only a run's file holds all options;
+    it is told by `run.resume`, which a file that people write does not have.
+    """
+    sections = {each.name: each.default_factory for each in fields(config_class) if each.default_factory is not MISSING}
+    found: dict[str, Any] = {}
+    for file in files:
+        saved = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
+        if "resume" not in (saved.get("run") or {}):
+            continue
+        for section, make in sections.items():
+            older = getattr(make(), "OLDER", {})
+            there = saved.get(section) or {}
+            found |= {f"{section}.{name}": value for name, value in older.items() if name not in there}
+    return found
 
 
 def cli(

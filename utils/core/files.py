@@ -94,5 +94,13 @@ def read_json(path: Path) -> Any:
 
 
 def only(path: Path) -> str:
-    """What names `path` and no other file to DuckDB, which takes `[`, `*` and `?` for patterns."""
+    """What names `path` and no other file to DuckDB, which takes `[`, `*` and `?` for patterns.
+
+    Raises:
+        UserError: the name is not UTF-8, as DuckDB needs it.
+    """
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{str(path)!a}: the name of this file is not UTF-8; rename it") from None
     return "".join(f"[{letter}]" if letter in "[*?" else letter for letter in os.path.abspath(path))

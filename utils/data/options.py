@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from utils.core.checks import check_at_least
 from utils.core.errors import UserError
@@ -41,6 +41,9 @@ class DataConfig:
     every_prefix: bool = False
     """Seq: also score the next track after every prefix of every session."""
 
+    OLDER: ClassVar[dict[str, Any]] = {"new_plays": 0}
+    """What options mean in the `config.yml` of a run that is older than they are, where it is not the default."""
+
     def __post_init__(self) -> None:
         check_at_least(self, "data", history_size=1, target_size=1, new_plays=0, min_length=2, valid_sessions=0)
         check_splits("data.scored", self.scored)
@@ -60,6 +63,16 @@ class PastConfig:
     often they came before in the session. Needs a model that sees all target tracks (causal false)."""
     details: bool = False
     """What was logged of the history's plays, as numbers: seconds, share of the track, pause before."""
+
+
+def check_unused(data: DataConfig, *names: str, by: str) -> None:
+    """
+    Raises:
+        UserError: one of these options is given, which is only for the training of other models.
+    """
+    for name in names:
+        if getattr(data, name) != getattr(DataConfig(), name):
+            raise UserError(f"data.{name} has no meaning for {by}, only for the training of models; leave it out")
 
 
 def check_relations(past: PastConfig, *, causal: bool) -> None:

@@ -7,8 +7,8 @@ the session has; details are what was logged of the play itself, for plays of th
 
 from __future__ import annotations
 
+import hashlib
 import os
-import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -158,12 +158,12 @@ def _open(path: Path) -> np.ndarray:
 
 def _make_missing(dataset: Dataset, facts: Facts, config: PastConfig, tables: dict[str, _Table]) -> None:
     """Make the tables that are not there, or were made of another dataset."""
-    from utils.data.past_numbers import Work
-
     identity = _identity(dataset)
     missing = {name: table for name, table in tables.items() if not _is_of(table, identity)}
     if not missing:
         return
+    from utils.data.past_numbers import Work
+
     work = Work([dataset.split(name) for name in SPLITS], facts, config, past_plays.catalogue_of(dataset))
     with _writable(dataset.folder), ExitStack() as stack:
         folders = {
@@ -203,20 +203,21 @@ def _is_of(table: _Table, identity: str) -> bool:
 
 
 def _identity(dataset: Dataset) -> str:
-    """A checksum of all files that a past is made of."""
-    names = ["dataset.json", "tracks.parquet", "new_tracks.parquet"]
+    """A checksum of `dataset.json`, and of names, sizes and times of change of all other files that a past is made of.
+
+    To read those files takes seconds at every opening. A file that was only copied has another time: the past is then
+    made again, though it need not be.
+    """
+    names = ["tracks.parquet", "new_tracks.parquet"]
     arrays = ("tracks", "full_ids", "offsets", "skips", "times", "seconds", "log")
     names += [f"{split}/{name}" for split in SPLITS for name in (*(f"{a}.npy" for a in arrays), "sessions.parquet")]
-    checksum = 0
+    checksum = hashlib.blake2b((dataset.folder / "dataset.json").read_bytes(), digest_size=16)
     for name in names:
         path = dataset.folder / name
-        if not path.exists():
-            continue
-        checksum = zlib.crc32(name.encode(), checksum)
-        with path.open("rb") as file:
-            while block := file.read(1 << 22):
-                checksum = zlib.crc32(block, checksum)
-    return f"{checksum:08x}"
+        if path.exists():
+            about = path.stat()
+            checksum.update(f"\n{name} {about.st_size} {about.st_mtime_ns}".encode())
+    return checksum.hexdigest()
 
 
 # --------------------------------------------------------------------------------------------------- scales and files

@@ -19,6 +19,8 @@ MOST_LISTENERS = 20
 """With more, there is no slice for each."""
 PLAYS = (0, 1, 5, 50, 500)
 """The training plays at which each group of `by_plays` begins."""
+OUTSIDE = "unknown"
+"""Key of the group of `by_plays` outside the vocabulary: people are shown "new tracks"."""
 Labels: TypeAlias = "pd.Categorical[str]"
 """A label of each example or session, one byte each."""
 
@@ -88,11 +90,11 @@ def targets_by_plays(tracks: np.ndarray, known: np.ndarray, train_plays: np.ndar
         train_plays: int (V,), training plays of each id.
 
     Returns:
-        "0", "1 to 4", ..., and "unknown" for tracks outside the vocabulary -> bool (N, T). Groups without targets are
+        "0", "1 to 4", ..., and `OUTSIDE` for tracks outside the vocabulary -> bool (N, T). Groups without targets are
         left out.
     """
     ends = [f" to {after - 1}" if after > first + 1 else "" for first, after in pairwise(PLAYS)]
-    names = ["unknown", *(f"{first}{end}" for first, end in zip(PLAYS, [*ends, " or more"], strict=True))]
+    names = [OUTSIDE, *(f"{first}{end}" for first, end in zip(PLAYS, [*ends, " or more"], strict=True))]
     group_of_id = np.digitize(train_plays, PLAYS).astype(np.uint8)
     group_of_id[:N_SPECIAL] = 0
     group = group_of_id[tracks]

@@ -14,6 +14,7 @@ from utils.data.dataloaders import SessionLoader
 from utils.data.dataset import Dataset
 from utils.data.vocab import PAD
 from utils.evaluation.predictions import MaskedPredictions, Predictions, SkipPredictions
+from utils.evaluation.slices import OUTSIDE
 
 
 def predictions_table(predictions: Predictions, loader: SessionLoader, dataset: Dataset) -> pd.DataFrame:
@@ -58,7 +59,8 @@ def print_scores(title: str, summary: dict[str, Any]) -> None:
             interval = "" if value["low"] is None else f"  [{value['low']:.4f}, {value['high']:.4f}]"
             print(f"  {name:15} {value['mean']:9.4f}{interval}")
     for name, value in summary["by_plays"].items():
-        print(f"  accuracy of {value['n']:,} targets with {name} training plays: {value['mean']:.4f}")
+        which = "of new tracks" if name == OUTSIDE else f"with {name} training plays"
+        print(f"  accuracy of {value['n']:,} targets {which}: {value['mean']:.4f}")
 
 
 def check_table_path(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
@@ -17,6 +18,31 @@ Check = Callable[[str], str | None]
 def hidden(name: str) -> bool:
     """Whether a file or folder is not meant to be read: `.ipynb_checkpoints`, `._plays.csv`, `_SUCCESS`."""
     return name.startswith((".", "_"))
+
+
+def walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """The files in a folder and in the folders in it, linked ones too, but no hidden ones.
+
+    Args:
+        above: the folders that it is in.
+
+    Raises:
+        UserError: a folder that cannot be read, a link to nothing, or to a folder that it is in.
+    """
+    here = folder.resolve()
+    if here in above:
+        raise UserError(f"{folder} links to a folder that it is in; remove the link")
+    try:
+        entries = [entry for entry in folder.iterdir() if not hidden(entry.name)]
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read: {error.strerror}") from None
+    for entry in entries:
+        if not entry.exists():
+            raise UserError(f"{entry} is a link to nothing; mend or remove it")
+        if entry.is_dir():
+            yield from walk(entry, (*above, here))
+        else:
+            yield entry
 
 
 def open_text(path: Path) -> IO[str]:
@@ -34,7 +60,7 @@ def read_header(path: Path) -> list[str]:
     try:
         with open_text(path) as file:
             header = next(csv.reader(file), [])
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); unpack or download it again") from None
     if not header:
         raise UserError(f"{path} is empty; unpack or download it again")
@@ -77,7 +103,7 @@ def explain(path: Path, error: object, checks: Mapping[str, Check], *, required:
     try:
         for problem in problems(path, checks, required):
             return UserError(f"{path}, {problem}; correct the line, or unpack or download the file again")
-    except (OSError, EOFError) as damage:
+    except (OSError, EOFError, zlib.error) as damage:
         return UserError(f"{path} is cut off or damaged ({damage}); unpack or download it again")
     except (csv.Error, UnicodeDecodeError) as damage:
         return UserError(f"{path} is damaged ({damage}); unpack or download it again")

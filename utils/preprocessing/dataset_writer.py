@@ -369,9 +369,12 @@ def texts(column: pa.ChunkedArray) -> Iterator[str]:
 
 
 def summary(dataset: Mapping[str, Any]) -> str:
-    """The dataset on one screen of text: funnel, splits, vocabulary, features."""
+    """The dataset on one screen of text: funnel, splits, vocabulary, features.
+
+    Reasons that no row and no session has are left out."""
     lines = [f"{'funnel':<48}{'rows':>14}{'sessions':>12}"]
-    lines += [f"  {row['reason']:<46}{row['rows']:>14,}{row['sessions']:>12,}" for row in dataset["funnel"]]
+    counted = [row for row in dataset["funnel"] if row["rows"] or row["sessions"]]
+    lines += [f"  {row['reason']:<46}{row['rows']:>14,}{row['sessions']:>12,}" for row in counted]
     lines.append(f"{'split':<48}{'events':>14}{'sessions':>12}")
     for split, counts in dataset["splits"].items():
         first, last = counts["days"]

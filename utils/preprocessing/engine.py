@@ -48,6 +48,28 @@ def read_parquet(connection: Any, paths: Path | Sequence[Path], **options: Any) 
     return connection.read_parquet(names, hive_partitioning=False, **options)
 
 
+def read_text_table(
+    connection: Any, path: Path, columns: Sequence[str], *, skip: int, delimiter: str = ",", quote: str = '"'
+) -> ibis.Table:
+    """A text file that is not packed as a table of text, below its first `skip` lines.
+
+    With the columns given, DuckDB does not guess: a guess would take a damaged file for one with another delimiter, and
+    columns without a name, or of one name, would be lost.
+    """
+    return connection.read_csv(
+        only(path),
+        columns=dict.fromkeys(columns, "VARCHAR"),
+        header=False,
+        skip=skip,
+        auto_detect=False,
+        delim=delimiter,
+        quote=quote,
+        escape=quote,
+        compression="none",
+        hive_partitioning=False,
+    )
+
+
 def write_parquet(connection: Any, table: ibis.Table, path: Path) -> None:
     """Write a table, in its order, to a file whose path may hold any letter (Ibis' `to_parquet` trips over quotes)."""
     quoted = str(path.absolute()).replace("'", "''")

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import itertools
 import shutil
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,9 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from utils.core.errors import UserError
-from utils.core.files import only
-from utils.preprocessing.csv_files import hidden, open_text
-from utils.preprocessing.engine import parquet_batches, read_parquet
+from utils.preprocessing.csv_files import open_text, walk
+from utils.preprocessing.engine import parquet_batches, read_parquet, read_text_table
 
 BLOCK = 1 << 20
 """Bytes of a CSV file that are looked at together."""
@@ -40,7 +40,7 @@ def plays_files(path: Path) -> list[Path]:
     """
     if not path.exists():
         raise UserError(f"--plays {path} {'is a link to nothing' if path.is_symlink() else 'does not exist'}")
-    files = sorted(walk(path)) if path.is_dir() else [path]
+    files = sorted(file for file in walk(path) if kind(file)) if path.is_dir() else [path]
     if not files or not all(kind(file) for file in files):
         raise UserError(f"--plays {path}: expected .csv, .csv.gz or .parquet files")
     if len({kind(file) for file in files}) > 1:
@@ -49,22 +49,6 @@ def plays_files(path: Path) -> list[Path]:
         for file, other in twins(files):
             raise UserError(f"{file} and {other} hold the same plays; remove one of them")
     return files
-
-
-def walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """The files of plays in a folder and the folders in it, linked ones too; `above` are those that it is in."""
-    here = folder.resolve()
-    if here in above:
-        raise UserError(f"{folder} links to a folder that it is in; remove the link")
-    with reading(folder):
-        entries = [entry for entry in folder.iterdir() if not hidden(entry.name)]
-    for entry in entries:
-        if not entry.exists():
-            raise UserError(f"{entry} is a link to nothing; mend or remove it")
-        if entry.is_dir():
-            yield from walk(entry, (*above, here))
-        elif kind(entry):
-            yield entry
 
 
 def twins(files: list[Path]) -> Iterator[tuple[Path, Path]]:
@@ -99,7 +83,7 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except duckdb.OutOfMemoryException:
         raise
-    except (EOFError, gzip.BadGzipFile) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{path} is cut off or damaged ({error}); unpack or download it again") from None
     except (OSError, duckdb.Error, pa.ArrowInvalid, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split())[:300]}") from None
@@ -128,23 +112,9 @@ def open_source(connection: Any, file: Path, work: Path) -> Iterator[Source]:
         return
     with plain(file, work) as path:
         n_before, header = read_header(file)
-        columns = {f"column{i}": "VARCHAR" for i in range(len(header))}
+        columns = [f"column{i}" for i in range(len(header))]
         try:
-            # With the columns given, DuckDB does not guess: a guess would take a damaged file for one with another
-            # delimiter, and columns without a name, or of one name, would be lost.
-            table = connection.read_csv(
-                only(path),
-                columns=columns,
-                header=False,
-                skip=n_before + 1,
-                auto_detect=False,
-                delim=",",
-                quote='"',
-                escape='"',
-                compression="none",
-                hive_partitioning=False,
-            )
-            yield Source(table, header)
+            yield Source(read_text_table(connection, path, columns, skip=n_before + 1), header)
         except duckdb.OutOfMemoryException:
             raise
         except duckdb.Error as error:
@@ -199,12 +169,18 @@ def has_mixed_line_ends(path: Path) -> bool:
     return False
 
 
-def records(file: Path) -> Iterator[tuple[int, int, list[str]]]:
-    """Place (from 0), last line and fields of each record of a CSV file that is not blank, slowly."""
+def records(file: Path, *, with_spaces: bool = False) -> Iterator[tuple[int, int, list[str]]]:
+    """Place (from 0), last line and fields of each record of a CSV file that is not blank, slowly.
+
+    Args:
+        with_spaces: below the header, records of nothing but spaces, which are not blank for the engine, too.
+    """
     with open_text(file) as text:
         reader = csv.reader(text, strict=True)
+        below = False
         for i, row in enumerate(reader):
-            if any(field.strip() for field in row):
+            if any(field.strip() for field in row) or (with_spaces and below and row):
+                below = True
                 yield i, reader.line_num, row
 
 
@@ -224,13 +200,17 @@ def read_header(file: Path) -> tuple[int, list[str]]:
 
 
 def not_utf8(file: Path) -> UserError | None:
-    """The first line of a CSV file that is not UTF-8, as an error; None if there is none."""
-    with gzip.open(file, "rb") if file.suffix.lower() == ".gz" else file.open("rb") as data:
-        for i, line in enumerate(data, start=1):
-            try:
+    """The first line of a CSV file that is not UTF-8, as an error; None if there is none, or it cannot be read."""
+    n_good = 0
+    try:
+        with gzip.open(file, "rb") if file.suffix.lower() == ".gz" else file.open("rb") as data:
+            for line in data:
                 line.decode("utf-8")
-            except UnicodeDecodeError:
-                return UserError(f"{file}, line {i}: this is not UTF-8; save the file as CSV in UTF-8")
+                n_good += 1
+    except UnicodeDecodeError:
+        return UserError(f"{file}, line {n_good + 1}: this is not UTF-8; save the file as CSV in UTF-8")
+    except (OSError, EOFError, zlib.error):
+        return None
     return None
 
 
@@ -242,7 +222,7 @@ def explain(file: Path, n_columns: int, error: Exception) -> UserError:
     """
     line = 0
     try:
-        for _, line, row in records(file):
+        for _, line, row in records(file, with_spaces=True):
             if len(row) != n_columns:
                 return UserError(
                     f"{file}, line {line}: {len(row)} fields where the header has {n_columns}; put quotes around a "
@@ -257,6 +237,14 @@ def explain(file: Path, n_columns: int, error: Exception) -> UserError:
     return UserError(f"{file} cannot be read: {' '.join(str(error).split())[:300]}")
 
 
+def written(value: pa.Scalar) -> str:
+    """A value of a Parquet file as an error message shows it."""
+    try:
+        return repr(value.as_py())
+    except (OverflowError, ValueError):  # a time that Python cannot hold
+        return f"{value.cast(pa.int64()).as_py()} ({value.type})"
+
+
 def find_value(file: Path, names: list[str], column: str, row: int) -> str:
     """Where the `row`-th play (from 0) of a file is, and what one of its columns holds: "FILE, line 7: ts is 'x'"."""
     place = names.index(column)
@@ -264,8 +252,8 @@ def find_value(file: Path, names: list[str], column: str, row: int) -> str:
         n_before = 0
         for batch in parquet_batches(file, None if names.count(column) > 1 else [column]):
             if row < n_before + len(batch):
-                value = batch.column(place if names.count(column) > 1 else 0)[row - n_before].as_py()
-                return f"{file}, row {row + 1}: {column} is {value!r}"
+                value = batch.column(place if names.count(column) > 1 else 0)[row - n_before]
+                return f"{file}, row {row + 1}: {column} is {written(value)}"
             n_before += len(batch)
         return f"{file}, row {row + 1}: {column}"
     with open_text(file) as text:

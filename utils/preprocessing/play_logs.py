@@ -110,8 +110,10 @@ def numbers(column: ibis.Value) -> tuple[ibis.Value, ibis.Value]:
 def hour_of(column: ibis.Value) -> tuple[ibis.Value, ibis.Value, ibis.Value]:
     """Hours, which of them are hours, and where there is no value."""
     hour, missing = numbers(column)
-    good = (hour >= 0) & (hour <= 23) & (hour == hour.floor())
-    return hour, good.fill_null(False) & ~missing, missing
+    hour = play_times.finite(hour)  # before it is compared: see `play_times.read_number`
+    hour = ibis.ifelse((hour >= 0) & (hour <= 23), hour, ibis.null("float64"))  # what is huge has no floor
+    good = (hour == hour.floor()).fill_null(False)
+    return hour, good, missing
 
 
 def seconds_of(column: ibis.Value) -> tuple[ibis.Value, ibis.Value, ibis.Value]:

@@ -42,6 +42,8 @@ class CodedPlays(NamedTuple):
     """Columns of each file."""
     rows: list[int]
     """Of each file."""
+    origin: Path | None = None
+    """What was named as the input, if a source made `files` of it: messages name it instead of them."""
 
 
 def check_options(columns: PlaysColumns) -> None:
@@ -234,4 +236,7 @@ def check_rows(
 def where_is(coded: CodedPlays, row: int, column: str) -> str:
     """File, line or row, column and value of one of the rows."""
     file, place = divmod(row, ROWS_A_FILE)
-    return find_value(coded.files[file], coded.names[file], column, place)
+    found = find_value(coded.files[file], coded.names[file], column, place)
+    return (
+        found if coded.origin is None else f"{coded.origin}, of its plays{found.removeprefix(str(coded.files[file]))}"
+    )

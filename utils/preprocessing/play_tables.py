@@ -86,11 +86,13 @@ def arrange(
     """
     columns = source.columns
     coded = code_plays(connection, source.files, columns, work)
+    is_export = bool(source.sources)
+    coded = coded._replace(origin=path if is_export else None)
     n_without = 0
     if rules.drop_without_track:
         n_without = connection.to_pyarrow(coded.table.track_id.isnull().sum()).as_py() or 0
         coded = coded._replace(table=coded.table.filter(coded.table.track_id.notnull()))
-    cure = ", or drop them with --drop_rows_without_track true" if rules.are_options else ""
+    cure = ", or drop them with --drop_rows_without_track true" if rules.are_options and not is_export else ""
     notes = check_rows(connection, coded, path, columns, cure_of_track=cure)
     names = play_tracks.find_names(connection, coded, work)
     # A listener beside a session is looked at for each play; without sessions, the owner is the listener.

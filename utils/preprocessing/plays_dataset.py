@@ -20,7 +20,7 @@ from utils.preprocessing.dataset_writer import (
 )
 from utils.preprocessing.engine import Engine, connect, read_parquet
 from utils.preprocessing.options import Config, command_line
-from utils.preprocessing.play_logs import FLAGS, WORDS, unknown_words
+from utils.preprocessing.play_logs import FLAGS, SKIPS, WORDS, unknown_words
 from utils.preprocessing.play_order import Order
 from utils.preprocessing.play_splits import choose_splits
 from utils.preprocessing.plays_source import open_plays
@@ -104,6 +104,11 @@ def make_dataset(
         pq.write_table(tracks.select(["track_id", "index"]), work / "vocabulary.parquet")
         known = read_parquet(connection, work / "vocabulary.parquet")
         raw, notes = read_features(connection, file, column, known, work)
+    if columns.skip and not has_skips and config.source is None:
+        notes.append(
+            f"no value of column {columns.skip} (--plays_columns.skip) says whether a play was skipped; known are "
+            f"{', '.join(word for words in SKIPS.values() for word in words)}"
+        )
     if not has_log:
         notes.append("no log column is known")
     return write_dataset(

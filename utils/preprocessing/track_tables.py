@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,11 @@ def read_features(
     labels: list[str] = []
     for (name, value), width in zip(used.items(), widths, strict=True):
         labels += [f"{name}_{i}" for i in range(width)] if value.type().is_array() else [name]
+    if repeated_names := [name for name, n in Counter(labels).items() if n > 1]:
+        raise UserError(
+            f"{file}: the numbers of a column of lists would be called {repeated_names[0]!r}, as another column is; "
+            "rename that one"
+        )
     raw = pa.table([pa.array(values_of, from_pandas=True) for values_of in matrix], names=labels)
     notes = [f"track features: {len(labels)} numbers a track, of {file.name}"]
     if unused:

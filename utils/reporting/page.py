@@ -9,6 +9,7 @@ from typing import Any
 
 from utils.core.files import atomic_file
 from utils.data.schema import PREFIXES
+from utils.evaluation.slices import OUTSIDE
 from utils.reporting import text
 from utils.reporting.charts import anchor, answer_charts, interval_strip, learning_curves, row_styles, swatch
 from utils.reporting.leaderboard import Table
@@ -65,7 +66,8 @@ def slice_tables(table: Table) -> list[dict[str, Any]]:
     slices = [row.runs[0].scores.get("slices") or {} for row in table.rows]
     names = dict.fromkeys(name for row in slices for name in row)
     tables = [slice_table(table, name, [row.get(name, {}) for row in slices], "maa") for name in names]
-    by_plays = [row.runs[0].scores.get("by_plays") or {} for row in table.rows]
+    found = [row.runs[0].scores.get("by_plays") or {} for row in table.rows]
+    by_plays = [{"new tracks" if name == OUTSIDE else name: row[name] for name in row} for row in found]
     if any(by_plays):
         tables.append(slice_table(table, "plays", by_plays, "mean"))
     return tables

@@ -22,6 +22,7 @@ from utils.core import distributed
 from utils.core.errors import UserError
 from utils.core.files import atomic_file, write_json
 from utils.data.dataset import Dataset
+from utils.data.options import DataConfig
 from utils.data.schema import SPLITS
 from utils.evaluation.metrics import HEADLINES
 from utils.training.machine import git_commit, peak_memory_mib
@@ -192,8 +193,10 @@ def _check_unchanged(path: Path, values: dict[str, Any], *, defaults: dict[str, 
 
 
 def saved_options(path: Path, defaults: dict[str, Any]) -> dict[str, Any]:
-    """The options of a run's `config.yml`, flat; an option that is newer than the run has its default."""
-    return flat(defaults) | flat(yaml.safe_load(path.read_text(encoding="utf-8")))
+    """The options of a run's `config.yml`, flat; an option that is newer than the run has its default, or what
+    `DataConfig.OLDER` says."""
+    older = {name: value for name, value in flat({"data": DataConfig.OLDER}).items() if name in flat(defaults)}
+    return flat(defaults) | older | flat(yaml.safe_load(path.read_text(encoding="utf-8")))
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 from exported import as_json, stream, zipped
 from test_apple_music import export as apple_export
 from test_apple_music import row as apple_row
@@ -13,6 +14,7 @@ from test_listenbrainz import listen
 from test_spotify_account import export as account_export
 from test_spotify_account import row as account_row
 
+from utils.core.errors import UserError
 from utils.data import schema
 from utils.data.dataset import Dataset
 from utils.datapreprocessing import main
@@ -97,3 +99,13 @@ def test_apple_music(tmp_path):
     dataset, _, _ = prepared(tmp_path, "apple-music", apple_export(tmp_path, rows))
     assert whole(dataset, "skips").tolist() == [schema.SKIP_PLAYED, schema.SKIP_2, schema.SKIP_UNKNOWN] * 12
     assert whole(dataset, "seconds").tolist() == [50.0] * 36
+
+
+def test_a_fault_names_the_export_and_not_a_file_of_work(tmp_path):
+    """And advises no option that is refused beside a source."""
+    path = zipped(tmp_path / "my.zip", {"endsong_0.json": as_json([stream(), stream(track="nan")])})
+    with pytest.raises(UserError) as caught:
+        main(Config(out=tmp_path / "dataset", plays=path, source="spotify", min_count=1))
+    assert str(caught.value) == (
+        f"{path}, of its plays, row 2: track is 'nan', no track; correct or remove the rows (1 of them)"
+    )

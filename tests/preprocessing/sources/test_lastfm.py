@@ -263,3 +263,33 @@ def test_other_errors(tmp_path: Path) -> None:
     assert "cut off or damaged" in message(path)
     with pytest.raises(UserError, match="skip_below has no meaning for --source lastfm"):
         lastfm.read(path, tmp_path, SourceOptions(skip_below=0.3))
+
+
+def test_the_files_of_a_folder(tmp_path: Path) -> None:
+    """A folder may be called as a file is, and may be a link; a file given twice would be two listeners."""
+    text = "artist,track,date\n" + "".join(f"A,x{i},2024-05-31 10:{i}0\n" for i in range(3))
+    folder = tmp_path / "all"
+    (folder / "old.csv").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    anna = write(tmp_path / "elsewhere" / "anna.csv", text)
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    assert [play["track"] for play in plays(folder)[1]] == ["a | x0", "a | x1", "a | x2"]
+    again = write(folder / "linked (1).csv", text)
+    assert message(folder) == f"{folder}/linked/{anna.name} and {again} hold the same plays; remove one of them"
+    again.unlink()
+    again.symlink_to(tmp_path / "nowhere.csv")
+    assert message(folder) == f"{again} is a link to nothing; mend or remove it"
+
+
+@pytest.mark.parametrize("byte", [12, 60, -30, -6])
+def test_a_flipped_byte_of_a_gzip_file_is_an_error(tmp_path: Path, byte: int) -> None:
+    rows = "".join(f"A{i * 7919 % 101},x{i * 31337 % 10007},2024-05-31\n" for i in range(500))
+    damaged = bytearray(gzip.compress(f"artist,track,date\n{rows}".encode()))
+    damaged[byte] ^= 0x55
+    (tmp_path / "x.csv.gz").write_bytes(damaged)
+    assert message(tmp_path / "x.csv.gz").startswith(f"{tmp_path}/x.csv.gz is cut off or damaged (")
+
+
+def test_the_zone_of_the_machine_is_no_zone(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.csv", "artist,track,date\nA,x,2024-05-31 10:00\n")
+    assert "'localtime': no such zone" in message(path, time_zone="localtime")

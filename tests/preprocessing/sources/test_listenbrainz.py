@@ -136,3 +136,18 @@ def test_other_and_empty_exports_are_errors(tmp_path, files, message):
 def test_an_option_of_another_source_is_an_error(tmp_path):
     with pytest.raises(UserError, match="skip_below has no meaning for --source listenbrainz"):
         listenbrainz.read(export(tmp_path, {"2024/2": [listen()]}), tmp_path, SourceOptions(skip_below=0.1))
+
+
+@pytest.mark.parametrize("at", [1_706_781_600_000, 1e300, 10**400, -(10**10)])
+def test_a_time_that_no_listen_has_is_named(tmp_path, at):
+    path = tmp_path / "1.jsonl"
+    path.write_text(text(listen(), listen(at=at)))
+    with pytest.raises(UserError, match=r"1\.jsonl, line 2: listened_at is '.*', not seconds since 1970"):
+        read_plays(listenbrainz, path, tmp_path / "work")
+
+
+def test_half_a_letter_is_a_question_mark(tmp_path):
+    path = tmp_path / "1.jsonl"
+    path.write_text(json.dumps(listen(title="Cut \udc00", msid=None)) + "\n")
+    _, plays = read_plays(listenbrainz, path, tmp_path / "work")
+    assert [(play["name"], play["track"]) for play in plays] == [("Cut ?", "Band | Cut ?")]

@@ -136,3 +136,9 @@ def test_errors_of_folders(tmp_path: Path) -> None:
     assert plays(folder)[1][0]["track"] == "7"
     parts = write(tmp_path / "e", a_train_tr__txt=HEAD, a_test__txt=HEAD)
     assert "has the parts test, train_tr, which are no splits" in message(parts)
+
+
+@pytest.mark.parametrize("missing", ["nan", "NaN", " ", ""])
+def test_an_id_that_is_missing_is_named_with_its_line(tmp_path: Path, missing: str) -> None:
+    write(tmp_path, **{"x.txt": f"{HEAD}1\t1706781600\ta\n1\t1706781660\t{missing}\n"})
+    assert message(tmp_path / "x.txt") == f"{tmp_path}/x.txt, line 3: no track; correct or remove the line"

@@ -1,5 +1,6 @@
 """Spotify's extended history: what is a play, when it started, what is a skip, what is dropped."""
 
+import json
 from datetime import UTC, datetime
 
 import pyarrow.parquet as pq
@@ -211,3 +212,19 @@ def test_other_files_and_damaged_ones_are_errors_with_their_place_and_cure(tmp_p
 def test_an_option_of_another_source_is_an_error(tmp_path):
     with pytest.raises(UserError, match=r"--source_options.time_zone has no meaning for --source spotify"):
         spotify.read(export(tmp_path, [stream()]), tmp_path, SourceOptions(time_zone="Europe/Berlin"))
+
+
+@pytest.mark.parametrize("ts", ["9999-12-31T23:59:59Z", "0001-01-01T00:00:00Z", "1900-01-01T00:00:10Z"])
+def test_a_time_that_no_play_has_is_named(tmp_path, ts):
+    path = export(tmp_path, [stream(), stream(ts=ts)])
+    with pytest.raises(UserError, match=rf"Audio_2024_0\.json, entry 2: ts is '{ts}' .* years 1900 to 2099"):
+        read_plays(spotify, path, tmp_path / "work")
+
+
+def test_half_a_letter_and_a_uri_of_nothing(tmp_path):
+    """JSON may hold one half of a letter of two, as of a title that was cut off."""
+    rows = [stream(master_metadata_track_name="Cut \ud83d"), stream(ts="2024-02-01T10:09:00Z", track="")]
+    (tmp_path / "endsong_0.json").write_text(json.dumps(rows))
+    source, plays = read_plays(spotify, tmp_path / "endsong_0.json", tmp_path / "work")
+    assert [play["name"] for play in plays] == ["Cut ?"]
+    assert dict(source.dropped)["rows without a track"] == 1

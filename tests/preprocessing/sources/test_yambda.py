@@ -188,3 +188,11 @@ def test_errors(tmp_path: Path) -> None:
     write(path)
     assert "a share above 0 and up to 1" in message(path, skip_below=50)
     assert "drop_incognito has no meaning for --source yambda" in message(path, drop_incognito=True)
+
+
+@pytest.mark.parametrize("item", [-1, 1 << 40])
+def test_a_number_that_is_no_id_is_an_error(tmp_path: Path, item: int) -> None:
+    columns = dict(zip(TYPES, zip(*ROWS, strict=True), strict=True)) | {"item_id": [7, item] * 5 + [7]}
+    pq.write_table(pa.table(columns), tmp_path / "listens.parquet")
+    with pytest.raises(UserError, match=rf"listens\.parquet: item_id {item} is no id of the dataset"):
+        read_plays(yambda, tmp_path, tmp_path / "work")

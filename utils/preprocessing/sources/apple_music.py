@@ -24,8 +24,7 @@ from utils.preprocessing.sources.plays import (
     SourcePlays,
     artist_and_title,
     check_options,
-    columns_of,
-    no_plays,
+    plays_of_listeners,
     write_plays,
 )
 
@@ -75,6 +74,9 @@ SHORT_SECONDS = 10.0
 """A skip before this is a very brief play (skip_1)."""
 FIRST_YEAR = 2015
 """Apple Music began; earlier times are those of a clock that was not set."""
+
+LAST_YEAR = 2098
+"""No play is later, in any zone (`play_times`)."""
 
 OTHER_EVENT = "rows that are no ends of plays (lyrics, aggregates)"
 VIDEO, FAILURE = "videos", "tracks that failed to load"
@@ -136,13 +138,10 @@ def read(path: Path, work: Path, options: SourceOptions) -> SourcePlays:
         target = work / f"apple_music_{i:06}.parquet"
         if write_plays(target, COLUMNS, plays(name, list(theirs), has_artists, dropped)):
             written.append(target)
-    funnel = [(reason, dropped[reason]) for reason in FUNNEL]
-    if not written:
-        raise no_plays(path, funnel)
     notes = []
     if not has_artists:
         notes.append("apple-music: the export names no artists, so a track's id is made of its album and its title")
-    return SourcePlays(written, columns_of(COLUMNS), sources, funnel, notes, per_listener=True)
+    return plays_of_listeners(path, written, COLUMNS, sources=sources, reasons=FUNNEL, dropped=dropped, notes=notes)
 
 
 def activity_files(path: Path, files: list[ExportFile]) -> list[ExportFile]:
@@ -270,6 +269,8 @@ def moment(file: ExportFile, line: int, text: str) -> int | None:
     time = time if time.tzinfo else time.replace(tzinfo=UTC)
     if time.year < FIRST_YEAR:
         return None
+    if time.year > LAST_YEAR:
+        raise UserError(f"{file.where}, line {line}: {text[:40]!r} is no time of the years {FIRST_YEAR} to {LAST_YEAR}")
     return (time - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
 
 

@@ -19,7 +19,7 @@ from typing import IO, Any, NamedTuple
 from tqdm import tqdm
 
 from utils.core.errors import UserError
-from utils.preprocessing.csv_files import hidden
+from utils.preprocessing.csv_files import hidden, walk
 
 BLOCK = 1 << 20
 """Bytes that are read together."""
@@ -79,24 +79,6 @@ def export_files(path: Path, work: Path) -> list[ExportFile]:
         owner = parts[0] if len(parts) > 1 else file.stem if is_zip(file.name) else ""
         found += expand(file, "/".join(parts), owner, work)
     return found
-
-
-def walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """The files in a folder and in the folders in it, linked ones too; `above` are those that it is in."""
-    here = folder.resolve()
-    if here in above:
-        raise UserError(f"{folder} links to a folder that it is in; remove the link")
-    try:
-        entries = [entry for entry in folder.iterdir() if not hidden(entry.name)]
-    except OSError as error:
-        raise UserError(f"{folder} cannot be read: {error.strerror}") from None
-    for entry in entries:
-        if not entry.exists():
-            raise UserError(f"{entry} is a link to nothing; mend or remove it")
-        if entry.is_dir():
-            yield from walk(entry, (*above, here))
-        else:
-            yield entry
 
 
 def is_zip(name: str) -> bool:
@@ -215,6 +197,13 @@ def by_number(file: ExportFile) -> tuple[str, int, str]:
     """Sorts the numbered files of each owner: endsong_2 before endsong_10."""
     numbers = re.findall(r"\d+", Path(file.file_name).stem)
     return file.owner, int(numbers[-1]) if numbers else -1, file.name
+
+
+def numbered_files(path: Path, files: list[ExportFile], suffix: str, names: re.Pattern[str]) -> list[ExportFile]:
+    """The one file that was given, if it has the suffix; else those with such names, in order of their numbers."""
+    if path.is_file() and path.suffix.lower() == suffix:
+        return files
+    return sorted((file for file in files if names.fullmatch(file.file_name)), key=by_number)
 
 
 def json_rows(file: ExportFile, bar: tqdm[Any] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:

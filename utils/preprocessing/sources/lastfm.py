@@ -37,16 +37,18 @@ from tqdm import tqdm
 
 from utils.core.errors import UserError
 from utils.preprocessing import play_times
-from utils.preprocessing.csv_files import hidden
+from utils.preprocessing.csv_files import walk
 from utils.preprocessing.engine import connect
-from utils.preprocessing.options import PlaysColumns
+from utils.preprocessing.play_files import reading, twins
 from utils.preprocessing.sources.plays import (
     ROWS_A_GROUP,
     SCHEMA,
     SourceOptions,
     SourcePlays,
     check_options,
+    columns_of,
     no_plays,
+    source_of,
 )
 from utils.preprocessing.sources.text_tables import Layout, first_lines, open_rows, split
 
@@ -112,7 +114,7 @@ def read(path: Path, work: Path, options: SourceOptions) -> SourcePlays:
         UserError: no such file, none of the forms above, a time that is none.
     """
     check_options(options, "lastfm", ["time_zone"])
-    if options.time_zone not in zoneinfo.available_timezones():
+    if options.time_zone not in zoneinfo.available_timezones() - {"localtime", "Factory"}:
         raise UserError(f"--source_options.time_zone {options.time_zone!r}: no such zone; write it as Europe/Berlin")
     files_of = listeners(path, find_files(path))
     exports = [recognise(file, listener) for file, listener in files_of.items()]
@@ -135,8 +137,7 @@ def read(path: Path, work: Path, options: SourceOptions) -> SourcePlays:
             part.rename(target)
         part.unlink(missing_ok=True)
         files.append(target)
-        name = export.path.name if export.path == path else str(export.path.relative_to(path))
-        sources.append({"file": name, "bytes": export.path.stat().st_size, "rows": found.rows})
+        sources.append(source_of(path, export.path, found.rows))
     engine.connection.disconnect()
     if options.time_zone != "UTC" and not n_local:
         raise UserError(f"--source_options.time_zone means nothing: the times in {path} are instants; leave it out")
@@ -146,29 +147,30 @@ def read(path: Path, work: Path, options: SourceOptions) -> SourcePlays:
     notes = ["Last.fm knows neither skips nor seconds played"]
     if turned:
         notes.append(f"read from the last line to the first, since the newest play is the first: {', '.join(turned)}")
-    given: dict[str, Any] = {name: name for name in COLUMNS}
-    return SourcePlays(files, PlaysColumns(**given), sources, reasons, notes, per_listener=True)
+    return SourcePlays(files, columns_of(COLUMNS), sources, reasons, notes, per_listener=True)
 
 
 def find_files(path: Path) -> list[Path]:
     """`path` itself, or the text files anywhere in it.
 
     Raises:
-        UserError: nothing there.
+        UserError: nothing there, a link to nothing, the same file twice.
     """
     if not path.exists():
-        raise UserError(f"{path} does not exist")
+        raise UserError(f"{path} {'is a link to nothing' if path.is_symlink() else 'does not exist'}")
     if not path.is_dir():
         return [path]
     found = [
         file
-        for file in sorted(path.rglob("*"))
-        if not any(hidden(part) for part in file.relative_to(path).parts)
-        and file.name.lower().removesuffix(".gz").endswith(SUFFIXES)
+        for file in sorted(walk(path))
+        if file.name.lower().removesuffix(".gz").endswith(SUFFIXES)
         and file.name.lower().removesuffix(".gz") not in (PROFILES, "readme.txt")
     ]
     if not found:
         raise UserError(f"{path} holds no {', '.join(SUFFIXES)} files; give the file that the exporter wrote")
+    with reading(path):
+        for file, other in twins(found):
+            raise UserError(f"{file} and {other} hold the same plays; remove one of them")
     return found
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -20,8 +19,8 @@ from utils.preprocessing.sources.plays import (
     SourcePlays,
     artist_and_title,
     check_options,
-    columns_of,
-    no_plays,
+    is_time,
+    plays_of_listeners,
     write_plays,
 )
 
@@ -60,15 +59,12 @@ def read(path: Path, work: Path, options: SourceOptions) -> SourcePlays:
             n_plays, n_mapped = n_plays + n, n_mapped + counted.pop("mapped", 0)
             sources.append({"file": file.name, "bytes": file.size, "rows": n + counted.total()})
             dropped += counted
-    funnel = [(reason, dropped[reason]) for reason in REASONS]
-    if not written:
-        raise no_plays(path, funnel)
     notes = [
         f"listenbrainz: {n_mapped} of {n_plays} listens have MusicBrainz's id of the recording; the ids of the others "
         "are ListenBrainz's own, one for each spelling of artist and title",
         "listenbrainz: the export does not tell which plays were skipped, nor how long they lasted",
     ]
-    return SourcePlays(written, columns_of(COLUMNS), sources, funnel, notes, per_listener=True)
+    return plays_of_listeners(path, written, COLUMNS, sources=sources, reasons=REASONS, dropped=dropped, notes=notes)
 
 
 def listen_files(path: Path, files: list[ExportFile]) -> list[ExportFile]:
@@ -112,7 +108,7 @@ def plays(
             continue
         recording = recording_of(track)
         track_id = recording or own_id(track) or artist_and_title(artist, title)
-        digest = hashlib.blake2b(f"{seconds} {track_id}".encode(), digest_size=8).digest()
+        digest = hashlib.blake2b(f"{seconds} {track_id}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
         listened = int.from_bytes(digest, "little")
         if listened in seen:
             counted[REPEAT] += 1
@@ -144,7 +140,7 @@ def listened_at(file: ExportFile, n: int, listen: dict[str, Any]) -> float | Non
     value = listen["listened_at"]
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not is_time(value * 1_000_000):
         raise UserError(f"{file.where}, line {n}: listened_at is {str(value)[:40]!r}, not seconds since 1970")
     return float(value)
 
@@ -162,7 +158,7 @@ def recording_of(track: dict[str, Any]) -> str:
     mapping, info = track.get("mbid_mapping"), track.get("additional_info")
     for known in (mapping, info):
         if isinstance(known, dict) and isinstance(known.get("recording_mbid"), str):
-            return known["recording_mbid"]
+            return known["recording_mbid"].strip()
     return ""
 
 

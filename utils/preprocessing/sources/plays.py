@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from utils.core.errors import UserError
+from utils.preprocessing import play_times
 from utils.preprocessing.options import PlaysColumns, SourceOptions
 
 __all__ = [
@@ -21,7 +23,10 @@ __all__ = [
     "artist_and_title",
     "check_options",
     "columns_of",
+    "is_time",
     "no_plays",
+    "plays_of_listeners",
+    "source_of",
     "write_plays",
 ]
 
@@ -84,18 +89,36 @@ def write_plays(target: Path, columns: Sequence[str], rows: Iterable[Sequence[An
     rows, n = iter(rows), 0
     with pq.ParquetWriter(target, chosen) as writer:
         while group := list(itertools.islice(rows, ROWS_A_GROUP)):
-            arrays = [
-                pa.array(values, field.type) for values, field in zip(zip(*group, strict=True), chosen, strict=True)
-            ]
+            arrays = [as_array(values, field) for values, field in zip(zip(*group, strict=True), chosen, strict=True)]
             writer.write_table(pa.table(arrays, schema=chosen))
             n += len(group)
     return n
+
+
+def as_array(values: Sequence[Any], field: pa.Field) -> pa.Array:
+    """Values of a column. Halves of a letter, which JSON may hold (`"\\ud83d"`), become question marks."""
+    try:
+        return pa.array(values, field.type)
+    except UnicodeEncodeError:
+        whole = [value if value is None else value.encode("utf-8", "replace").decode() for value in values]
+        return pa.array(whole, field.type)
+
+
+def is_time(us: float) -> bool:
+    """Whether so many microseconds since 1970 are a time that a play can have (`play_times`)."""
+    return play_times.EARLIEST * play_times.SECOND <= us < play_times.LATEST * play_times.SECOND
 
 
 def columns_of(names: Sequence[str]) -> PlaysColumns:
     """The options for files with these columns of `SCHEMA`."""
     options: dict[str, Any] = {name: name for name in names}
     return PlaysColumns(**options)
+
+
+def source_of(path: Path, file: Path, rows: int) -> dict[str, Any]:
+    """What `dataset.json` says of a file of the input `path`."""
+    name = file.name if file == path or not path.is_dir() else str(file.relative_to(path))
+    return {"file": name, "bytes": file.stat().st_size, "rows": rows}
 
 
 def check_options(options: SourceOptions, source: str, used: Sequence[str] = ()) -> None:
@@ -114,6 +137,27 @@ def no_plays(path: Path, dropped: Sequence[tuple[str, int]]) -> UserError:
         return UserError(f"{path} has no plays: the export is empty; ask for another one")
     reasons = ", ".join(f"{n} {reason}" for reason, n in dropped if n)
     return UserError(f"{path} has no plays of tracks: {reasons}")
+
+
+def plays_of_listeners(
+    path: Path,
+    files: list[Path],
+    columns: Sequence[str],
+    *,
+    sources: list[dict[str, Any]],
+    reasons: Sequence[str],
+    dropped: Counter[str],
+    notes: list[str],
+) -> SourcePlays:
+    """What a source of the exports at `path` hands over: `dropped` rows by their reasons, in the order of `reasons`.
+
+    Raises:
+        UserError: no plays are left.
+    """
+    funnel = [(reason, dropped[reason]) for reason in reasons]
+    if not files:
+        raise no_plays(path, funnel)
+    return SourcePlays(files, columns_of(columns), sources, funnel, notes, per_listener=True)
 
 
 def artist_and_title(artist: str, title: str) -> str:

@@ -25,9 +25,16 @@ from tqdm import tqdm
 from utils.core.errors import UserError
 from utils.preprocessing.csv_files import hidden
 from utils.preprocessing.engine import connect
-from utils.preprocessing.options import PlaysColumns
-from utils.preprocessing.sources.plays import SourceOptions, SourcePlays, check_options, no_plays, write_plays
-from utils.preprocessing.sources.text_tables import Layout, copy_plays, first_lines, open_rows, source_of
+from utils.preprocessing.sources.plays import (
+    SourceOptions,
+    SourcePlays,
+    check_options,
+    columns_of,
+    no_plays,
+    source_of,
+    write_plays,
+)
+from utils.preprocessing.sources.text_tables import Layout, copy_plays, first_lines, open_rows
 
 MEMORY = "1GB"
 """Of the engine; files stream through it."""
@@ -78,7 +85,7 @@ def read(path: Path, work: Path, options: SourceOptions) -> SourcePlays:
     has_items = item_file.exists()
     items = read_items(engine.connection, item_file, item, work) if has_items else Items(pa.array([]), {}, None, [])
     is_examples = HISTORY in heads[first]
-    names = columns_of(heads[first], splits=len(parts) > 1, names=[*items.names], is_examples=is_examples)
+    names = names_of(heads[first], splits=len(parts) > 1, names=[*items.names], is_examples=is_examples)
     files, sources, n_earlier = [], [], 0
     for part, file in parts.items():
         target = work / f"plays_{part or 'all'}.parquet"
@@ -97,14 +104,13 @@ def read(path: Path, work: Path, options: SourceOptions) -> SourcePlays:
     engine.connection.disconnect()
     if not any(pq.read_metadata(file).num_rows for file in files):
         raise no_plays(path, [])
-    given: dict[str, Any] = {name: name for name in names}
     notes = [*items.notes]
     if "time" not in names:
         notes.append("there are no times: plays are in order of the file")
     if len(parts) > 1:
         notes.append("splits are those of the files: " + ", ".join(f"{split} {f.name}" for split, f in parts.items()))
     dropped = [(EARLIER, n_earlier)] if n_earlier else []
-    return SourcePlays(files, PlaysColumns(**given), sources, dropped, notes, items.features)
+    return SourcePlays(files, columns_of(names), sources, dropped, notes, items.features)
 
 
 def find_parts(path: Path) -> dict[str, Path]:
@@ -117,7 +123,8 @@ def find_parts(path: Path) -> dict[str, Path]:
         raise UserError(f"{path} does not exist")
     if not path.is_dir():
         return {"": path}
-    files = [file for file in sorted(path.iterdir()) if file.name.endswith(".inter") and not hidden(file.name)]
+    files = [file for file in sorted(path.iterdir()) if file.name.endswith(".inter") and file.is_file()
+             and not hidden(file.name)]  # fmt: skip
     if not files:
         raise UserError(f"{path} holds no .inter file; give the folder of a RecBole dataset, or its .inter file")
     if len({file.name.split(".")[0] for file in files}) > 1:
@@ -177,7 +184,7 @@ def layout_of(fields: dict[str, str], item: str) -> Layout:
     return Layout([ours.get(name, f"unused_{i}") for i, name in enumerate(fields)], "\t", header=True, quoted=False)
 
 
-def columns_of(fields: dict[str, str], *, splits: bool, names: Sequence[str], is_examples: bool) -> list[str]:
+def names_of(fields: dict[str, str], *, splits: bool, names: Sequence[str], is_examples: bool) -> list[str]:
     """Columns of the plays.
 
     Raises:
@@ -274,6 +281,8 @@ def read_items(connection: Any, file: Path, item: str, work: Path) -> Items:
         table = connection.to_pyarrow(rows.select(**{safe[name]: rows[safe[name]] for name in wanted}))
     columns = {name: table[safe[name]].combine_chunks() for name in wanted}
     columns = {name: pc.if_else(pc.is_in(values, pa.array(MISSING)), None, values) for name, values in columns.items()}
+    there = columns[item].is_valid()
+    columns = {name: values.filter(there) for name, values in columns.items()}
     names = {ours: columns[theirs] for ours, theirs in chosen.items() if theirs}
     features, notes = None, []
     if numbers:

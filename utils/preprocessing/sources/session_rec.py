@@ -12,21 +12,18 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
 from utils.core.errors import UserError
 from utils.preprocessing.csv_files import hidden
 from utils.preprocessing.engine import connect
-from utils.preprocessing.options import PlaysColumns
-from utils.preprocessing.sources.plays import SourceOptions, SourcePlays, check_options, no_plays
+from utils.preprocessing.sources.plays import SourceOptions, SourcePlays, check_options, columns_of, no_plays, source_of
 from utils.preprocessing.sources.text_tables import (
     Layout,
     column_names,
     copy_plays,
     first_lines,
-    source_of,
     split,
 )
 
@@ -82,9 +79,8 @@ def read(path: Path, work: Path, options: SourceOptions) -> SourcePlays:
     engine.connection.disconnect()
     if not sum(source["rows"] for source in sources):
         raise no_plays(path, [])
-    columns: dict[str, Any] = {name: name for name in names}
     notes = ["splits are those of the files: " + ", ".join(f"{part} {file.name}" for part, file in parts.items())]
-    return SourcePlays(files, PlaysColumns(**columns), sources, [], notes if len(parts) > 1 else [])
+    return SourcePlays(files, columns_of(names), sources, [], notes if len(parts) > 1 else [])
 
 
 def find_parts(path: Path) -> dict[str, Path]:

@@ -21,13 +21,13 @@ from utils.core.errors import UserError
 from utils.preprocessing.options import SourceOptions
 from utils.preprocessing.sources.exports import (
     ExportFile,
-    by_number,
     export_files,
     json_rows,
     listeners,
+    numbered_files,
     progress,
 )
-from utils.preprocessing.sources.plays import SourcePlays, check_options, columns_of, no_plays, write_plays
+from utils.preprocessing.sources.plays import SourcePlays, check_options, is_time, plays_of_listeners, write_plays
 
 COLUMNS = (
     *("user", "time", "track", "name", "artist", "album"),
@@ -51,6 +51,7 @@ SHORT_MS = 10_000
 PODCAST, AUDIOBOOK = "episodes of podcasts", "chapters of audiobooks"
 NO_TRACK, PRIVATE = "rows without a track", "plays in private sessions"
 REPEAT = "repeats of a play that was read before"
+REASONS = (PODCAST, AUDIOBOOK, NO_TRACK, PRIVATE, REPEAT)
 MOST_SHARED = 0.5
 """Share of the plays of two listeners that are the same, from which they are taken for one."""
 FEW = 20
@@ -71,7 +72,7 @@ def read(path: Path, work: Path, options: SourceOptions) -> SourcePlays:
     everything = export_files(path, work)
     files = history_files(path, everything)
     names = listeners(path, files)
-    dropped: Counter[str] = Counter({PODCAST: 0, AUDIOBOOK: 0, NO_TRACK: 0, PRIVATE: 0, REPEAT: 0})
+    dropped: Counter[str] = Counter()
     seen: dict[str, set[int]] = {}
     written, sources, n_plays, n_unknown = [], [], 0, 0
     with progress(files) as bar:
@@ -86,14 +87,11 @@ def read(path: Path, work: Path, options: SourceOptions) -> SourcePlays:
             n_plays += n
             dropped += counted
             sources.append({"file": file.name, "bytes": file.size, "rows": n + counted.total()})
-    funnel = [(reason, dropped[reason]) for reason in (PODCAST, AUDIOBOOK, NO_TRACK, PRIVATE, REPEAT)]
-    if not written:
-        raise no_plays(path, funnel)
     check_listeners(path, seen)
     notes = [f"spotify: {n_unknown} of {n_plays} plays end for a reason that does not tell whether they were skipped"]
     if n_videos := sum(bool(VIDEO.fullmatch(file.file_name)) for file in everything):
         notes.append(f"spotify: {n_videos} files of videos were passed over (podcasts, mostly)")
-    return SourcePlays(written, columns_of(COLUMNS), sources, funnel, notes, per_listener=True)
+    return plays_of_listeners(path, written, COLUMNS, sources=sources, reasons=REASONS, dropped=dropped, notes=notes)
 
 
 def history_files(path: Path, files: list[ExportFile]) -> list[ExportFile]:
@@ -102,9 +100,7 @@ def history_files(path: Path, files: list[ExportFile]) -> list[ExportFile]:
     Raises:
         UserError: there are none.
     """
-    if path.is_file() and path.suffix.lower() == ".json":
-        return files
-    if found := sorted((file for file in files if AUDIO.fullmatch(file.file_name)), key=by_number):
+    if found := numbered_files(path, files, ".json", AUDIO):
         return found
     if any(ACCOUNT.fullmatch(file.file_name) for file in files):
         raise UserError(
@@ -133,6 +129,10 @@ def plays(
         if reason := no_track(row, uri, drop_private):
             counted[reason] += 1
             continue
+        if not is_time(end) or not is_time(end - 1000 * ms):
+            raise UserError(
+                f"{file.where}, entry {n}: ts is {row['ts']!r} and ms_played {ms}: plays are of the years 1900 to 2099"
+            )
         play = fingerprint(end, uri, ms)
         if play in seen:
             counted[REPEAT] += 1
@@ -198,13 +198,15 @@ def no_track(row: dict[str, Any], uri: str, drop_private: bool) -> str:
         return AUDIOBOOK
     if uri.startswith("spotify:episode:") or (not uri and (row.get("spotify_episode_uri") or row.get("episode_name"))):
         return PODCAST
-    if not uri:
+    if not uri.removeprefix("spotify:track:").strip():
         return NO_TRACK
     return PRIVATE if drop_private and row["incognito_mode"] else ""
 
 
 def fingerprint(end: int, uri: str, ms: int) -> int:
-    return int.from_bytes(hashlib.blake2b(f"{end} {ms} {uri}".encode(), digest_size=8).digest(), "little")
+    return int.from_bytes(
+        hashlib.blake2b(f"{end} {ms} {uri}".encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little"
+    )
 
 
 def skip_of(reason_end: str, ms: int) -> str | None:

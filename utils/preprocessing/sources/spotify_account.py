@@ -18,13 +18,13 @@ from tqdm import tqdm
 
 from utils.core.errors import UserError
 from utils.preprocessing.options import SourceOptions
-from utils.preprocessing.sources.exports import ExportFile, by_number, export_files, json_rows, listeners, progress
+from utils.preprocessing.sources.exports import ExportFile, export_files, json_rows, listeners, numbered_files, progress
 from utils.preprocessing.sources.plays import (
     SourcePlays,
     artist_and_title,
     check_options,
-    columns_of,
-    no_plays,
+    is_time,
+    plays_of_listeners,
     write_plays,
 )
 
@@ -38,6 +38,7 @@ UNKNOWN = ("", "Unknown Artist", "Unknown Track")
 
 NO_TRACK = "rows without an artist or a title"
 REPEAT = "repeats of a play that was read before"
+REASONS = (NO_TRACK, REPEAT)
 
 
 class Row(NamedTuple):
@@ -87,9 +88,6 @@ def read(path: Path, work: Path, options: SourceOptions) -> SourcePlays:
         if n := write_plays(target, COLUMNS, plays(name, kept)):
             written.append(target)
         n_plays += n
-    funnel = [(reason, dropped[reason]) for reason in (NO_TRACK, REPEAT)]
-    if not written:
-        raise no_plays(path, funnel)
     notes = [
         f"spotify-account: {n_shared} of {n_plays} plays end in the minute of the one before; they are in the order of "
         "the file, and starts are right to a minute or so",
@@ -97,7 +95,7 @@ def read(path: Path, work: Path, options: SourceOptions) -> SourcePlays:
     ]
     if n_podcasts := sum(bool(PODCASTS.fullmatch(file.file_name)) for file in everything):
         notes.append(f"spotify-account: {n_podcasts} files of podcasts, audiobooks or videos were passed over")
-    return SourcePlays(written, columns_of(COLUMNS), sources, funnel, notes, per_listener=True)
+    return plays_of_listeners(path, written, COLUMNS, sources=sources, reasons=REASONS, dropped=dropped, notes=notes)
 
 
 def history_files(path: Path, files: list[ExportFile]) -> list[ExportFile]:
@@ -106,9 +104,7 @@ def history_files(path: Path, files: list[ExportFile]) -> list[ExportFile]:
     Raises:
         UserError: there are none.
     """
-    if path.is_file() and path.suffix.lower() == ".json":
-        return files
-    if found := sorted((file for file in files if MUSIC.fullmatch(file.file_name)), key=by_number):
+    if found := numbered_files(path, files, ".json", MUSIC):
         return found
     if any(EXTENDED.fullmatch(file.file_name) for file in files):
         raise UserError(f"{path} is Spotify's extended streaming history: read it with --source spotify")
@@ -141,7 +137,12 @@ def rows_of(file: ExportFile, bar: tqdm[Any] | None) -> Iterator[Row]:
             raise UserError(
                 f"{file.where}, entry {n}: endTime is {str(row['endTime'])[:40]!r}, not as 2024-02-01 10:00"
             ) from None
-        yield Row(round(end.timestamp()) * 1_000_000, artist, title, ms)
+        us = round(end.timestamp()) * 1_000_000
+        if not is_time(us):
+            raise UserError(
+                f"{file.where}, entry {n}: endTime is {row['endTime']!r}: plays are of the years 1900 to 2099"
+            )
+        yield Row(us, artist, title, ms)
 
 
 def plays(listener: str, rows: list[Row]) -> Iterator[tuple[Any, ...]]:

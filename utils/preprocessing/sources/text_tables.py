@@ -17,15 +17,17 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from utils.core.errors import UserError
-from utils.core.files import only
 from utils.preprocessing import play_times
 from utils.preprocessing.csv_files import open_text
+from utils.preprocessing.engine import read_text_table
 from utils.preprocessing.play_files import not_utf8, plain, reading
 from utils.preprocessing.sources.plays import ROWS_A_GROUP, SCHEMA
 
 NO_TEXT = {"{": "JSON", "[": "JSON", "PK": "a zip file", "PAR1": "Parquet"}
 """How other files begin, and what they are."""
 LINES_TO_LOOK_AT = 100
+MISSING = ("", "nan", "NaN")
+"""What stands for an id that is missing."""
 LONGEST_LINE = 1 << 20
 """Letters of a line that are looked at."""
 
@@ -92,17 +94,8 @@ def open_rows(connection: Any, file: Path, layout: Layout, work: Path) -> Iterat
     quote = '"' if layout.quoted else ""
     with plain(file, work) as path:
         try:
-            yield connection.read_csv(
-                only(path),
-                columns=dict.fromkeys(layout.columns, "VARCHAR"),
-                header=False,
-                skip=int(layout.header),
-                auto_detect=False,
-                delim=layout.delimiter,
-                quote=quote,
-                escape=quote,
-                compression="none",
-                hive_partitioning=False,
+            yield read_text_table(
+                connection, path, layout.columns, skip=int(layout.header), delimiter=layout.delimiter, quote=quote
             )
         except duckdb.OutOfMemoryException:
             raise
@@ -162,7 +155,10 @@ def copy_plays(
         pq.ParquetWriter(target, fields) as writer,
         tqdm(desc=file.name, unit=" rows", unit_scale=True, leave=False) as bar,
     ):
-        chosen: dict[str, ibis.Value] = {name: table[name].strip().nullif("") for name in taken}
+        chosen: dict[str, ibis.Value] = {}
+        for name in taken:
+            text = table[name].strip()
+            chosen[name] = ibis.ifelse(text.isin(MISSING), ibis.null("string"), text)
         if "time" in layout.columns:
             chosen["time"] = play_times.read_times(table.time)[0]
         for batch in table.select(**chosen).to_pyarrow_batches(chunk_size=ROWS_A_GROUP):
@@ -206,9 +202,3 @@ def column_names(header: Sequence[str], known: Mapping[str, Sequence[str]]) -> l
         if found:
             places[found[0]] = ours
     return [places.get(i, f"unused_{i}") for i in range(len(header))]
-
-
-def source_of(path: Path, file: Path, rows: int) -> dict[str, Any]:
-    """What `dataset.json` says of a file of the input `path`."""
-    name = file.name if file == path or not path.is_dir() else str(file.relative_to(path))
-    return {"file": name, "bytes": file.stat().st_size, "rows": rows}

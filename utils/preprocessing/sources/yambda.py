@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -29,9 +29,16 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from utils.core.errors import UserError
-from utils.preprocessing.options import PlaysColumns
 from utils.preprocessing.play_files import reading
-from utils.preprocessing.sources.plays import SCHEMA, SourceOptions, SourcePlays, check_options, no_plays
+from utils.preprocessing.sources.plays import (
+    SCHEMA,
+    SourceOptions,
+    SourcePlays,
+    check_options,
+    columns_of,
+    no_plays,
+    source_of,
+)
 
 LISTENS, MULTI_EVENT, EMBEDDINGS = "listens.parquet", "multi_event.parquet", "embeddings.parquet"
 SIZES = ("50m", "500m", "5b")
@@ -40,6 +47,8 @@ MAPPINGS = {
     "artist": ("artist_item_mapping.parquet", "artist_id"),
     "album": ("album_item_mapping.parquet", "album_id"),
 }
+MAX_ID = (1 << 32) - 1
+"""Ids are numbers of 32 bits."""
 BATCH = 1 << 18
 """Plays that are in memory at a time."""
 EMBEDDINGS_A_BATCH = 1 << 14
@@ -89,10 +98,8 @@ def read(path: Path, work: Path, options: SourceOptions) -> SourcePlays:
     if folder and (folder / EMBEDDINGS).exists():
         features = work / "features.parquet"
         notes.append(copy_embeddings(folder / EMBEDDINGS, features, played.values()))
-    given: dict[str, Any] = {name: name for name in names}
-    sources = [{"file": file.name if file == path else str(file.relative_to(path)), "bytes": file.stat().st_size,
-                "rows": source.metadata.num_rows}]  # fmt: skip
-    return SourcePlays([target], PlaysColumns(**given), sources, list(dropped.items()), notes, features)
+    sources = [source_of(path, file, source.metadata.num_rows)]
+    return SourcePlays([target], columns_of(names), sources, list(dropped.items()), notes, features)
 
 
 def find_events(path: Path) -> Path:
@@ -150,6 +157,11 @@ def events(source: pq.ParquetFile, file: Path, dropped: dict[str, int]) -> Itera
                 if batch[name].null_count:
                     row = n_before + pc.index(pc.is_null(batch[name]), True).as_py()
                     raise UserError(f"{file}, row {row + 1}: {name} is missing; download the file again")
+                if len(batch) and name != "timestamp" and pa.types.is_integer(batch[name].type):
+                    low, high = (end.as_py() for end in pc.min_max(batch[name]).values())
+                    if low < 0 or high > MAX_ID:
+                        raise UserError(f"{file}: {name} {low if low < 0 else high} is no id of the dataset, which are "
+                                        f"0 to {MAX_ID}; download the file again")  # fmt: skip
             n_before += len(batch)
             bar.update(len(batch))
             if has_kinds:
