@@ -35,7 +35,7 @@ from utils.data.vocab import N_SPECIAL, PAD
 
 AGES = 8
 """Distinct tracks of the history whose plays are looked up, the last ones."""
-PLAYS = 500
+PLAYS = 200
 """Plays of each of them that are looked at, the latest ones."""
 CONTEXTS = 2000
 """Plays of each context that are looked at: the latest ones of a track, evenly spaced ones of a longer context."""
@@ -194,7 +194,7 @@ def _find(
         plays = history[i, history.shape[1] - n :][::-1]  # the last one first
         _ngram(memory, scratch, plays, ahead[i], numbers[i])
         _pairs(memory, scratch, plays, ahead[i])
-        _neighbours(memory, scratch, ahead[i], numbers[i])
+        _neighbours(memory, scratch, n, ahead[i], numbers[i])
         for j in range(n):
             if plays[j] >= N_SPECIAL:
                 _meet(scratch, plays[j])
@@ -315,6 +315,7 @@ def _ngram(memory: Memory, scratch: Scratch, plays: np.ndarray, ahead: int, abou
 def _pairs(memory: Memory, scratch: Scratch, plays: np.ndarray, ahead: int) -> None:
     """Go through the plays of the history's last tracks, and note what was played around them, and in which session."""
     n_sessions, age = memory.session[-1] + 1, 0
+    gap_decay = GAP_DECAY ** np.abs(np.arange(REACH + ahead) - ahead)
     for i in range(len(plays)):
         track, again = plays[i], False
         for j in range(i):
@@ -338,7 +339,7 @@ def _pairs(memory: Memory, scratch: Scratch, plays: np.ndarray, ahead: int) -> N
                         break
                     if other >= N_SPECIAL:
                         row = scratch.numbers[_meet(scratch, other)]
-                        row[FORWARD if way == 1 else BACKWARD] += near * GAP_DECAY ** abs(gap - ahead)
+                        row[FORWARD if way == 1 else BACKWARD] += near * gap_decay[gap]
                         row[COSINE] += together
                         if row[LAST_AGE] != i:
                             row[LAST_AGE] = i
@@ -373,7 +374,7 @@ def _meet_session(scratch: Scratch, session: int, place: int, age: int, similari
 
 
 @compiled
-def _neighbours(memory: Memory, scratch: Scratch, ahead: int, about: np.ndarray) -> None:
+def _neighbours(memory: Memory, scratch: Scratch, length: int, ahead: int, about: np.ndarray) -> None:
     """Go through the most similar sessions, and note which tracks they have, and where."""
     met = scratch.neighbours[: scratch.counter[2]]
     for i in range(len(met)):
@@ -381,8 +382,9 @@ def _neighbours(memory: Memory, scratch: Scratch, ahead: int, about: np.ndarray)
     chosen = np.zeros(len(met), np.bool_)
     _top(met[:, SIM], NEIGHBOURS, chosen)
     about[4] = np.log1p(chosen.sum())
+    place_decay = np.exp(-np.arange(STRETCH + ahead + length + 1) / 3)
     for neighbour in np.flatnonzero(chosen):
-        sim, matched, age = met[neighbour, SIM], int(met[neighbour, MATCHED]), met[neighbour, MATCH_AGE]
+        sim, matched, age = met[neighbour, SIM], int(met[neighbour, MATCHED]), int(met[neighbour, MATCH_AGE])
         for way in (1, -1):
             for gap in range(1, STRETCH + 1):
                 track = memory.plays[matched + way * gap]
@@ -392,7 +394,7 @@ def _neighbours(memory: Memory, scratch: Scratch, ahead: int, about: np.ndarray)
                     continue
                 row = scratch.numbers[_meet(scratch, track)]
                 place = way * gap - ahead - age  # 0: where the track in question would be
-                row[STAN] += sim * sim * (np.exp(-abs(place) / 3) if way == 1 else 0.5 * np.exp(place / 3))
+                row[STAN] += sim * sim * (1.0 if way == 1 else 0.5) * place_decay[abs(place)]
                 if row[LAST_NEIGHBOUR] != neighbour:
                     row[LAST_NEIGHBOUR] = neighbour
                     row[SKNN] += sim
