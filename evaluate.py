@@ -99,7 +99,7 @@ def main(config: Config) -> dict[str, Any]:
             predict = seq_predictor(model, device, decoding, allowed_tracks(how, dataset, trained.data))
         elif result["experiment"] == "memory_seq":
             before = None if split == "test" else dataset.train.n_sessions  # it knows nothing later than the split
-            remembered = script.remembered(trained, model, folder, device, n_sessions=before)
+            remembered = script.remembered(trained, model, folder, dataset, device, n_sessions=before)
             predict = partial(predict_remembered, remembered)
         elif result["task"] == "pretrain":
             predict = masked_predictor(model, device, trained.masking)

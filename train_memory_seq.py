@@ -62,23 +62,31 @@ def build(config: Config, dataset: Dataset) -> CandidateScorer:
     return CandidateScorer(n_features=n_features, **asdict(config.model))
 
 
-def source_of(folder: Path, device: torch.device) -> NetworkSource:
-    """The network of a finished run, as a source of candidates."""
+def source_of(folder: Path, dataset: Dataset, device: torch.device) -> NetworkSource:
+    """The network of a finished run, as a source of candidates; `dataset` has its vocabulary."""
     from model.network_source import NetworkSource
     from utils.core.files import read_json
     from utils.training.rebuild import rebuild
 
     script = importlib.import_module(f"train_{read_json(folder / 'result.json')['experiment']}")
-    return NetworkSource(rebuild(script, folder, device=device).model, device)
+    trained = rebuild(script, folder, device=device, data=str(dataset.folder))
+    return NetworkSource(trained.model, device, history_size=trained.config.data.history_size)
 
 
 def remembered(
-    config: Config, scorer: CandidateScorer, folder: Path, device: torch.device, *, n_sessions: int | None = None
+    config: Config,
+    scorer: CandidateScorer,
+    folder: Path,
+    dataset: Dataset,
+    device: torch.device,
+    *,
+    n_sessions: int | None = None,
 ) -> MemoryModel:
     """What a finished run predicts with: its scorer, with the memory and the network in its folder.
 
     Args:
         config, scorer, folder: of the run.
+        dataset: the run's, or another of its vocabulary.
         device: of the scorer and the network.
         n_sessions: how many sessions the memory may know, the first ones; all of them if not given.
     """
@@ -88,7 +96,7 @@ def remembered(
 
     memory = Memory.open(folder / "memory")
     memory = memory if n_sessions is None else memory.first(n_sessions)
-    network = source_of(folder / "network", device) if config.network else None
+    network = source_of(folder / "network", dataset, device) if config.network else None
     return MemoryModel.of(CandidateFinder(memory, network), scorer, ahead=config.cases.ahead)
 
 
@@ -117,7 +125,7 @@ def main(config: Config) -> dict[str, Any]:
     network = None
     if config.network:
         check_network(config.network, dataset, config.cases)
-        network = source_of(Path(config.network), device)
+        network = source_of(Path(config.network), dataset, device)
     order = {"batch_size": config.train.batch_size, "seed": config.run.seed}
     cases = training_cases(dataset, config.data, config.cases, network=network, **order)
     memory = memory_of([dataset.train], dataset.n_ids)
@@ -143,7 +151,7 @@ def main(config: Config) -> dict[str, Any]:
     scores: dict[str, Any] = {}
     for name, loader in scoring_loaders(dataset, config.data):
         n_sessions = None if name.startswith("test") else dataset.train.n_sessions
-        model = remembered(config, scorer, run.folder, device, n_sessions=n_sessions)
+        model = remembered(config, scorer, run.folder, dataset, device, n_sessions=n_sessions)
         scores |= score(partial(predict_remembered, model), dataset, [(name, loader)], folder=run.folder)
     return run.finish(task="seq", scores=scores, **training_details(scorer, progress))
 

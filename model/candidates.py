@@ -4,7 +4,8 @@ A candidate is a track that one of the sources proposes, and each source gives i
 `model/memory.py`; h is a history x_1 ... x_n, t = 0 its last track, and w_s = 0.5 + s / S the weight of session s.
 
     n-gram      c_m(b), the plays of b after the last m tracks, weighted by w_s. P is their interpolation by absolute
-                discounting (Ney, Essen and Kneser 1994): P_m(b) = max(c_m(b) - D^m, 0) / c_m + left_m P_{m-1}(b).
+                discounting (Ney, Essen and Kneser 1994): P_m(b) = max(c_m(b) - D^m / 2, 0) / c_m + left_m P_{m-1}(b),
+                with P_0 = 0; the half is the weight of the oldest session.
     pairs       forward(b) = sum over t and the plays of x_{n-t} of A^t w_s G^|gap - ahead| / (n(x) + 5), for b played
                 `gap` places later in the session; backward(b) for b played earlier; cosine(b), both without regard to
                 order; cover(b), the share of the history's tracks that b was played with.

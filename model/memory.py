@@ -75,7 +75,7 @@ class Memory(NamedTuple):
         by_context = every[plays[every + 1] >= N_SPECIAL]
         for back in range(LONGEST - 1, -1, -1):
             by_context = _sorted(plays, by_context, back, n_ids)
-        return cls(
+        memory = cls(
             plays=plays,
             session=session,
             by_track=by_track,
@@ -84,6 +84,9 @@ class Memory(NamedTuple):
             context_starts=_starts(plays[by_context], n_ids),
             recent_plays=_recent_plays(plays, session, n_ids, np.array(TRENDS)),
         )
+        for array in memory:
+            array.flags.writeable = False  # as `open` maps them: machine code is compiled for one kind of memory
+        return memory
 
     def first(self, n_sessions: int) -> Memory:
         """The memory of the first sessions only."""

@@ -23,17 +23,19 @@ class NetworkSource:
     Args:
         model: on `device`.
         device: of the model.
+        history_size: plays of a history that it was made for; of longer ones it reads the last.
     """
 
-    def __init__(self, model: SeqModel, device: torch.device) -> None:
+    def __init__(self, model: SeqModel, device: torch.device, *, history_size: int) -> None:
         self.model = model
         self.device = device
+        self.history_size = history_size
         model.eval()
 
     @torch.inference_mode()
     def __call__(self, history: np.ndarray) -> tuple[np.ndarray, Tensor]:
         """Proposed tracks int32 (N, K), the best first, and log P float32 (N, V) after histories int (N, S)."""
-        tracks = torch.from_numpy(history.astype(np.int64)).to(self.device)
+        tracks = torch.from_numpy(history[:, -self.history_size :].astype(np.int64)).to(self.device)
         nothing = torch.zeros(*tracks.shape, len(schema.LOG_COLUMNS), dtype=torch.uint8, device=self.device)
         of_tracks = History(tracks, torch.zeros_like(tracks), nothing)
         states = self.model(of_tracks, self.model.start(of_tracks))[:, 0]  # (N, D)

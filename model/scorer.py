@@ -26,6 +26,8 @@ from utils.data.vocab import N_SPECIAL
 
 CLIP = 6.0
 """Largest standardised feature."""
+LEAST = 1e-30
+"""Smallest probability of "elsewhere": ranks need one above 0, which float32 may round to."""
 NOTHING = torch.finfo(torch.float32).min
 
 
@@ -144,7 +146,7 @@ def next_scores(scorer: CandidateScorer, cases: Candidates, n_ids: int) -> NextS
     p = scorer(cases).exp().mean(0).cpu().numpy()  # (N, C + 1)
     there = np.arange(p.shape[1] - 1) < np.diff(cases.starts)[:, None]
     found = csr_array((p[:, 1:][there], cases.ids, cases.starts), shape=(len(p), n_ids))
-    return NextScores(found, p[:, 0].astype(np.float64))
+    return NextScores(found, p[:, 0].astype(np.float64).clip(min=LEAST))
 
 
 @dataclass(frozen=True)

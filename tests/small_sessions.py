@@ -11,6 +11,7 @@ from utils.data.vocab import N_SPECIAL, PAD, UNK
 A, B, C, D, E = range(N_SPECIAL, N_SPECIAL + 5)
 N_IDS = E + 1
 MARKOV_SESSIONS = [[A, B, C], [A, B, D], [A, C], [B]]
+FIVE = [[A, B, C], [D, B, C], [A, B, D], [B, A, UNK, C], [A]]
 
 
 def flat(sessions: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:

@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -254,6 +255,42 @@ def test_training_loader_follows_the_config(dataset_folder):
     assert batch.history.tracks.shape == (5, 3)
     assert batch.target_tracks.shape == (5, 4)
     assert (loader.seed, loader.shuffle) == (8, True)
+
+
+@pytest.mark.parametrize("cut", ["half", "random", "every"])
+def test_train_share_takes_the_first_sessions(dataset_folder, cut):
+    dataset = Dataset.open(dataset_folder)
+    data = DataConfig(train_cut=cut, train_share=0.4, history_size=20, target_size=20)
+    loader = training_loader(dataset, data, batch_size=1000, seed=8)
+    assert sorted(set(loader.session.tolist())) == list(range(25)), "25.6 of 64"
+    last = SessionLoader(dataset.train.between(60, 64), batch_size=1000, history_size=20, target_size=20)
+    sessions = set()
+    for batch in map(only_batch, (loader, last)):
+        whole = torch.cat([batch.history.tracks, batch.target_tracks], dim=1)
+        sessions |= {tuple(row[row > 0].tolist()) for row in whole}
+    tracks, offsets = dataset.train.tracks, dataset.train.offsets
+    taken = [*range(25), *range(60, 64)]
+    assert sessions == {tuple(tracks[offsets[s] : offsets[s + 1]].tolist()) for s in taken}
+    one = training_loader(dataset, DataConfig(train_share=0.001), batch_size=5, seed=8)
+    assert one.n_examples == 1, "at least one session"
+    assert training_loader(dataset, DataConfig(), batch_size=5, seed=8).n_examples == 64
+
+
+@pytest.mark.parametrize("share", [0, -0.5, 1.01])
+def test_train_share_is_a_share(share):
+    with pytest.raises(UserError, match=f"data.train_share is {share}; it must be above 0 and at most 1"):
+        DataConfig(train_share=share)
+
+
+@pytest.mark.parametrize(("share", "folds"), [(0.1, 1), (0.05, 2), (0.07, 3), (0.25, 1)])
+def test_train_share_leaves_out_the_sessions_of_a_scorer(dataset_folder, share, folds):
+    """For any number of sessions, a network knows none of those from which `training_cases` learns."""
+    dataset = Dataset.open(dataset_folder)
+    for n in range(10, 65):
+        train = dataset.train.between(0, n)
+        data = DataConfig(train_share=1 - share * folds)
+        known = training_loader(replace(dataset, train=train), data, batch_size=5, seed=8).n_examples
+        assert n - round(n * share * folds) - 1 <= known <= n - round(n * share * folds)
 
 
 def test_dataset(dataset_folder):

@@ -255,7 +255,7 @@ def training_loader(dataset: Dataset, data: DataConfig, *, batch_size: int, seed
         if dataset.split(split).n_sessions:
             check_length(dataset.split(split), data.min_length)
     return SessionLoader(
-        dataset.train.between(0, max(1, round(dataset.train.n_sessions * data.train_share))),
+        dataset.train.between(0, max(1, int(dataset.train.n_sessions * data.train_share))),
         batch_size=batch_size,
         cut=data.train_cut,
         history_size=data.history_size,

@@ -79,8 +79,10 @@ def training_cases(
     ahead = draw_places(targets, np.random.default_rng(seed))
     parts = []
     for k, (first, end) in enumerate(pairwise(bounds), start=1):
-        memory = memory_of([dataset.train.between(0, first)], dataset.n_ids)
         mine = (ordered.session >= first - bounds[0]) & (ordered.session < end - bounds[0])
+        if not mine.any():  # few cases, or sessions of one play
+            continue
+        memory = memory_of([dataset.train.between(0, first)], dataset.n_ids)
         parts.append(
             CandidateFinder(memory, network)(history[mine], ahead[mine], bar=f"candidates, fold {k} of {config.folds}")
         )
