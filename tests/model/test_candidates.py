@@ -125,7 +125,6 @@ def test_the_history_by_hand() -> None:
         "last two equal": 0,
         "highest n-gram": logged(p),
         "plays of the last track": close(log1p(4)),
-        "places ahead": 0,
     }
     assert about[1]["last two equal"] == 1
     assert [row["distinct tracks"] for row in about] == [1, 0.5, 0.75]
@@ -138,24 +137,6 @@ def test_the_history_by_hand() -> None:
 @pytest.fixture(scope="module")
 def together() -> Candidates:
     return finder(MANY, MANY_IDS)(ASKED)
-
-
-def test_two_places_ahead_by_hand() -> None:
-    """Two places after B stands one unknown track; what is near counts by how far it is from that place."""
-    asked = histories([A, B], size=4)
-    found = finder(FIVE)(asked, 2)
-    rows = zip(found.ids, found.features, strict=True)
-    of_each = {int(b): dict(zip(FEATURES, row.tolist(), strict=True)) for b, row in rows}
-    assert of_each[C]["n-gram of order 1"] == logged(0)
-    assert of_each[A]["repeat"] == close(1 / 3)
-    assert of_each[B]["repeat"] == 0.5
-    # C stands one and three places after B, both a place away, and two places after A.
-    of_b, of_a = 0.8 * (0.5 + 0.7) + 0.8 * 1.1, 0.75 * (0.5 + 1.1)
-    assert of_each[C]["forward"] == logged((of_b + of_a) / 9)
-    assert found.histories[0, OF_HISTORY.index("places ahead")] == close(log(2))
-    each = finder(FIVE)(np.repeat(asked, 2, axis=0), np.array([2, 1]))
-    assert_array_equal(each.features[: each.starts[1]], found.features)
-    assert_array_equal(each.features[each.starts[1] :], finder(FIVE)(asked).features)
 
 
 def test_together_is_as_one_by_one(together: Candidates, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,11 +41,10 @@ def known(track: int) -> bool:
 
 
 class Reference:
-    """What a memory of `sessions` says of the track that is `ahead` places after a history."""
+    """What a memory of `sessions` says of the tracks after a history."""
 
-    def __init__(self, sessions: list[list[int]], ahead: int = 1) -> None:
+    def __init__(self, sessions: list[list[int]]) -> None:
         self.sessions = sessions
-        self.ahead = ahead
         self.n = len(sessions)
         self.plays: dict[int, list[tuple[int, int]]] = defaultdict(list)  # track -> (session, place), by time
         for s, session in enumerate(sessions):
@@ -69,7 +68,8 @@ class Reference:
     def looked_at(self, context: list[int], endings: list[tuple[int, int]]) -> list[tuple[int, int]]:
         """The endings within the bound: of the latest plays of one track, or evenly spaced by what stands before."""
         if len(context) == 1:
-            return self.plays[context[0]][-c.CONTEXTS :]
+            latest = set(self.plays[context[0]][-c.CONTEXTS :])
+            return [ending for ending in endings if ending in latest]
 
         def earlier(ending: tuple[int, int]) -> tuple[int, ...]:
             s, place = ending
@@ -95,9 +95,7 @@ class Reference:
             count: Sums = defaultdict(float)
             last: dict[int, int] = {}
             for s, place in self.looked_at(context, endings):
-                if place + self.ahead >= len(self.sessions[s]) or not known(self.sessions[s][place + self.ahead]):
-                    continue
-                track = self.sessions[s][place + self.ahead]
+                track = self.sessions[s][place + 1]
                 count[track] += self.weight(s)
                 last[track] = max(last.get(track, 0), s)
             for track, s in last.items():
@@ -132,10 +130,10 @@ class Reference:
             for s, at in self.plays[x][-c.PLAYS :]:
                 for place, b in enumerate(self.sessions[s]):
                     gap = place - at
-                    if gap == 0 or abs(gap) > c.REACH + self.ahead - 1 or not known(b):
+                    if gap == 0 or abs(gap) > c.REACH or not known(b):
                         continue
-                    side, far = (self.forward if gap > 0 else self.backward), abs(abs(gap) - self.ahead)
-                    side[b] += c.AGE_DECAY**t * self.weight(s) * c.GAP_DECAY**far / (n(x) + 5)
+                    side = self.forward if gap > 0 else self.backward
+                    side[b] += c.AGE_DECAY**t * self.weight(s) * c.GAP_DECAY ** (abs(gap) - 1) / (n(x) + 5)
                     self.cosine[b] += c.AGE_DECAY**t / sqrt((n(x) + 20) * (n(b) + 20))
                     partners[b].add(x)
         self.cover = {b: len(xs) / len(tracks) for b, xs in partners.items()}
@@ -166,12 +164,12 @@ class Reference:
             for b, all_gaps in gaps.items():
                 self.sknn[b] += sim[s]
                 for gap in all_gaps:
-                    far = gap - self.ahead - t
+                    far = gap - 1 - t
                     self.stan[b] += sim[s] ** 2 * (exp(-abs(far) / 3) if gap > 0 else 0.5 * exp(far / 3))
                 later = [gap for gap in all_gaps if gap > 0]
                 first = min(later) if later else max(all_gaps)
                 if b not in self.nearest or sim[s] > self.nearest[b][0]:
-                    self.nearest[b] = (sim[s], first - self.ahead - t)
+                    self.nearest[b] = (sim[s], first - 1 - t)
 
     def read(self, history: list[int]) -> None:
         """Everything about a history."""
@@ -218,7 +216,7 @@ class Reference:
                 row[f"plays of {name} sessions"] = log(sum(exp((s - self.n) / constant) for s, _ in plays) + LITTLE)
             row["sessions since"] = log1p(self.n - plays[-1][0] if plays else 2 * self.n)
             ages = [t for t, track in enumerate(reversed(self.history)) if track == b]
-            row["repeat"], row["repeats"] = (1 / (ages[0] + self.ahead) if ages else 0.0), len(ages)
+            row["repeat"], row["repeats"] = (1 / (ages[0] + 1) if ages else 0.0), len(ages)
             rows.append(row)
         for name in ("n-gram", "sknn", "stan", "forward", "cosine"):
             highest = max((row[name] for row in rows), default=0.0)
@@ -239,26 +237,22 @@ class Reference:
             "last two equal": float(len(h) > 1 and h[-1] == h[-2]),
             "highest n-gram": log(max(self.p.values(), default=0) + LITTLE),
             "plays of the last track": log1p(len(self.plays[h[-1]])) if h and known(h[-1]) else 0.0,
-            "places ahead": log(self.ahead),
         }
         return [numbers[name] for name in OF_HISTORY]
 
 
-def find(sessions: list[list[int]], histories: list[list[int]], n_tracks: int, ahead: list[int]) -> Candidates:
+def find(sessions: list[list[int]], histories: list[list[int]], n_tracks: int) -> Candidates:
     """What the compiled version says."""
     size = max(1, *map(len, histories))
     rows = np.array([[PAD] * (size - len(history)) + history for history in histories], np.int32)
-    return CandidateFinder(Memory.build(*flat(sessions), n_ids=N_SPECIAL + n_tracks))(rows, np.array(ahead))
+    return CandidateFinder(Memory.build(*flat(sessions), n_ids=N_SPECIAL + n_tracks))(rows)
 
 
-def check(
-    sessions: list[list[int]], histories: list[list[int]], n_tracks: int, ahead: list[int] | None = None
-) -> tuple[Candidates, list[Reference]]:
+def check(sessions: list[list[int]], histories: list[list[int]], n_tracks: int) -> tuple[Candidates, list[Reference]]:
     """Compare the two; returns both."""
-    ahead = ahead or [1] * len(histories)
-    found, references = find(sessions, histories, n_tracks, ahead), []
+    found, references = find(sessions, histories, n_tracks), []
     for i, history in enumerate(histories):
-        reference = Reference(sessions, ahead[i])
+        reference = Reference(sessions)
         reference.read(history)
         part = slice(found.starts[i], found.starts[i + 1])
         ids, (must, may) = found.ids[part].tolist(), reference.proposals()
@@ -287,17 +281,6 @@ def test_few_tracks(seed: int) -> None:
     assert max(len(set(history)) for history in histories) > c.AGES + 2
     assert max(reference.longest for reference in references) == LONGEST
     assert len(found.ids) > 300
-
-
-@pytest.mark.parametrize("seed", range(2))
-def test_places_ahead(seed: int) -> None:
-    """Each history asks for another place, the farthest beyond all sessions."""
-    sessions = draw_sessions(100, seed + 20, n_tracks=45)
-    histories = [[], [UNK], *draw_sessions(20, seed + 70, n_tracks=50, longest=12)]
-    ahead = [1 + (3 * i) % 12 for i in range(len(histories))]
-    ahead[-1] = c.MOST_AHEAD
-    _, references = check(sessions, histories, 50, ahead)
-    assert any(reference.p for reference in references if reference.ahead > 5)
 
 
 def test_many_tracks() -> None:
