@@ -59,7 +59,7 @@ def main(config: Config) -> dict[str, Any]:
     from utils.data.newer import newer_sessions
     from utils.data.past import past_of
     from utils.evaluation.decoding import allowed_tracks, mask_filling, step_by_step
-    from utils.evaluation.predict import predict_remembered, seq_predictor, skip_predictor
+    from utils.evaluation.predict import predict_by_counting, seq_predictor, skip_predictor
     from utils.evaluation.scoring import score_loader, scoring_loader
     from utils.evaluation.tables import check_table_path, predictions_table, print_scores, write_table
     from utils.preprocessing.outside_plays import plays_as_split
@@ -100,7 +100,7 @@ def main(config: Config) -> dict[str, Any]:
         elif result["experiment"] == "memory_seq":
             before = None if split == "test" else dataset.train.n_sessions  # it knows nothing later than the split
             remembered = script.remembered(trained, model, folder, dataset, device, n_sessions=before)
-            predict = partial(predict_remembered, remembered)
+            predict = partial(predict_by_counting, remembered)
         elif result["task"] == "pretrain":
             predict = masked_predictor(model, device, trained.masking)
         else:

@@ -97,16 +97,16 @@ def remembered(
     memory = Memory.open(folder / "memory")
     memory = memory if n_sessions is None else memory.first(n_sessions)
     network = source_of(folder / "network", dataset, device) if config.network else None
-    return MemoryModel.of(CandidateFinder(memory, network), scorer, ahead=config.cases.ahead)
+    return MemoryModel.of(CandidateFinder(memory, network), scorer)
 
 
 def main(config: Config) -> dict[str, Any]:
     """Remember, train, score once on test; returns result.json's content."""
     from model.candidates import CandidateFinder
-    from utils.core.errors import UserError, blame
+    from utils.core.errors import blame
     from utils.data.dataset import Dataset
     from utils.evaluation.metrics import direction
-    from utils.evaluation.predict import predict_remembered
+    from utils.evaluation.predict import predict_by_counting
     from utils.evaluation.scoring import score, scoring_loaders
     from utils.training.loop import fit, training_details
     from utils.training.machine import pick_device, seed_everything
@@ -114,11 +114,6 @@ def main(config: Config) -> dict[str, Any]:
     from utils.training.memory_files import check_network, keep_network, save_memory
     from utils.training.run import Run
 
-    if 1 < config.cases.ahead < config.data.target_size:
-        raise UserError(
-            f"cases.ahead is {config.cases.ahead}, but data.target_size {config.data.target_size}: give as many places "
-            "or more, or 1 to continue step by step"
-        )
     check_unused(config.data, "train_share", "train_cut", "new_plays", by="a memory")
     dataset = Dataset.open(config.data.folder)
     device = pick_device(config.train.device)
@@ -152,7 +147,7 @@ def main(config: Config) -> dict[str, Any]:
     for name, loader in scoring_loaders(dataset, config.data):
         n_sessions = None if name.startswith("test") else dataset.train.n_sessions
         model = remembered(config, scorer, run.folder, dataset, device, n_sessions=n_sessions)
-        scores |= score(partial(predict_remembered, model), dataset, [(name, loader)], folder=run.folder)
+        scores |= score(partial(predict_by_counting, model), dataset, [(name, loader)], folder=run.folder)
     return run.finish(task="seq", scores=scores, **training_details(scorer, progress))
 
 

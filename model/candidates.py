@@ -6,17 +6,14 @@ A candidate is a track that one of the sources proposes, and each source gives i
     n-gram      c_m(b), the plays of b after the last m tracks, weighted by w_s. P is their interpolation by absolute
                 discounting (Ney, Essen and Kneser 1994): P_m(b) = max(c_m(b) - D^m / 2, 0) / c_m + left_m P_{m-1}(b),
                 with P_0 = 0; the half is the weight of the oldest session.
-    pairs       forward(b) = sum over t and the plays of x_{n-t} of A^t w_s G^|gap - ahead| / (n(x) + 5), for b played
-                `gap` places later in the session; backward(b) for b played earlier; cosine(b), both without regard to
-                order; cover(b), the share of the history's tracks that b was played with.
+    pairs       forward(b) = sum over t and the plays of x_{n-t} of A^t w_s G^(gap - 1) / (n(x) + 5), for b played `gap`
+                places later in the session; backward(b) for b played earlier; cosine(b), both without regard to order;
+                cover(b), the share of the history's tracks that b was played with.
     neighbours  sim(s) = sum over t of A^t [x_{n-t} in s] / sqrt(n(x) + 20), more for recent sessions. Of the most
                 similar sessions: sknn(b), the sum of sim over those with b (session kNN); stan(b), where b's place
                 relative to the track that was matched counts, too (after STAN, Garg et al. 2019); the highest sim.
     repeats     the tracks of the history itself.
     trends      how often b is played, how often lately, and how long ago it was.
-
-The question is usually the next track; it may be the one `ahead` places after the history. Then counts are of tracks so
-many places after a context, and places in other sessions are compared with that place.
 
 Everything about one history is computed from that history alone, so batches change nothing.
 """
@@ -44,8 +41,6 @@ NEIGHBOURS = 200
 """Most similar sessions."""
 REACH = 10
 """Places before and after a play in which tracks count as played together."""
-MOST_AHEAD = 30
-"""Furthest play after a history that can be in question."""
 STRETCH = 30
 """Places before and after a matched play in which a neighbour session's tracks are looked at."""
 AGE_DECAY, GAP_DECAY, DISCOUNT = 0.75, 0.8, 0.9
@@ -69,7 +64,7 @@ FEATURES = (
 """What is known of a candidate. Relative features are differences to the history's best candidate."""
 OF_HISTORY = (
     *("length", "longest order", "plays of order 1", "plays of order 2", "neighbours"),
-    *("distinct tracks", "last two equal", "highest n-gram", "plays of the last track", "places ahead"),
+    *("distinct tracks", "last two equal", "highest n-gram", "plays of the last track"),
 )
 """What is known of a history, the same for all of its candidates."""
 
@@ -120,7 +115,7 @@ class Scratch(NamedTuple):
     def of(cls, memory: Memory, n_more: int) -> Scratch:
         """For histories of this memory, each with up to `n_more` tracks that it does not find itself."""
         v, s, most = memory.n_ids, memory.n_sessions, AGES * PLAYS
-        rows = min(v, LONGEST * CONTEXTS + most * 2 * (REACH + MOST_AHEAD) + NEIGHBOURS * 2 * STRETCH + n_more)
+        rows = min(v, LONGEST * CONTEXTS + most * 2 * REACH + NEIGHBOURS * 2 * STRETCH + n_more)
         return cls(
             *(np.zeros(v, np.int64), np.zeros(v, np.int32), np.zeros(rows, np.int32), np.zeros((rows, N_NUMBERS))),
             *(np.zeros(s, np.int64), np.zeros(s, np.int32), np.zeros((most, 4)), np.zeros(most, np.int32)),
@@ -140,16 +135,9 @@ class CandidateFinder:
         self.memory = memory
         self.network = network
 
-    def __call__(self, history: np.ndarray, ahead: np.ndarray | int = 1, *, bar: str = "") -> Candidates:
-        """The candidates of histories.
-
-        Args:
-            history: int (N, S), padded on the left.
-            ahead: int (N,) or one for all, which play after the history is in question; 1 for the next one.
-            bar: text of a progress bar; none if empty.
-        """
+    def __call__(self, history: np.ndarray, *, bar: str = "") -> Candidates:
+        """The candidates of histories int (N, S), padded on the left; with the text of a progress bar, if any."""
         n, size = history.shape
-        places = np.broadcast_to(np.asarray(ahead, np.int64), (n,))
         n_proposed = 0 if self.network is None else PROPOSED
         scratch = Scratch.of(self.memory, size + n_proposed)
         at_once = min(n, CASES_AT_ONCE if self.network is None else rows_at_once(self.memory.n_ids, CASES_AT_ONCE))
@@ -162,7 +150,7 @@ class CandidateFinder:
             proposed, log_p = (np.zeros((len(plays), 0), np.int32), None)
             if self.network is not None:
                 proposed, log_p = self.network(plays)
-            found = _find(self.memory, scratch, plays, places[i], proposed, ids, features, about[i], counts[i])
+            found = _find(self.memory, scratch, plays, proposed, ids, features, about[i], counts[i])
             values = [features[:found]]
             if log_p is not None:
                 rows = np.repeat(np.arange(len(plays)), counts[i])
@@ -177,7 +165,6 @@ def _find(
     memory: Memory,
     scratch: Scratch,
     history: np.ndarray,
-    ahead: np.ndarray,
     proposed: np.ndarray,
     ids: np.ndarray,
     features: np.ndarray,
@@ -193,9 +180,9 @@ def _find(
         while n < history.shape[1] and history[i, history.shape[1] - 1 - n] != PAD:
             n += 1
         plays = history[i, history.shape[1] - n :][::-1]  # the last one first
-        _ngram(memory, scratch, plays, ahead[i], numbers[i])
-        _pairs(memory, scratch, plays, ahead[i])
-        _neighbours(memory, scratch, n, ahead[i], numbers[i])
+        _ngram(memory, scratch, plays, numbers[i])
+        _pairs(memory, scratch, plays)
+        _neighbours(memory, scratch, n, numbers[i])
         for j in range(n):
             if plays[j] >= N_SPECIAL:
                 _meet(scratch, plays[j])
@@ -219,10 +206,10 @@ def _find(
         counts[i] = len(chosen)
         for track in chosen:
             ids[found] = track
-            _describe(memory, scratch, plays, ahead[i], track, features[found])
+            _describe(memory, scratch, plays, track, features[found])
             found += 1
         _relate(features[found - len(chosen) : found])
-        _describe_history(memory, plays, ahead[i], numbers[i])
+        _describe_history(memory, plays, numbers[i])
     return found
 
 
@@ -241,22 +228,12 @@ def _meet(scratch: Scratch, track: int) -> int:
 
 
 @compiled
-def _track_ahead(plays: np.ndarray, place: int, ahead: int) -> int:
-    """The track `ahead` plays after a place, `PAD` where the session ends before."""
-    for i in range(1, ahead + 1):
-        if plays[place + i] == PAD:
-            return PAD
-    return plays[place + ahead]
-
-
-@compiled
-def _ngram(memory: Memory, scratch: Scratch, plays: np.ndarray, ahead: int, about: np.ndarray) -> None:
+def _ngram(memory: Memory, scratch: Scratch, plays: np.ndarray, about: np.ndarray) -> None:
     """Count what followed each context at the end of the history, and interpolate.
 
     Args:
         memory, scratch: where from, and where to.
         plays: the history, its last play first.
-        ahead: how many places after the context.
         about: of `OF_HISTORY`; gets the longest order, the plays of orders 1 and 2, and the highest probability.
     """
     about[:] = 0
@@ -280,11 +257,13 @@ def _ngram(memory: Memory, scratch: Scratch, plays: np.ndarray, ahead: int, abou
         if m == 1:
             n = latest - memory.track_starts[track]
         for k in range(min(n, CONTEXTS)):
-            place = memory.by_track[latest - 1 - k] if m == 1 else memory.by_context[low + k * n // min(n, CONTEXTS)]
-            following = _track_ahead(memory.plays, place, ahead)
-            if following < N_SPECIAL:
-                continue
-            row = scratch.numbers[_meet(scratch, following)]
+            if m == 1:
+                place = memory.by_track[latest - 1 - k]
+                if memory.plays[place + 1] < N_SPECIAL:
+                    continue
+            else:
+                place = memory.by_context[low + k * n // min(n, CONTEXTS)]
+            row = scratch.numbers[_meet(scratch, memory.plays[place + 1])]
             session = memory.session[place]
             weight = 0.5 + session / n_sessions
             row[COUNTS + m - 1] += weight
@@ -296,8 +275,6 @@ def _ngram(memory: Memory, scratch: Scratch, plays: np.ndarray, ahead: int, abou
     n = scratch.counter[1]
     for m in range(1, longest + 1):
         taken, total = 0.5 * DISCOUNT**m, totals[m - 1]
-        if total == 0:  # no play has a track so far ahead
-            continue
         left = 1.0
         for i in range(n):
             left -= max(scratch.numbers[i, COUNTS + m - 1] - taken, 0.0) / total
@@ -313,10 +290,9 @@ def _ngram(memory: Memory, scratch: Scratch, plays: np.ndarray, ahead: int, abou
 
 
 @compiled
-def _pairs(memory: Memory, scratch: Scratch, plays: np.ndarray, ahead: int) -> None:
+def _pairs(memory: Memory, scratch: Scratch, plays: np.ndarray) -> None:
     """Go through the plays of the history's last tracks, and note what was played around them, and in which session."""
     n_sessions, age = memory.session[-1] + 1, 0
-    gap_decay = GAP_DECAY ** np.abs(np.arange(REACH + ahead) - ahead)
     for i in range(len(plays)):
         track, again = plays[i], False
         for j in range(i):
@@ -334,17 +310,19 @@ def _pairs(memory: Memory, scratch: Scratch, plays: np.ndarray, ahead: int) -> N
             near = decay * weight / (n + 5.0)
             together = decay / np.sqrt(n + 20.0)
             for way in (1, -1):
-                for gap in range(1, REACH + ahead):
+                share = near
+                for gap in range(1, REACH + 1):
                     other = memory.plays[place + way * gap]
                     if other == PAD:
                         break
                     if other >= N_SPECIAL:
                         row = scratch.numbers[_meet(scratch, other)]
-                        row[FORWARD if way == 1 else BACKWARD] += near * gap_decay[gap]
+                        row[FORWARD if way == 1 else BACKWARD] += share
                         row[COSINE] += together
                         if row[LAST_AGE] != i:
                             row[LAST_AGE] = i
                             row[COVER] += 1
+                    share *= GAP_DECAY
         age += 1
         if age == AGES:
             break
@@ -375,7 +353,7 @@ def _meet_session(scratch: Scratch, session: int, place: int, age: int, similari
 
 
 @compiled
-def _neighbours(memory: Memory, scratch: Scratch, length: int, ahead: int, about: np.ndarray) -> None:
+def _neighbours(memory: Memory, scratch: Scratch, length: int, about: np.ndarray) -> None:
     """Go through the most similar sessions, and note which tracks they have, and where."""
     met = scratch.neighbours[: scratch.counter[2]]
     for i in range(len(met)):
@@ -383,7 +361,7 @@ def _neighbours(memory: Memory, scratch: Scratch, length: int, ahead: int, about
     chosen = np.zeros(len(met), np.bool_)
     _top(met[:, SIM], NEIGHBOURS, chosen)
     about[4] = np.log1p(chosen.sum())
-    place_decay = np.exp(-np.arange(STRETCH + ahead + length + 1) / 3)
+    place_decay = np.exp(-np.arange(STRETCH + length + 2) / 3)
     for neighbour in np.flatnonzero(chosen):
         sim, matched, age = met[neighbour, SIM], int(met[neighbour, MATCHED]), int(met[neighbour, MATCH_AGE])
         for way in (1, -1):
@@ -394,7 +372,7 @@ def _neighbours(memory: Memory, scratch: Scratch, length: int, ahead: int, about
                 if track < N_SPECIAL:
                     continue
                 row = scratch.numbers[_meet(scratch, track)]
-                place = way * gap - ahead - age  # 0: where the track in question would be
+                place = way * gap - 1 - age  # 0: where the next track of the history would be
                 row[STAN] += sim * sim * (1.0 if way == 1 else 0.5) * place_decay[abs(place)]
                 if row[LAST_NEIGHBOUR] != neighbour:
                     row[LAST_NEIGHBOUR] = neighbour
@@ -424,7 +402,7 @@ def _top(scores: np.ndarray, n: int, wanted: np.ndarray) -> None:
 
 
 @compiled
-def _describe(memory: Memory, scratch: Scratch, plays: np.ndarray, ahead: int, track: int, out: np.ndarray) -> None:
+def _describe(memory: Memory, scratch: Scratch, plays: np.ndarray, track: int, out: np.ndarray) -> None:
     """Write the features of a candidate but for the relative ones: `out` (number of `FEATURES`,)."""
     row = scratch.numbers[scratch.slot[track]]
     n_sessions = memory.session[-1] + 1
@@ -451,7 +429,7 @@ def _describe(memory: Memory, scratch: Scratch, plays: np.ndarray, ahead: int, t
     out[k + 16], out[k + 17] = 0.0, 0.0
     for j in range(len(plays) - 1, -1, -1):
         if plays[j] == track:
-            out[k + 16] = 1.0 / (j + ahead)
+            out[k + 16] = 1.0 / (j + 1)
             out[k + 17] += 1.0
 
 
@@ -468,10 +446,9 @@ def _relate(features: np.ndarray) -> None:
 
 
 @compiled
-def _describe_history(memory: Memory, plays: np.ndarray, ahead: int, about: np.ndarray) -> None:
+def _describe_history(memory: Memory, plays: np.ndarray, about: np.ndarray) -> None:
     """Write what is known of the history but for what `_ngram` and `_neighbours` wrote."""
     about[0] = np.log1p(len(plays))
-    about[9] = np.log(ahead)
     distinct = 0
     for i in range(len(plays)):
         again = False

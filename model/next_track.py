@@ -193,7 +193,7 @@ def score_targets(model: NextTrack, history: np.ndarray, targets: np.ndarray) ->
     size = history.shape[1]
     log_probability = np.zeros(targets.shape, np.float32)
     ranks = Ranks(*np.zeros((2, len(targets)), np.float32))
-    for i in chunks(len(history), "score targets"):
+    for i in _chunks(len(history), "score targets"):
         for t in range(targets.shape[1]):
             scores = model.score(plays[i, t : t + size])
             chance = probability(scores, model.popularity, targets[i, t])
@@ -207,13 +207,13 @@ def continue_greedily(model: NextTrack, history: np.ndarray, n_steps: int) -> np
     """The model's own continuation int32 (N, n_steps) of histories (N, S): step by step the most probable track."""
     size = history.shape[1]
     plays = np.concatenate([history.astype(np.int32), np.zeros((len(history), n_steps), np.int32)], axis=1)
-    for i in chunks(len(history), "continue"):
+    for i in _chunks(len(history), "continue"):
         for t in range(n_steps):
             plays[i, size + t] = best(model.score(plays[i, t : t + size]), model.popularity)
     return plays[:, size:]
 
 
-def chunks(n: int, description: str = "rank") -> Iterator[slice]:
+def _chunks(n: int, description: str = "rank") -> Iterator[slice]:
     """Ranges of examples that are scored together."""
     starts = tqdm(range(0, n, _EXAMPLES_AT_ONCE), desc=description, leave=False, delay=2)
     return (slice(start, start + _EXAMPLES_AT_ONCE) for start in starts)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from model.candidates import OF_HISTORY, CandidateFinder, Candidates
 from model.dropout import Dropout
 from model.memory import Memory
-from model.next_track import NextScores, best, chunks, continue_greedily
+from model.next_track import NextScores
 from utils.data.vocab import N_SPECIAL
 
 CLIP = 6.0
@@ -156,28 +156,13 @@ class MemoryModel:
     finder: CandidateFinder
     scorer: CandidateScorer
     popularity: np.ndarray
-    ahead: int
-    """Places after a history that the scorer knows."""
 
     @classmethod
-    def of(cls, finder: CandidateFinder, scorer: CandidateScorer, *, ahead: int = 1) -> MemoryModel:
+    def of(cls, finder: CandidateFinder, scorer: CandidateScorer) -> MemoryModel:
         """This scorer over the candidates of `finder`."""
         scorer.eval()
-        return cls(finder, scorer, popularity(finder.memory), ahead)
+        return cls(finder, scorer, popularity(finder.memory))
 
-    def score(self, history: np.ndarray, ahead: int = 1) -> NextScores:
-        """Probabilities of the track `ahead` places after histories int (N, S), padded on the left."""
-        return next_scores(self.scorer, self.finder(history, ahead), len(self.popularity))
-
-    def continued(self, history: np.ndarray, n_steps: int) -> np.ndarray:
-        """The continuation int32 (N, n_steps) of histories (N, S).
-
-        It is the most probable track of each place, or if the scorer knows the next place only, that of each step.
-        """
-        if self.ahead == 1:
-            return continue_greedily(self, history, n_steps)
-        tracks = np.empty((len(history), n_steps), np.int32)
-        for i in chunks(len(history), "continue"):
-            for step in range(n_steps):
-                tracks[i, step] = best(self.score(history[i], step + 1), self.popularity)
-        return tracks
+    def score(self, history: np.ndarray) -> NextScores:
+        """Probabilities of the next track of histories int (N, S), padded on the left."""
+        return next_scores(self.scorer, self.finder(history), len(self.popularity))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from tqdm import tqdm
 from model import next_track
 from model.catalogue import Catalogue, rows_at_once
 from model.decoding import HasHead, TargetModel
+from model.next_track import NextTrack
 from utils.core import distributed
 from utils.data.batch import SessionBatch
 from utils.data.dataloaders import SessionLoader
@@ -24,9 +24,6 @@ from utils.data.vocab import N_SPECIAL, PAD
 from utils.evaluation.decoding import Decoding, step_by_step
 from utils.evaluation.options import DecodingConfig
 from utils.evaluation.predictions import Predict, SeqPredictions, SkipPredictions
-
-if TYPE_CHECKING:
-    from model.scorer import MemoryModel  # imports numba
 
 LOGIT_ROWS = 256
 """Most rows of the (rows, V) score matrix that are held at once: 105 MB at 103,000 tracks."""
@@ -100,11 +97,9 @@ def predict_seq(
     return SeqPredictions(tracks, log_probability, rank, tied)
 
 
-def predict_remembered(model: MemoryModel, loader: SessionLoader) -> SeqPredictions:
-    """The same of a memory and its scorer."""
-    history, targets = next_track.examples(loader)
-    log_probability, ranks = next_track.score_targets(model, history, targets)
-    return SeqPredictions(model.continued(history, targets.shape[1]), log_probability, *ranks)
+def predict_by_counting(model: NextTrack, loader: SessionLoader) -> SeqPredictions:
+    """The same of a model that counts: a baseline, or a memory with its scorer."""
+    return SeqPredictions(*next_track.predict(model, *next_track.examples(loader)))
 
 
 def progress(loader: SessionLoader) -> tqdm:

@@ -19,7 +19,7 @@ from utils.data.batch import SessionBatch
 from utils.data.dataloaders import SessionLoader
 from utils.data.dataset import Dataset, SessionArrays
 from utils.data.options import DataConfig
-from utils.data.vocab import N_SPECIAL, PAD
+from utils.data.vocab import N_SPECIAL
 from utils.evaluation.predictions import SeqPredictions
 from utils.evaluation.scoring import scores_of
 from utils.training.options import CasesConfig
@@ -32,10 +32,10 @@ class Cases(NamedTuple):
     """Histories with their candidates, in the order of a loader's examples."""
 
     loader: SessionLoader
-    """Every prefix of some sessions."""
+    """Every prefix of some sessions, with the track that follows it."""
     candidates: Candidates
     targets: np.ndarray
-    """int32 (N,): the tracks in question"""
+    """int32 (N,): the tracks that follow"""
 
 
 def memory_of(splits: Sequence[SessionArrays], n_ids: int) -> Memory:
@@ -74,27 +74,17 @@ def training_cases(
     learnt = dataset.train.between(bounds[0], n)
     of_session = (learnt.lengths - 1).mean()
     most = max(1, int(config.max_cases / max(of_session, 1.0)))
-    ordered = _prefixes(learnt, data, max_sessions=most, target_size=config.ahead)
+    ordered = _prefixes(learnt, data, max_sessions=most)
     history, targets = examples(ordered)
-    ahead = draw_places(targets, np.random.default_rng(seed))
     parts = []
     for k, (first, end) in enumerate(pairwise(bounds), start=1):
         mine = (ordered.session >= first - bounds[0]) & (ordered.session < end - bounds[0])
         if not mine.any():  # few cases, or sessions of one play
             continue
         memory = memory_of([dataset.train.between(0, first)], dataset.n_ids)
-        parts.append(
-            CandidateFinder(memory, network)(history[mine], ahead[mine], bar=f"candidates, fold {k} of {config.folds}")
-        )
+        parts.append(CandidateFinder(memory, network)(history[mine], bar=f"candidates, fold {k} of {config.folds}"))
     loader = _prefixes(learnt, data, max_sessions=most, batch_size=batch_size, shuffle=True, seed=seed)
-    return Cases(loader, joined(parts), targets[np.arange(len(targets)), ahead - 1])
-
-
-def draw_places(targets: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Which of the targets (N, T) each case is about, counted from 1: half the first, half any that there is."""
-    there = (targets != PAD).sum(axis=1)
-    any_place = 1 + (rng.random(len(targets)) * there).astype(np.int64)
-    return np.where(rng.random(len(targets)) < 0.5, 1, any_place)
+    return Cases(loader, joined(parts), targets[:, 0])
 
 
 def validation_cases(dataset: Dataset, data: DataConfig, finder: CandidateFinder) -> Cases | None:
@@ -137,20 +127,14 @@ def validate_next(scorer: CandidateScorer, cases: Cases | None, memory: Memory, 
 
 
 def _prefixes(
-    arrays: SessionArrays,
-    data: DataConfig,
-    *,
-    max_sessions: int | None,
-    batch_size: int = 4096,
-    target_size: int = 1,
-    **order: Any,
+    arrays: SessionArrays, data: DataConfig, *, max_sessions: int | None, batch_size: int = 4096, **order: Any
 ) -> SessionLoader:
     return SessionLoader(
         arrays,
         batch_size=batch_size,
         cut="every",
         history_size=data.history_size,
-        target_size=target_size,
+        target_size=1,
         min_length=2,
         max_sessions=max_sessions,
         **order,

@@ -155,18 +155,13 @@ class CasesConfig:
     the time that predictions are meant for."""
     folds: int = 1
     """Folds, each with a memory of the sessions before it."""
-    ahead: int = 1
-    """Answer for each of so many places after a history at once, as many as data.target_size; 1 continues step by step,
-    by the next track only. Half of the cases are of the next track, the others of any of these places."""
     remember_valid: bool = True
     """The memory of test takes in the validation sessions, too, which are before it: nothing is trained for that."""
     max_cases: int = 60_000
     """About how many cases (a history and the track that follows it) to learn from, from evenly spaced sessions."""
 
     def __post_init__(self) -> None:
-        check_at_least(self, "cases", folds=1, max_cases=1, ahead=1)
-        if self.ahead > 30:
-            raise UserError(f"cases.ahead is {self.ahead}; it must be at most 30")
+        check_at_least(self, "cases", folds=1, max_cases=1)
         if not 0 < self.share * self.folds < 1:
             raise UserError(
                 f"cases.share is {self.share} and cases.folds {self.folds}: the folds must leave sessions to remember; "
