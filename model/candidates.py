@@ -275,6 +275,8 @@ def _ngram(memory: Memory, scratch: Scratch, plays: np.ndarray, about: np.ndarra
     n = scratch.counter[1]
     for m in range(1, longest + 1):
         taken, total = 0.5 * DISCOUNT**m, totals[m - 1]
+        if total == 0:  # the latest plays of a track may all have ended sessions
+            continue
         left = 1.0
         for i in range(n):
             left -= max(scratch.numbers[i, COUNTS + m - 1] - taken, 0.0) / total
