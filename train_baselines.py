@@ -21,7 +21,7 @@ from jsonargparse.typing import PositiveInt
 from utils.core.cli import TYPE_CHECKING, cli
 from utils.core.errors import UserError
 from utils.data.options import DataConfig, PastConfig, check_unused
-from utils.training.baselines import Baseline, SkipExamples
+from utils.training.baselines import Baseline, SkipExamples, baselines_of_seq
 from utils.training.options import RunConfig
 from utils.training.seeds import each_seed
 
@@ -70,44 +70,8 @@ def skip_baselines(config: Config, dataset: Dataset) -> list[Baseline]:
 
 
 def seq_baselines(config: Config, dataset: Dataset, chosen: dict[str, str] | None = None) -> list[Baseline]:
-    """The seq baselines, with settings that validation chooses, or their defaults if there is no validation.
-
-    Args:
-        config, dataset: as in `main`.
-        chosen: of each baseline, the name of its setting; then validation sessions are fitted on, too.
-    """
-    from model import baselines_seq as seq
-    from model import next_track
-    from utils.evaluation.metrics import reciprocal_rank
-    from utils.evaluation.scoring import scoring_loader
-    from utils.training.baselines import last_plays
-    from utils.training.run import NGRAM
-
-    splits = [dataset.train] if chosen is None else [dataset.train, dataset.valid]
-    plays = last_plays(splits, config.max_sessions)
-    popularity = seq.Popularity.fit(plays[0], n_ids=dataset.n_ids)
-
-    def choose(name: str, model: Any) -> tuple[Any, dict[str, float]]:
-        if chosen is not None:
-            return dict(model.settings())[chosen[name]], {}
-        if dataset.valid.n_sessions == 0:
-            return model, {}
-        valid = scoring_loader(dataset, config.data, "valid", prefixes=config.data.every_prefix)
-        return next_track.choose(valid, model, quality=lambda ranks: reciprocal_rank(ranks.rank, 20, ranks.tied))
-
-    @cache  # asked for twice: it is a row of its own, and the n-gram's fallback
-    def item_knn() -> tuple[Any, dict[str, float]]:
-        return choose("item_knn", seq.ItemKNN.fit(*plays, n_ids=dataset.n_ids))
-
-    def ngram(name: str, order: int, fallback: Any) -> tuple[Any, dict[str, float]]:
-        return choose(name, seq.Ngram.fit(*plays, order=order, fallback=fallback))
-
-    return [
-        Baseline("popularity", "Popularity", lambda: (popularity, {})),
-        Baseline("markov", "Markov", lambda: ngram("markov", 1, popularity)),
-        Baseline("item_knn", "Item-kNN", item_knn),
-        Baseline(NGRAM, "n-gram with kNN", lambda: ngram(NGRAM, config.order, item_knn()[0])),
-    ]
+    """The seq baselines, with settings that validation chooses, or those of `chosen`: see `baselines_of_seq`."""
+    return baselines_of_seq(dataset, config.data, max_sessions=config.max_sessions, order=config.order, chosen=chosen)
 
 
 def main(config: Config) -> list[dict[str, Any]]:

@@ -28,6 +28,28 @@ from tqdm import tqdm
 from model.catalogue import rows_at_once
 from model.memory import LONGEST, Memory, context_range
 from model.network_source import PROPOSED, NetworkSource, describe
+from model.scratch import (
+    BACKWARD,
+    COSINE,
+    COUNTS,
+    COVER,
+    FORWARD,
+    LAST_AGE,
+    LAST_NEIGHBOUR,
+    LATEST,
+    MATCH_AGE,
+    MATCHED,
+    MAX_SIM,
+    ORDER,
+    PLACE,
+    P,
+    SIM,
+    SKNN,
+    STAN,
+    Scratch,
+    meet,
+    meet_session,
+)
 from utils.core.compiled import compiled
 from utils.data.vocab import N_SPECIAL, PAD
 
@@ -68,13 +90,6 @@ OF_HISTORY = (
 )
 """What is known of a history, the same for all of its candidates."""
 
-# Columns of `Scratch.numbers`: sums for each track that was met.
-(SKNN, STAN, FORWARD, BACKWARD, COSINE, COVER, LAST_AGE, MAX_SIM, PLACE, LAST_NEIGHBOUR, P, ORDER, LATEST) = range(13)
-COUNTS = 13
-N_NUMBERS = COUNTS + LONGEST
-# Columns of `Scratch.neighbours`: sessions that were met.
-SIM, MATCHED, MATCH_AGE, SIM_AGE = range(4)
-
 
 class Candidates(NamedTuple):
     """The candidates of N histories, one history after the other, in order of their ids. M candidates in all."""
@@ -89,58 +104,25 @@ class Candidates(NamedTuple):
     """float32 (N, number of `OF_HISTORY`)"""
 
 
-class Scratch(NamedTuple):
-    """Where one history after the other is worked on; never cleared, but stamped with the history's number."""
-
-    stamp: np.ndarray
-    """int64 (V,): the last history that met the track"""
-    slot: np.ndarray
-    """int32 (V,): its row in `numbers`"""
-    met: np.ndarray
-    """int32: the tracks that were met, in that order"""
-    numbers: np.ndarray
-    """float64 (most tracks that one history can meet, N_NUMBERS)"""
-    session_stamp: np.ndarray
-    """int64 (S,)"""
-    session_slot: np.ndarray
-    """int32 (S,)"""
-    neighbours: np.ndarray
-    """float64 (AGES * PLAYS, 4)"""
-    neighbour_ids: np.ndarray
-    """int32 (AGES * PLAYS,): sessions that were met, in that order"""
-    counter: np.ndarray
-    """int64 (3,): histories so far; tracks and sessions that this one has met"""
-
-    @classmethod
-    def of(cls, memory: Memory, n_more: int) -> Scratch:
-        """For histories of this memory, each with up to `n_more` tracks that it does not find itself."""
-        v, s, most = memory.n_ids, memory.n_sessions, AGES * PLAYS
-        rows = min(v, LONGEST * CONTEXTS + most * 2 * REACH + NEIGHBOURS * 2 * STRETCH + n_more)
-        return cls(
-            *(np.zeros(v, np.int64), np.zeros(v, np.int32), np.zeros(rows, np.int32), np.zeros((rows, N_NUMBERS))),
-            *(np.zeros(s, np.int64), np.zeros(s, np.int32), np.zeros((most, 4)), np.zeros(most, np.int32)),
-            np.zeros(3, np.int64),
-        )
-
-
 class CandidateFinder:
     """Finds candidates in a memory, in bounded memory: that of the result, and some numbers for each track and session.
 
     Args:
         memory: of the training sessions.
-        network: proposes candidates, too, and describes all of them.
+        source: a network that proposes candidates, too, and describes all of them.
     """
 
-    def __init__(self, memory: Memory, network: NetworkSource | None = None) -> None:
+    def __init__(self, memory: Memory, source: NetworkSource | None = None) -> None:
         self.memory = memory
-        self.network = network
+        self.source = source
 
     def __call__(self, history: np.ndarray, *, bar: str = "") -> Candidates:
         """The candidates of histories int (N, S), padded on the left; with the text of a progress bar, if any."""
         n, size = history.shape
-        n_proposed = 0 if self.network is None else PROPOSED
-        scratch = Scratch.of(self.memory, size + n_proposed)
-        at_once = min(n, CASES_AT_ONCE if self.network is None else rows_at_once(self.memory.n_ids, CASES_AT_ONCE))
+        n_proposed = 0 if self.source is None else PROPOSED
+        met = LONGEST * CONTEXTS + AGES * PLAYS * 2 * REACH + NEIGHBOURS * 2 * STRETCH + size + n_proposed
+        scratch = Scratch.of(self.memory, n_tracks=met, n_sessions=AGES * PLAYS)
+        at_once = min(n, CASES_AT_ONCE if self.source is None else rows_at_once(self.memory.n_ids, CASES_AT_ONCE))
         most = at_once * (BY_NGRAM + BY_STAN + BY_SKNN + BY_FORWARD + BY_COSINE + size + n_proposed)
         ids, features = np.empty(most, np.int32), np.empty((most, len(FEATURES)), np.float32)
         about, counts, parts = np.empty((n, len(OF_HISTORY)), np.float32), np.zeros(n, np.int64), []
@@ -148,8 +130,8 @@ class CandidateFinder:
             i = slice(start, start + at_once)
             plays = history[i].astype(np.int32)
             proposed, log_p = (np.zeros((len(plays), 0), np.int32), None)
-            if self.network is not None:
-                proposed, log_p = self.network(plays)
+            if self.source is not None:
+                proposed, log_p = self.source(plays)
             found = _find(self.memory, scratch, plays, proposed, ids, features, about[i], counts[i])
             values = [features[:found]]
             if log_p is not None:
@@ -185,18 +167,18 @@ def _find(
         _neighbours(memory, scratch, n, numbers[i])
         for j in range(n):
             if plays[j] >= N_SPECIAL:
-                _meet(scratch, plays[j])
+                meet(scratch, plays[j])
         for j in range(proposed.shape[1]):
             if proposed[i, j] >= N_SPECIAL:
-                _meet(scratch, proposed[i, j])
+                meet(scratch, proposed[i, j])
         met = scratch.numbers[: scratch.counter[1]]
         wanted = np.zeros(len(met), np.bool_)
         for j in range(n):
             if plays[j] >= N_SPECIAL:
-                wanted[_meet(scratch, plays[j])] = True
+                wanted[meet(scratch, plays[j])] = True
         for j in range(proposed.shape[1]):
             if proposed[i, j] >= N_SPECIAL:
-                wanted[_meet(scratch, proposed[i, j])] = True
+                wanted[meet(scratch, proposed[i, j])] = True
         _top(met[:, P], BY_NGRAM, wanted)
         _top(met[:, STAN], BY_STAN, wanted)
         _top(met[:, SKNN], BY_SKNN, wanted)
@@ -211,20 +193,6 @@ def _find(
         _relate(features[found - len(chosen) : found])
         _describe_history(memory, plays, numbers[i])
     return found
-
-
-@compiled
-def _meet(scratch: Scratch, track: int) -> int:
-    """The row of a track in `scratch.numbers`, a new one if this history has not met it."""
-    if scratch.stamp[track] != scratch.counter[0]:
-        scratch.stamp[track] = scratch.counter[0]
-        scratch.slot[track] = scratch.counter[1]
-        scratch.met[scratch.counter[1]] = track
-        scratch.numbers[scratch.counter[1]] = 0
-        scratch.numbers[scratch.counter[1], LAST_AGE] = -1
-        scratch.numbers[scratch.counter[1], LAST_NEIGHBOUR] = -1
-        scratch.counter[1] += 1
-    return scratch.slot[track]
 
 
 @compiled
@@ -263,7 +231,7 @@ def _ngram(memory: Memory, scratch: Scratch, plays: np.ndarray, about: np.ndarra
                     continue
             else:
                 place = memory.by_context[low + k * n // min(n, CONTEXTS)]
-            row = scratch.numbers[_meet(scratch, memory.plays[place + 1])]
+            row = scratch.numbers[meet(scratch, memory.plays[place + 1])]
             session = memory.session[place]
             weight = 0.5 + session / n_sessions
             row[COUNTS + m - 1] += weight
@@ -307,7 +275,7 @@ def _pairs(memory: Memory, scratch: Scratch, plays: np.ndarray) -> None:
         for k in range(end - 1, end - 1 - n, -1):
             place = memory.by_track[k]
             session = memory.session[place]
-            _meet_session(scratch, session, place, i, decay / np.sqrt(end - first + 20.0))
+            meet_session(scratch, session, place, i, decay / np.sqrt(end - first + 20.0))
             weight = 0.5 + session / n_sessions
             near = decay * weight / (n + 5.0)
             together = decay / np.sqrt(n + 20.0)
@@ -318,7 +286,7 @@ def _pairs(memory: Memory, scratch: Scratch, plays: np.ndarray) -> None:
                     if other == PAD:
                         break
                     if other >= N_SPECIAL:
-                        row = scratch.numbers[_meet(scratch, other)]
+                        row = scratch.numbers[meet(scratch, other)]
                         row[FORWARD if way == 1 else BACKWARD] += share
                         row[COSINE] += together
                         if row[LAST_AGE] != i:
@@ -333,25 +301,6 @@ def _pairs(memory: Memory, scratch: Scratch, plays: np.ndarray) -> None:
         n = min(memory.track_starts[track + 1] - memory.track_starts[track], PLAYS)
         scratch.numbers[i, COSINE] /= np.sqrt(n + 20.0)
         scratch.numbers[i, COVER] /= max(age, 1)
-
-
-@compiled
-def _meet_session(scratch: Scratch, session: int, place: int, age: int, similarity: float) -> None:
-    """Add to a session's similarity, once for each track of the history; `place` is where that track was played."""
-    if scratch.session_stamp[session] != scratch.counter[0]:
-        scratch.session_stamp[session] = scratch.counter[0]
-        slot = scratch.counter[2]
-        scratch.session_slot[session] = slot
-        scratch.neighbour_ids[slot] = session
-        scratch.neighbours[slot, SIM] = 0.0
-        scratch.neighbours[slot, MATCHED] = place
-        scratch.neighbours[slot, MATCH_AGE] = age
-        scratch.neighbours[slot, SIM_AGE] = -1
-        scratch.counter[2] += 1
-    row = scratch.neighbours[scratch.session_slot[session]]
-    if row[SIM_AGE] != age:
-        row[SIM_AGE] = age
-        row[SIM] += similarity
 
 
 @compiled
@@ -373,7 +322,7 @@ def _neighbours(memory: Memory, scratch: Scratch, length: int, about: np.ndarray
                     break
                 if track < N_SPECIAL:
                     continue
-                row = scratch.numbers[_meet(scratch, track)]
+                row = scratch.numbers[meet(scratch, track)]
                 place = way * gap - 1 - age  # 0: where the next track of the history would be
                 row[STAN] += sim * sim * (1.0 if way == 1 else 0.5) * place_decay[abs(place)]
                 if row[LAST_NEIGHBOUR] != neighbour:

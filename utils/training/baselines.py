@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from utils.data.options import DataConfig
@@ -34,6 +34,50 @@ def last_plays(splits: Sequence[SessionArrays], max_sessions: int) -> tuple[np.n
     tracks = splits[0].tracks if len(splits) == 1 else np.concatenate([split.tracks for split in splits])
     offsets = np.append(0, lengths.cumsum())
     return tracks[len(tracks) - offsets[-1] :], offsets
+
+
+def baselines_of_seq(
+    dataset: Dataset, data: DataConfig, *, max_sessions: int, order: int, chosen: dict[str, str] | None
+) -> list[Baseline]:
+    """The seq baselines, with settings that validation chooses, or their defaults if there is no validation.
+
+    Args:
+        dataset, data: what to fit on, and how validation cuts sessions.
+        max_sessions: most sessions to fit on, the last ones.
+        order: longest context of the n-gram.
+        chosen: of each baseline, the name of its setting; then validation sessions are fitted on, too.
+    """
+    from model import baselines_seq as seq
+    from model import next_track
+    from utils.evaluation.metrics import reciprocal_rank
+    from utils.evaluation.scoring import scoring_loader
+    from utils.training.run import NGRAM
+
+    splits = [dataset.train] if chosen is None else [dataset.train, dataset.valid]
+    plays = last_plays(splits, max_sessions)
+    popularity = seq.Popularity.fit(plays[0], n_ids=dataset.n_ids)
+
+    def choose(name: str, model: Any) -> tuple[Any, dict[str, float]]:
+        if chosen is not None:
+            return dict(model.settings())[chosen[name]], {}
+        if dataset.valid.n_sessions == 0:
+            return model, {}
+        valid = scoring_loader(dataset, data, "valid", prefixes=data.every_prefix)
+        return next_track.choose(valid, model, quality=lambda ranks: reciprocal_rank(ranks.rank, 20, ranks.tied))
+
+    @cache  # asked for twice: it is a row of its own, and the n-gram's fallback
+    def item_knn() -> tuple[Any, dict[str, float]]:
+        return choose("item_knn", seq.ItemKNN.fit(*plays, n_ids=dataset.n_ids))
+
+    def ngram(name: str, longest: int, fallback: Any) -> tuple[Any, dict[str, float]]:
+        return choose(name, seq.Ngram.fit(*plays, order=longest, fallback=fallback))
+
+    return [
+        Baseline("popularity", "Popularity", lambda: (popularity, {})),
+        Baseline("markov", "Markov", lambda: ngram("markov", 1, popularity)),
+        Baseline("item_knn", "Item-kNN", item_knn),
+        Baseline(NGRAM, "n-gram with kNN", lambda: ngram(NGRAM, order, item_knn()[0])),
+    ]
 
 
 class SkipExamples:
