@@ -139,6 +139,16 @@ def together() -> Candidates:
     return finder(MANY, MANY_IDS)(ASKED)
 
 
+def test_machine_code_is_compiled_once(tmp_path) -> None:
+    """For memories built and opened, and for one history or many: compiling takes half a minute."""
+    built = Memory.build(*flat(FIVE), n_ids=N_IDS)
+    built.save(tmp_path)
+    for memory in (built, Memory.open(tmp_path)):
+        for asked in (histories([A]), histories([A], [B], [])):
+            CandidateFinder(memory)(asked)
+    assert len(candidates._find.signatures) == 1
+
+
 def test_together_is_as_one_by_one(together: Candidates, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = finder(MANY, MANY_IDS)
     rows = [alone(row[None]) for row in ASKED]
