@@ -161,7 +161,9 @@ def test_scripts_are_short_and_documented(path):
     assert len(commands) >= 3, f"{path.name}: its docstring shows {len(commands)} commands, three are asked for"
     last = source.rstrip().splitlines()[-1]
     alone = path.name == "train_memory_seq.py"  # its cases are computed once, by one process
-    shares_work = ("utils.training.loop import fit" in source and not alone) or "import train_seq_bert_augmented" in source
+    shares_work = (
+        "utils.training.loop import fit" in source and not alone
+    ) or "import train_seq_bert_augmented" in source
     assert last.startswith("    cli(")
     more = ", processes=True" if shares_work else ", shorthand=spell_out_source" if path.name == "evaluate.py" else ""
     assert last.endswith(f"Config, description=__doc__{more})")

