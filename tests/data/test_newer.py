@@ -41,6 +41,14 @@ def test_sessions_after_the_last_play_are_kept(dataset, tmp_path):
     assert newer.columns_of_sessions("user")["user"].tolist() == ["ada", "ada"]
 
 
+def test_a_dataset_without_test_sessions(tmp_path):
+    """As `--test_fraction 0` makes it."""
+    older = write_listening(tmp_path / "old", sessions("2024-01-01T10:00", split="train"), names=NAMES)
+    assert (
+        newer_sessions(outside(tmp_path, "2024-01-01T09:00", "2024-01-01T10:04"), Dataset.open(older)).n_sessions == 1
+    )
+
+
 def test_nothing_newer_and_no_times_are_errors(dataset, tmp_path):
     with pytest.raises(UserError, match=r"none of these 1 sessions is newer than the last play of .*old"):
         newer_sessions(outside(tmp_path / "x", "2024-01-03T10:00"), dataset)

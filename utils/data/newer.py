@@ -30,7 +30,7 @@ def newer_sessions(arrays: SessionArrays, dataset: Dataset) -> SessionArrays:
     splits = [dataset.split(name) for name in SPLITS]
     if arrays.times is None or any(split.times is None for split in splits):
         raise UserError(f"which sessions are newer than {dataset.folder} cannot be told without times of plays")
-    last = max(int(split.times.max()) for split in splits if split.times is not None)
+    last = max(int(split.times.max()) for split in splits if split.times is not None and len(split.times))
     first = int(np.searchsorted(arrays.times[arrays.offsets[:-1]], last, side="right"))
     if first == arrays.n_sessions:
         raise UserError(f"none of these {first:,} sessions is newer than the last play of {dataset.folder}")

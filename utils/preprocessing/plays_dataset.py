@@ -103,7 +103,8 @@ def make_dataset(
         column = config.features_track if config.features else "track_id"
         pq.write_table(tracks.select(["track_id", "index"]), work / "vocabulary.parquet")
         known = read_parquet(connection, work / "vocabulary.parquet")
-        raw, notes = read_features(connection, file, column, known, work)
+        made_of = None if config.features else source.features_file
+        raw, notes = read_features(connection, file, column, known, work, made_of)
     if columns.skip and not has_skips and config.source is None:
         notes.append(
             f"no value of column {columns.skip} (--plays_columns.skip) says whether a play was skipped; known are "

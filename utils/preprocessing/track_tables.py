@@ -24,7 +24,7 @@ INDEX = "__index_level_"
 
 
 def read_features(
-    connection: Any, file: Path, column: str, known: ibis.Table, work: Path
+    connection: Any, file: Path, column: str, known: ibis.Table, work: Path, made_of: Path | None = None
 ) -> tuple[pa.Table, list[str]]:
     """Features of the vocabulary's tracks, row for row in order of their ids, null where there are none, and notes.
 
@@ -34,6 +34,7 @@ def read_features(
     Args:
         column: that of the track ids.
         known: `track_id` and `index` of the vocabulary.
+        made_of: the file of a source that `file` was made of, which messages name instead.
 
     Raises:
         UserError: no such file or column, no numbers, lists of several lengths, an empty id, none of the tracks.
@@ -47,14 +48,15 @@ def read_features(
             raise UserError(
                 f"{file} has {names.count(column) or 'no'} columns {column!r} (--features_track); it has {there}"
             )
-        used, unused = columns_of_numbers(connection, file, source, column)
+        named = made_of or file
+        used, unused = columns_of_numbers(connection, file, source, column, named)
         values = {f"f{i}": table_column for i, table_column in enumerate(used.values())}
         coded = source.table.select(
             track_id=identifier(source.table[source.table.columns[names.index(column)]]), **values
         )
         write_parquet(connection, coded, work / "features.parquet")
     coded = read_parquet(connection, work / "features.parquet", file_row_number=True)
-    widths = check_rows(connection, file, coded, names, [column, *used])
+    widths = check_rows(connection, file, coded, names, [column, *used], named)
 
     rows = coded.group_by("track_id").agg(file_row_number=coded.file_row_number.min(), n=coded.count())
     rows = rows.inner_join(known.select("track_id", "index"), "track_id").drop("track_id")
@@ -64,10 +66,10 @@ def read_features(
     n_tracks = connection.to_pyarrow(known.count()).as_py()
     if not found["tracks"]:
         ours = connection.to_pyarrow(known.order_by("index").limit(1).track_id)[0]
-        raise UserError(
-            f"{file} has none of the tracks that are played (such as {str(ours)!r}); --features_track names the column "
-            f"of their ids, now {column!r}"
-        )
+        cure = f"--features_track names the column of their ids, now {column!r}"
+        if made_of is not None:
+            cure = "it belongs to another dataset; give this one's, or move it away"
+        raise UserError(f"{named} has none of the tracks that are played (such as {str(ours)!r}); {cure}")
     matrix = np.full((sum(widths), n_tracks), np.nan, np.float32)
     first = int(connection.to_pyarrow(known["index"].min()).as_py())
     wanted = coded.inner_join(rows, "file_row_number").select("index", *values)
@@ -81,13 +83,13 @@ def read_features(
         labels += [f"{name}_{i}" for i in range(width)] if value.type().is_array() else [name]
     if repeated_names := [name for name, n in Counter(labels).items() if n > 1]:
         raise UserError(
-            f"{file}: the numbers of a column of lists would be called {repeated_names[0]!r}, as another column is; "
+            f"{named}: the numbers of a column of lists would be called {repeated_names[0]!r}, as another column is; "
             "rename that one"
         )
     raw = pa.table([pa.array(values_of, from_pandas=True) for values_of in matrix], names=labels)
-    notes = [f"track features: {len(labels)} numbers a track, of {file.name}"]
+    notes = [f"track features: {len(labels)} numbers a track, of {named.name}"]
     if unused:
-        notes.append(f"columns of {file.name} without numbers, which are left out: {', '.join(unused)}")
+        notes.append(f"columns of {named.name} without numbers, which are left out: {', '.join(unused)}")
     if repeated := found["rows"] - found["tracks"]:
         notes.append(f"{repeated} repeated rows of track features dropped (the first of a track counts)")
     if missing := n_tracks - found["tracks"]:
@@ -96,7 +98,7 @@ def read_features(
 
 
 def columns_of_numbers(
-    connection: Any, file: Path, source: Source, column: str
+    connection: Any, file: Path, source: Source, column: str, called: Path
 ) -> tuple[dict[str, ibis.Value], list[str]]:
     """Name -> float32, or a list of them, for the columns that hold numbers; and the names of the others.
 
@@ -128,17 +130,19 @@ def columns_of_numbers(
         else:
             continue
         if list(named.values()).count(name) > 1:
-            raise UserError(f"{file} has several columns {name!r}; rename all but one")
+            raise UserError(f"{called} has several columns {name!r}; rename all but one")
         if name in TAKEN:
-            raise UserError(f"{file}: a column of features may not be called {name!r}; rename or remove it")
+            raise UserError(f"{called}: a column of features may not be called {name!r}; rename or remove it")
     if not used:
-        raise UserError(f"{file} has no column of numbers beside {column!r}; it has {', '.join(source.names)}")
+        raise UserError(f"{called} has no column of numbers beside {column!r}; it has {', '.join(source.names)}")
     if len(lists) > 1:
-        raise UserError(f"{file} has {len(lists)} columns of lists ({', '.join(lists)}); keep one of them")
+        raise UserError(f"{called} has {len(lists)} columns of lists ({', '.join(lists)}); keep one of them")
     return used, [name for name in named.values() if name not in used]
 
 
-def check_rows(connection: Any, file: Path, coded: ibis.Table, names: list[str], columns: list[str]) -> list[int]:
+def check_rows(
+    connection: Any, file: Path, coded: ibis.Table, names: list[str], columns: list[str], called: Path
+) -> list[int]:
     """How many numbers each column of features holds in a row.
 
     Args:
@@ -160,12 +164,12 @@ def check_rows(connection: Any, file: Path, coded: ibis.Table, names: list[str],
         lengths = lengths.agg(row=coded.file_row_number.min()).order_by("row").limit(2)
         some = connection.to_pyarrow(lengths).to_pylist()
         if not some or not some[0]["width"]:
-            raise UserError(f"{file}: the lists of column {name} hold no numbers")
+            raise UserError(f"{called}: the lists of column {name} hold no numbers")
         if len(some) > 1:
             (first, other) = some
             raise UserError(
-                f"{file}, row {other['row'] + 1}: {name} has {other['width']} numbers where row {first['row'] + 1} has "
-                f"{first['width']}; give every track as many"
+                f"{called}, row {other['row'] + 1}: {name} has {other['width']} numbers where row {first['row'] + 1} "
+                f"has {first['width']}; give every track as many"
             )
         widths.append(int(some[0]["width"]))
     return widths

@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from test_datasets_of_sources import prepared, whole
 from test_yambda import write as write_listens
 
+from utils.core.errors import UserError
+from utils.core.files import read_json
 from utils.data import schema
 from utils.data.dataset import Dataset
 from utils.datapreprocessing import main
@@ -58,6 +61,33 @@ def test_lastfm(tmp_path: Path) -> None:
     assert names[whole(dataset, "tracks")].tolist() == ["air | song c", "air | song a", "air | song b"] * 12
     assert not info["has_skips"]
     assert len(dataset.split("test").offsets) > 1
+
+
+@pytest.mark.parametrize(
+    ("item", "said"),
+    [
+        ("item_id:token\tindex:float\na\t1\n", ": a column of features may not be called 'index'; rename or remove it"),
+        (
+            "item_id:token\ttempo:float\nA\t1\n",
+            " has none of the tracks that are played (such as 'a'); it belongs to another dataset; give this one's, or "
+            "move it away",
+        ),
+        ("item_id:token\tvector:float_seq\na\tnan\n", ": the lists of column vector hold no numbers"),
+    ],
+)
+def test_faults_and_notes_of_features_name_the_file_that_was_given(tmp_path: Path, item: str, said: str) -> None:
+    folder = tmp_path / "music"
+    folder.mkdir()
+    head = "user_id:token\titem_id:token\ttimestamp:float\n"
+    (folder / "m.inter").write_text(head + "".join(f"u\ta\t{10_000 * n}\nu\ta\t{10_000 * n + 9}\n" for n in range(12)))
+    (folder / "m.item").write_text(item)
+    config = Config(out=tmp_path / "out", plays=folder, source="recbole", min_count=1)
+    with pytest.raises(UserError) as caught:
+        main(config)
+    assert str(caught.value) == f"{folder}/m.item{said}"
+    (folder / "m.item").write_text("item_id:token\ttempo:float\na\t1\n")
+    main(config)
+    assert "track features: 1 numbers a track, of m.item" in read_json(tmp_path / "out" / "dataset.json")["notes"]
 
 
 def splits_of(tmp_path: Path, source: Any, path: Path) -> dict[str, list[str]]:

@@ -112,6 +112,13 @@ def test_one_sequence_of_floats_is_a_list(tmp_path: Path) -> None:
     assert pq.read_table(found.features).to_pydict() == {"track_id": ["a"], "vector": [[0.5, -2.0]]}
     write(tmp_path / "d" / "m.item", "item_id:token\tvector:float_seq\na\t0.5 x\n")
     assert "m.item: field vector holds something that is no number" in message(tmp_path / "d")
+    write(tmp_path / "d" / "m.item", "item_id:token\tvector:float_seq\n\t1\nnan\t1\nb\t\na\t0.5 2\nc\t1 2 3\n")
+    said = f"{tmp_path}/d/m.item, line 6: vector has 3 numbers where the first has 2; give every track as many"
+    assert message(tmp_path / "d") == said
+    write(tmp_path / "d" / "m.item", "item_id:token\ttrack_id:float\na\t3\n")
+    assert message(tmp_path / "d").endswith(
+        "m.item: a field of numbers may not be called 'track_id'; rename or remove it"
+    )
 
 
 @pytest.mark.parametrize("descending", [True, False])

@@ -141,11 +141,12 @@ def test_a_zip_its_folder_and_its_file_hold_the_same_plays(tmp_path):
 
 
 def test_several_exports_are_several_listeners(tmp_path):
-    export(tmp_path / "all", [stream()], "anna.zip")
+    """A play that several have is each one's."""
+    export(tmp_path / "all", [stream(), stream(track="anna's")], "anna.zip")
     export(tmp_path / "all" / "ben" / "inside", [stream()], "any.zip")
-    (tmp_path / "all" / "endsong_0.json").write_text(as_json([stream()]))
+    (tmp_path / "all" / "endsong_0.json").write_text(as_json([stream(), stream(track="of all")]))
     found, plays = read_plays(spotify, tmp_path / "all", tmp_path / "work")
-    assert sorted(play["user"] for play in plays) == ["all", "anna", "ben"]
+    assert sorted(play["user"] for play in plays) == ["all", "all", "anna", "anna", "ben"]
     assert [n for _, n in found.dropped] == [0] * 5
     assert found.sources[-1]["file"].startswith("ben/inside/any.zip/")
 

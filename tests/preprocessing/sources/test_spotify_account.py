@@ -89,9 +89,9 @@ def test_older_names_and_files_in_order_of_their_numbers(tmp_path):
 
 def test_several_exports_are_several_listeners(tmp_path):
     export(tmp_path / "all", [row()], "anna.zip")
-    export(tmp_path / "all", [row()], "ben.zip")
+    export(tmp_path / "all", [row(), row(title="Ben's")], "ben.zip")
     _, plays = read_plays(spotify_account, tmp_path / "all", tmp_path / "work")
-    assert [play["user"] for play in plays] == ["anna", "ben"]
+    assert [play["user"] for play in plays] == ["anna", "ben", "ben"]
 
 
 @pytest.mark.parametrize(

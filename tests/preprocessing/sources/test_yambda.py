@@ -196,3 +196,48 @@ def test_a_number_that_is_no_id_is_an_error(tmp_path: Path, item: int) -> None:
     pq.write_table(pa.table(columns), tmp_path / "listens.parquet")
     with pytest.raises(UserError, match=rf"listens\.parquet: item_id {item} is no id of the dataset"):
         read_plays(yambda, tmp_path, tmp_path / "work")
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "said"),
+    [
+        ("uid", ["ten"] * 11, "column uid holds string, where whole numbers are expected"),
+        ("item_id", [7.5] * 11, "column item_id holds double, where whole numbers are expected"),
+        ("played_ratio_pct", ["9"] * 11, "column played_ratio_pct holds string, where numbers are expected"),
+        ("played_ratio_pct", [100.0, None, -1.0] + [50.0] * 8, "row 3: played_ratio_pct is -1.0, below 0"),
+        ("track_length_seconds", [200] * 9 + [-200, -5], "row 10: track_length_seconds is -200, below 0"),
+        ("timestamp", [0] * 10 + [1 << 62], "cannot be read: overflow"),
+    ],
+)
+def test_values_that_no_listen_has(tmp_path: Path, column: str, values: list, said: str) -> None:
+    columns = dict(zip(TYPES, zip(*ROWS, strict=True), strict=True)) | {column: values}
+    path = tmp_path / "listens.parquet"
+    pq.write_table(pa.table(columns), path)
+    assert said in message(path)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "said"),
+    [
+        (
+            {"artist_id": [31, 32], "item_id": ["8", "7"]},
+            ": column item_id holds string, where whole numbers are expected",
+        ),
+        ({"artist_id": ["Air", "Max"], "item_id": [8, 7]}, ": column artist_id holds string, where whole numbers are"),
+        (
+            {"artist_id": [31, 32], "item_id": [8, -7]},
+            ": item_id -7 is no id of the dataset, which are 0 to 4294967295",
+        ),
+        (
+            {"artist_id": [31, 32], "item_id": [8, 1 << 60]},
+            f": item_id {1 << 60} is no id of the dataset, which are 0 to",
+        ),
+        ({"artist_id": [-1, 32], "item_id": [8, 7]}, ": artist_id -1 is no id of the dataset, which are 0 to"),
+        ({"artist_id": [31, None], "item_id": [8, 7]}, ", row 2: artist_id is missing; download the file again"),
+    ],
+)
+def test_a_mapping_of_something_else(tmp_path: Path, pairs: dict[str, list], said: str) -> None:
+    write(tmp_path / "y" / "listens.parquet")
+    mapping = tmp_path / "y" / "artist_item_mapping.parquet"
+    pq.write_table(pa.table(pairs), mapping)
+    assert f"{mapping}{said}" in message(tmp_path / "y")

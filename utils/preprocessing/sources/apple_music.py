@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from utils.core.errors import UserError
 from utils.preprocessing.options import SourceOptions
-from utils.preprocessing.sources.exports import ExportFile, export_files, lines, listeners, progress
+from utils.preprocessing.sources.exports import ExportFile, check_listeners, export_files, lines, listeners, progress
 from utils.preprocessing.sources.plays import (
     SourcePlays,
     artist_and_title,
@@ -133,6 +133,7 @@ def read(path: Path, work: Path, options: SourceOptions) -> SourcePlays:
                 here[row] = None
             sources.append({"file": file.name, "bytes": file.size, "rows": n + counted.total()})
             dropped += counted
+    check_listeners(path, rows)
     written = []
     for i, (name, theirs) in enumerate(rows.items()):
         target = work / f"apple_music_{i:06}.parquet"

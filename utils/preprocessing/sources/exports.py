@@ -11,11 +11,12 @@ import re
 import shutil
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
+import numpy as np
 from tqdm import tqdm
 
 from utils.core.errors import UserError
@@ -31,6 +32,10 @@ MAX_RATIO, SMALL = 250, 64 << 20
 """How much smaller a zip may make a file of more than `SMALL` bytes; plays in JSON become 20 times smaller."""
 MAX_DEPTH = 3
 """Zips within zips."""
+MOST_SHARED = 0.5
+"""Share of the plays of two listeners that are the same, from which they are taken for one."""
+FEW = 20
+"""So many same plays of two listeners may be chance, if each has others, too."""
 
 
 class ExportFile(NamedTuple):
@@ -191,6 +196,34 @@ def listeners(path: Path, files: list[ExportFile]) -> dict[str, str]:
     if len(owners) <= 1:
         return dict.fromkeys(owners, "listener")
     return {owner: owner or path.resolve().name for owner in owners}
+
+
+def check_listeners(path: Path, plays: Mapping[str, Collection[Hashable]]) -> None:
+    """
+    Args:
+        plays: name of each listener -> what tells its plays apart, each once.
+
+    Raises:
+        UserError: two listeners are one: an export that was downloaded twice, a zip beside the folder that was in it,
+            an older and a newer export of one account.
+    """
+    if len(plays) <= 1:
+        return
+    hashes = {
+        name: np.unique(np.fromiter(map(hash, theirs), np.int64, len(theirs)))
+        for name, theirs in plays.items()
+        if theirs
+    }
+    names = sorted(hashes)
+    for i, one in enumerate(names):
+        for other in names[:i]:
+            fewer = min(len(hashes[one]), len(hashes[other]))
+            same = len(np.intersect1d(hashes[one], hashes[other], assume_unique=True))
+            if same == len(hashes[one]) == len(hashes[other]) or (same > FEW and same > MOST_SHARED * fewer):
+                raise UserError(
+                    f"{path}: {other} and {one} have {same} plays in common, so they are one listener; remove one of "
+                    "them, or put both into one folder in it"
+                )
 
 
 def by_number(file: ExportFile) -> tuple[str, int, str]:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from utils.core.errors import UserError
 from utils.preprocessing.options import SourceOptions
-from utils.preprocessing.sources.exports import ExportFile, export_files, lines, listeners, progress
+from utils.preprocessing.sources.exports import ExportFile, check_listeners, export_files, lines, listeners, progress
 from utils.preprocessing.sources.plays import (
     SourcePlays,
     artist_and_title,
@@ -59,6 +59,7 @@ def read(path: Path, work: Path, options: SourceOptions) -> SourcePlays:
             n_plays, n_mapped = n_plays + n, n_mapped + counted.pop("mapped", 0)
             sources.append({"file": file.name, "bytes": file.size, "rows": n + counted.total()})
             dropped += counted
+    check_listeners(path, seen)
     notes = [
         f"listenbrainz: {n_mapped} of {n_plays} listens have MusicBrainz's id of the recording; the ids of the others "
         "are ListenBrainz's own, one for each spelling of artist and title",

@@ -70,6 +70,8 @@ class SourcePlays(NamedTuple):
     """For dataset.json."""
     features: Path | None = None
     """A Parquet table of track_id and numeric columns, or one column of lists."""
+    features_file: Path | None = None
+    """The file of the input that `features` is made of: what messages call it."""
     per_listener: bool = False
     """Split by time within each listener, if nothing else is said."""
 

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -110,7 +111,8 @@ def read(path: Path, work: Path, options: SourceOptions) -> SourcePlays:
     if len(parts) > 1:
         notes.append("splits are those of the files: " + ", ".join(f"{split} {f.name}" for split, f in parts.items()))
     dropped = [(EARLIER, n_earlier)] if n_earlier else []
-    return SourcePlays(files, columns_of(names), sources, dropped, notes, items.features)
+    features_file = item_file if items.features else None
+    return SourcePlays(files, columns_of(names), sources, dropped, notes, items.features, features_file)
 
 
 def find_parts(path: Path) -> dict[str, Path]:
@@ -266,7 +268,7 @@ def read_items(connection: Any, file: Path, item: str, work: Path) -> Items:
     """Names of tracks, and their numbers as features: all fields of floats, or else the one of float sequences.
 
     Raises:
-        UserError: another header, no field of items, a float that is none.
+        UserError: another header, no field of items, a float that is none, sequences of several lengths.
     """
     fields = fields_of(file)
     if item not in fields:
@@ -275,19 +277,25 @@ def read_items(connection: Any, file: Path, item: str, work: Path) -> Items:
     floats = [name for name, kind in fields.items() if kind == "float" and name != item]
     sequences = [name for name, kind in fields.items() if kind == "float_seq"]
     numbers = floats or (sequences if len(sequences) == 1 else [])
+    if "track_id" in numbers:  # what the ids are called in the table of features
+        raise UserError(f"{file}: a field of numbers may not be called 'track_id'; rename or remove it")
     safe = {name: f"c{i}" for i, name in enumerate(fields)}
-    with open_rows(connection, file, Layout([*safe.values()], "\t", header=True, quoted=False), work) as rows:
+    layout = Layout([*safe.values()], "\t", header=True, quoted=False)
+    with open_rows(connection, file, layout, work) as rows:
         wanted = [item, *filter(None, chosen.values()), *numbers]
         table = connection.to_pyarrow(rows.select(**{safe[name]: rows[safe[name]] for name in wanted}))
     columns = {name: table[safe[name]].combine_chunks() for name in wanted}
     columns = {name: pc.if_else(pc.is_in(values, pa.array(MISSING)), None, values) for name, values in columns.items()}
     there = columns[item].is_valid()
+    rows_there = np.flatnonzero(there.to_numpy(zero_copy_only=False))
     columns = {name: values.filter(there) for name, values in columns.items()}
     names = {ours: columns[theirs] for ours, theirs in chosen.items() if theirs}
     features, notes = None, []
     if numbers:
         features = work / "features.parquet"
         found = {name: as_numbers(file, name, columns[name], is_list=not floats) for name in numbers}
+        for name in [] if floats else numbers:
+            check_widths(file, layout, name, found[name], rows_there)
         pq.write_table(pa.table({"track_id": columns[item], **found}), features)
     if left := [name for name in sequences if name not in numbers]:
         notes.append(f"fields of {file.name} that are not used: {', '.join(left)}")
@@ -305,3 +313,20 @@ def as_numbers(file: Path, name: str, values: pa.Array, *, is_list: bool) -> pa.
         return values.cast(pa.float64())
     except pa.ArrowInvalid as error:
         raise UserError(f"{file}: field {name} holds something that is no number ({error})") from None
+
+
+def check_widths(file: Path, layout: Layout, name: str, lists: pa.Array, rows: np.ndarray) -> None:
+    """
+    Args:
+        rows: of each list, its row (from 0) in the file.
+
+    Raises:
+        UserError: a sequence of another length than the first one.
+    """
+    widths = pc.list_value_length(lists)
+    first = pc.first(widths).as_py()  # that is not null
+    if first is not None and (wrong := pc.index(pc.not_equal(widths, first), True).as_py()) >= 0:
+        raise UserError(
+            f"{layout.line(file, int(rows[wrong]))}: {name} has {widths[wrong]} numbers where the first has {first}; "
+            "give every track as many"
+        )

@@ -14,13 +14,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from utils.core.errors import UserError
 from utils.preprocessing.options import SourceOptions
 from utils.preprocessing.sources.exports import (
     ExportFile,
+    check_listeners,
     export_files,
     json_rows,
     listeners,
@@ -52,10 +52,6 @@ PODCAST, AUDIOBOOK = "episodes of podcasts", "chapters of audiobooks"
 NO_TRACK, PRIVATE = "rows without a track", "plays in private sessions"
 REPEAT = "repeats of a play that was read before"
 REASONS = (PODCAST, AUDIOBOOK, NO_TRACK, PRIVATE, REPEAT)
-MOST_SHARED = 0.5
-"""Share of the plays of two listeners that are the same, from which they are taken for one."""
-FEW = 20
-"""So many same plays of two listeners may be chance."""
 
 
 def read(path: Path, work: Path, options: SourceOptions) -> SourcePlays:
@@ -214,21 +210,3 @@ def skip_of(reason_end: str, ms: int) -> str | None:
     if reason_end in SKIPS:
         return "skip_1" if ms < SHORT_MS else "skip_2"
     return "not_skipped" if reason_end == "trackdone" else None
-
-
-def check_listeners(path: Path, seen: dict[str, set[int]]) -> None:
-    """
-    Raises:
-        UserError: two listeners are one: a zip beside the folder that was in it, two exports of one account.
-    """
-    hashes = {name: np.array(sorted(plays), dtype=np.uint64) for name, plays in seen.items() if plays}
-    names = sorted(hashes)
-    for i, one in enumerate(names):
-        for other in names[:i]:
-            fewer = min(len(hashes[one]), len(hashes[other]))
-            same = len(np.intersect1d(hashes[one], hashes[other], assume_unique=True))
-            if same > FEW and same > MOST_SHARED * fewer:
-                raise UserError(
-                    f"{path}: {other} and {one} have {same} plays in common, so they are one listener; remove one of "
-                    "them, or put both into one folder in it"
-                )

@@ -18,7 +18,15 @@ from tqdm import tqdm
 
 from utils.core.errors import UserError
 from utils.preprocessing.options import SourceOptions
-from utils.preprocessing.sources.exports import ExportFile, export_files, json_rows, listeners, numbered_files, progress
+from utils.preprocessing.sources.exports import (
+    ExportFile,
+    check_listeners,
+    export_files,
+    json_rows,
+    listeners,
+    numbered_files,
+    progress,
+)
 from utils.preprocessing.sources.plays import (
     SourcePlays,
     artist_and_title,
@@ -78,6 +86,7 @@ def read(path: Path, work: Path, options: SourceOptions) -> SourcePlays:
                 else:
                     here.append(row)
             sources.append({"file": file.name, "bytes": file.size, "rows": n})
+    check_listeners(path, rows)
     written, n_plays, n_shared = [], 0, 0
     for i, (name, theirs) in enumerate(rows.items()):
         kept = list(dict.fromkeys(theirs))

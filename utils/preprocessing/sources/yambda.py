@@ -68,7 +68,7 @@ def read(path: Path, work: Path, options: SourceOptions) -> SourcePlays:
     is `skip_3` below 90 %, and `not_skipped` from there on.
 
     Raises:
-        UserError: no such file, several sizes, other columns, a value that is missing.
+        UserError: no such file, several sizes, other columns, a value that is missing or out of range.
     """
     check_options(options, "yambda", ["skip_below"])
     if not 0 < options.skip_below <= 1:
@@ -89,17 +89,17 @@ def read(path: Path, work: Path, options: SourceOptions) -> SourcePlays:
             writer.write_table(pa.table([columns[name] for name in names], schema=writer.schema))
     if not pq.read_metadata(target).num_rows:
         raise no_plays(path, list(dropped.items()))
-    features = None
+    features, features_file = None, None
     notes = [
         "times are seconds since an unpublished start, written as if that were 1970-01-01: days and hours of the day "
         "are shifted by an unknown amount",
         f"a play of less than {options.skip_below:g} of the track counts as skipped",
     ]
     if folder and (folder / EMBEDDINGS).exists():
-        features = work / "features.parquet"
-        notes.append(copy_embeddings(folder / EMBEDDINGS, features, played.values()))
+        features, features_file = work / "features.parquet", folder / EMBEDDINGS
+        notes.append(copy_embeddings(features_file, features, played.values()))
     sources = [source_of(path, file, source.metadata.num_rows)]
-    return SourcePlays([target], columns_of(names), sources, list(dropped.items()), notes, features)
+    return SourcePlays([target], columns_of(names), sources, list(dropped.items()), notes, features, features_file)
 
 
 def find_events(path: Path) -> Path:
@@ -150,6 +150,7 @@ def events(source: pq.ParquetFile, file: Path, dropped: dict[str, int]) -> Itera
     """Listens in batches; rows of other kinds are counted in `dropped`."""
     has_kinds = "event_type" in source.schema_arrow.names
     columns = [*COLUMNS, "event_type"] if has_kinds else list(COLUMNS)
+    check_numbers(source, file, COLUMNS)
     n_before = 0
     with tqdm(total=source.metadata.num_rows, desc="yambda", unit=" rows", unit_scale=True) as bar:
         for batch in source.iter_batches(BATCH, columns=columns):
@@ -157,11 +158,12 @@ def events(source: pq.ParquetFile, file: Path, dropped: dict[str, int]) -> Itera
                 if batch[name].null_count:
                     row = n_before + pc.index(pc.is_null(batch[name]), True).as_py()
                     raise UserError(f"{file}, row {row + 1}: {name} is missing; download the file again")
-                if len(batch) and name != "timestamp" and pa.types.is_integer(batch[name].type):
-                    low, high = (end.as_py() for end in pc.min_max(batch[name]).values())
-                    if low < 0 or high > MAX_ID:
-                        raise UserError(f"{file}: {name} {low if low < 0 else high} is no id of the dataset, which are "
-                                        f"0 to {MAX_ID}; download the file again")  # fmt: skip
+                if name != "timestamp":
+                    check_ids(file, name, batch[name])
+            for name in ("played_ratio_pct", "track_length_seconds"):
+                if (low := pc.min(batch[name]).as_py()) is not None and not low >= 0:
+                    row = n_before + pc.index(batch[name], pa.scalar(low, batch[name].type)).as_py()
+                    raise UserError(f"{file}, row {row + 1}: {name} is {low}, below 0; download the file again")
             n_before += len(batch)
             bar.update(len(batch))
             if has_kinds:
@@ -172,6 +174,34 @@ def events(source: pq.ParquetFile, file: Path, dropped: dict[str, int]) -> Itera
                         dropped[reason] = dropped.get(reason, 0) + n.as_py()
                 batch = batch.filter(pc.equal(kinds, "listen"))
             yield batch
+
+
+def check_numbers(source: pq.ParquetFile, file: Path, columns: Sequence[str]) -> None:
+    """
+    Raises:
+        UserError: a column holds no numbers, or one of ids no whole ones.
+    """
+    for name in columns:
+        found = source.schema_arrow.field(name).type
+        wanted = "whole numbers" if name == "uid" or name.endswith("_id") else "numbers"
+        is_number = pa.types.is_floating(found) or (name == "is_organic" and pa.types.is_boolean(found))
+        if not (pa.types.is_integer(found) or (wanted == "numbers" and is_number)):
+            raise UserError(
+                f"{file}: column {name} holds {found}, where {wanted} are expected; download the file again"
+            )
+
+
+def check_ids(file: Path, name: str, ids: pa.Array | pa.ChunkedArray) -> None:
+    """
+    Raises:
+        UserError: a number that is no id.
+    """
+    low, high = (end.as_py() for end in pc.min_max(ids).values())
+    if low is not None and (low < 0 or high > MAX_ID):
+        raise UserError(
+            f"{file}: {name} {low if low < 0 else high} is no id of the dataset, which are 0 to {MAX_ID}; download the "
+            "file again"
+        )
 
 
 def plays_of(batch: pa.RecordBatch, skip_below: float, lookups: dict[str, Mapping]) -> dict[str, pa.Array]:
@@ -188,7 +218,7 @@ def plays_of(batch: pa.RecordBatch, skip_below: float, lookups: dict[str, Mappin
     items = batch["item_id"].to_numpy()
     return {
         "user": batch["uid"].cast(pa.uint32()),
-        "time": pc.multiply(batch["timestamp"].cast(pa.int64()), 1_000_000).cast(SCHEMA.field("time").type),
+        "time": pc.multiply_checked(batch["timestamp"].cast(pa.int64()), 1_000_000).cast(SCHEMA.field("time").type),
         "track": batch["item_id"].cast(pa.uint32()),
         "skip": words(level, ratio.is_null().to_numpy(zero_copy_only=False), SKIPS),
         "seconds": seconds,
@@ -234,10 +264,21 @@ class Mapping(NamedTuple):
 
 
 def read_mapping(file: Path, column: str) -> Mapping:
-    """Of several artists or albums of a track, that of its first row."""
-    source = open_parquet(file, ("item_id", column))
+    """Of several artists or albums of a track, that of its first row.
+
+    Raises:
+        UserError: a column is missing, holds no ids, or lacks one.
+    """
+    columns = ["item_id", column]
+    source = open_parquet(file, columns)
+    check_numbers(source, file, columns)
     with reading(file):
-        table = source.read(["item_id", column])
+        table = source.read(columns)
+    for name in columns:
+        if table[name].null_count:
+            row = pc.index(pc.is_null(table[name]), True).as_py()
+            raise UserError(f"{file}, row {row + 1}: {name} is missing; download the file again")
+        check_ids(file, name, table[name])
     items = table["item_id"].to_numpy()[::-1]
     ids = np.full(int(items.max()) + 1 if len(items) else 0, -1)
     ids[items] = table[column].to_numpy()[::-1]
