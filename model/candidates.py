@@ -109,20 +109,22 @@ class CandidateFinder:
 
     Args:
         memory: of the training sessions.
-        source: a network that proposes candidates, too, and describes all of them.
+        second_source: a network that proposes candidates, too, and describes all of them.
     """
 
-    def __init__(self, memory: Memory, source: NetworkSource | None = None) -> None:
+    def __init__(self, memory: Memory, second_source: NetworkSource | None = None) -> None:
         self.memory = memory
-        self.source = source
+        self.second_source = second_source
 
     def __call__(self, history: np.ndarray, *, bar: str = "") -> Candidates:
         """The candidates of histories int (N, S), padded on the left; with the text of a progress bar, if any."""
         n, size = history.shape
-        n_proposed = 0 if self.source is None else PROPOSED
+        n_proposed = 0 if self.second_source is None else PROPOSED
         met = LONGEST * CONTEXTS + AGES * PLAYS * 2 * REACH + NEIGHBOURS * 2 * STRETCH + size + n_proposed
         scratch = Scratch.of(self.memory, n_tracks=met, n_sessions=AGES * PLAYS)
-        at_once = min(n, CASES_AT_ONCE if self.source is None else rows_at_once(self.memory.n_ids, CASES_AT_ONCE))
+        at_once = min(
+            n, CASES_AT_ONCE if self.second_source is None else rows_at_once(self.memory.n_ids, CASES_AT_ONCE)
+        )
         most = at_once * (BY_NGRAM + BY_STAN + BY_SKNN + BY_FORWARD + BY_COSINE + size + n_proposed)
         ids, features = np.empty(most, np.int32), np.empty((most, len(FEATURES)), np.float32)
         about, counts, parts = np.empty((n, len(OF_HISTORY)), np.float32), np.zeros(n, np.int64), []
@@ -130,8 +132,8 @@ class CandidateFinder:
             i = slice(start, start + at_once)
             plays = history[i].astype(np.int32)
             proposed, log_p = (np.zeros((len(plays), 0), np.int32), None)
-            if self.source is not None:
-                proposed, log_p = self.source(plays)
+            if self.second_source is not None:
+                proposed, log_p = self.second_source(plays)
             found = _find(self.memory, scratch, plays, proposed, ids, features, about[i], counts[i])
             values = [features[:found]]
             if log_p is not None:
