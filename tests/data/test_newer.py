@@ -5,6 +5,7 @@ from listening_folders import write_listening
 
 import evaluate
 from utils.core.errors import UserError
+from utils.core.files import read_json, write_json
 from utils.data.dataset import Dataset, SessionArrays
 from utils.data.newer import newer_sessions
 from utils.data.schema import SKIP_1, SKIP_PLAYED
@@ -44,9 +45,9 @@ def test_sessions_after_the_last_play_are_kept(dataset, tmp_path):
 def test_a_dataset_without_test_sessions(tmp_path):
     """As `--test_fraction 0` makes it."""
     older = write_listening(tmp_path / "old", sessions("2024-01-01T10:00", split="train"), names=NAMES)
-    assert (
-        newer_sessions(outside(tmp_path, "2024-01-01T09:00", "2024-01-01T10:04"), Dataset.open(older)).n_sessions == 1
-    )
+    write_json(older / "dataset.json", read_json(older / "dataset.json") | {"empty_splits": ["valid", "test"]})
+    arrays = outside(tmp_path, "2024-01-01T09:00", "2024-01-01T10:03", "2024-01-01T10:04")
+    assert newer_sessions(arrays, Dataset.open(older)).n_sessions == 1
 
 
 def test_nothing_newer_and_no_times_are_errors(dataset, tmp_path):

@@ -12,7 +12,7 @@ from script_checks import result, train
 
 import evaluate
 import train_lstm_skip
-from utils.core.files import read_json
+from utils.core.files import read_json, write_json
 from utils.data.dataset import Dataset
 from utils.preprocessing.options import PlaysColumns
 
@@ -42,6 +42,13 @@ def listening() -> pd.DataFrame:
     return plays
 
 
+def without_test(folder: Path, plays: pd.DataFrame) -> Path:
+    """The dataset of all plays before the test."""
+    write_listening(folder, plays[plays["split"] != "test"])
+    write_json(folder / "dataset.json", read_json(folder / "dataset.json") | {"empty_splits": ["test"]})
+    return folder
+
+
 def table(plays: pd.DataFrame, path: Path) -> str:
     """Write plays as a table, in no order."""
     at = plays["time"].astype("int64") + START
@@ -68,7 +75,7 @@ def test_sessions_from_outside_score_as_in_the_dataset(protocol: str, tmp_path: 
     same_scores(evaluate.main(evaluate.Config(str(run), plays=tests, plays_columns=COLUMNS, device="cpu")), run)
 
     # To a dataset without them, they are newer; all that was played before is its own.
-    older = write_listening(tmp_path / "older", plays[plays["split"] != "test"])
+    older = without_test(tmp_path / "older", plays)
     assert Dataset.open(older).test.n_sessions == 0
     everything = table(plays, tmp_path / "all.csv")
     config = evaluate.Config(
@@ -78,9 +85,6 @@ def test_sessions_from_outside_score_as_in_the_dataset(protocol: str, tmp_path: 
     same_scores(found, run)
 
     # It is their past that counts: with the outcomes before them turned round, other figures come out.
-    before = plays["split"] != "test"
-    turned = plays.assign(label=np.where(before & (plays["label"] >= 0), 1 - plays["label"], plays["label"]))
-    other = write_listening(tmp_path / "other", turned[before])
-    assert read_json(other / "dataset.json")["vocabulary"] == read_json(older / "dataset.json")["vocabulary"]
-    config.data = str(other)
+    turned = plays.assign(label=np.where(plays["label"] >= 0, 1 - plays["label"], -1))
+    config.data = str(without_test(tmp_path / "other", turned))
     assert evaluate.main(config)["metrics"]["log_loss"]["mean"] != found["metrics"]["log_loss"]["mean"]

@@ -38,11 +38,13 @@ class Facts(NamedTuple):
 
 
 def facts_of(dataset: Dataset) -> Facts:
-    """What a dataset tells of its plays: in all splits, or in none."""
+    """What a dataset tells of its plays: in all splits, or in none; one without sessions tells nothing, either way."""
     splits = [dataset.split(name) for name in schema.SPLITS]
     times = all(arrays.times is not None for arrays in splits)
     return Facts(
-        listeners=all(_has_values(arrays.folder / "sessions.parquet", "user") for arrays in splits),
+        listeners=all(
+            _has_values(arrays.folder / "sessions.parquet", "user") for arrays in splits if arrays.n_sessions
+        ),
         times=times,
         seconds=all(arrays.seconds is not None for arrays in splits),
         artist=_has_values(dataset.folder / "tracks.parquet", "artist"),
