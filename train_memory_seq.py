@@ -103,6 +103,7 @@ def remembered(
 def main(config: Config) -> dict[str, Any]:
     """Remember, train, score once on test; returns result.json's content."""
     from model.candidates import CandidateFinder
+    from model.scorer import MemoryModel
     from utils.core.errors import blame
     from utils.data.dataset import Dataset
     from utils.evaluation.metrics import direction
@@ -121,18 +122,19 @@ def main(config: Config) -> dict[str, Any]:
     if config.network:
         check_network(config.network, dataset, config.cases)
         network = source_of(Path(config.network), dataset, device)
-    order = {"batch_size": config.train.batch_size, "seed": config.run.seed}
-    cases = training_cases(dataset, config.data, config.cases, network=network, **order)
-    memory = memory_of([dataset.train], dataset.n_ids)
-    valid = validation_cases(dataset, config.data, CandidateFinder(memory, network))
     seed_everything(config.run.seed)
     with blame("model"):
         scorer = build(config, dataset).to(device)
-    scorer.standardise(cases.candidates)
     run = Run("memory_seq", config, dataset)
-    known = [dataset.train, dataset.valid] if config.cases.remember_valid else [dataset.train]
-    save_memory(memory_of(known, dataset.n_ids), run.folder)
+    order = {"batch_size": config.train.batch_size, "seed": config.run.seed}
+    cases = training_cases(dataset, config.data, config.cases, network=network, **order)
+    scorer.standardise(cases.candidates)
+    memory = memory_of([dataset.train], dataset.n_ids)
+    late = memory_of([dataset.train, dataset.valid], dataset.n_ids) if config.cases.remember_valid else memory
+    save_memory(late, run.folder)
     keep_network(config.network, run.folder)
+    finder, late_finder = CandidateFinder(memory, network), CandidateFinder(late, network)
+    valid = validation_cases(dataset, config.data, finder)
     progress = fit(
         scorer,
         partial(case_loss, cases=cases),
@@ -145,8 +147,7 @@ def main(config: Config) -> dict[str, Any]:
     )
     scores: dict[str, Any] = {}
     for name, loader in scoring_loaders(dataset, config.data):
-        n_sessions = None if name.startswith("test") else dataset.train.n_sessions
-        model = remembered(config, scorer, run.folder, dataset, device, n_sessions=n_sessions)
+        model = MemoryModel.of(late_finder if name.startswith("test") else finder, scorer)
         scores |= score(partial(predict_by_counting, model), dataset, [(name, loader)], folder=run.folder)
     return run.finish(task="seq", scores=scores, **training_details(scorer, progress))
 

@@ -30,7 +30,7 @@ import numpy as np
 from scipy.sparse import csr_array, diags_array, eye_array, vstack
 from tqdm import tqdm
 
-from model.next_track import Mix, NextScores, NextTrack, TableModel, score
+from model.next_track import Mix, NextScores, NextTrack, TableModel, popularity_of, score
 from utils.data.vocab import N_SPECIAL
 
 _PRODUCTS_AT_ONCE = 20_000_000
@@ -47,9 +47,8 @@ class Popularity:
     @classmethod
     def fit(cls, tracks: np.ndarray, *, n_ids: int) -> Popularity:
         """Count the plays in `tracks` (n_events,), and one more for each track among the `n_ids` ids."""
-        plays = np.bincount(tracks, minlength=n_ids) + 1.0
-        plays[:N_SPECIAL] = 0
-        return cls(plays / plays.sum(), csr_array((0, n_ids), dtype=np.float32))
+        plays = np.bincount(tracks, minlength=n_ids)
+        return cls(popularity_of(plays), csr_array((0, n_ids), dtype=np.float32))
 
     def score(self, history: np.ndarray) -> NextScores:
         """Probabilities of the next track of histories (N, S)."""

@@ -167,20 +167,15 @@ def _find(
         _ngram(memory, scratch, plays, numbers[i])
         _pairs(memory, scratch, plays)
         _neighbours(memory, scratch, n, numbers[i])
+        marked = np.zeros(scratch.counter[1] + n + proposed.shape[1], np.bool_)
         for j in range(n):
             if plays[j] >= N_SPECIAL:
-                meet(scratch, plays[j])
+                marked[meet(scratch, plays[j])] = True
         for j in range(proposed.shape[1]):
             if proposed[i, j] >= N_SPECIAL:
-                meet(scratch, proposed[i, j])
+                marked[meet(scratch, proposed[i, j])] = True
         met = scratch.numbers[: scratch.counter[1]]
-        wanted = np.zeros(len(met), np.bool_)
-        for j in range(n):
-            if plays[j] >= N_SPECIAL:
-                wanted[meet(scratch, plays[j])] = True
-        for j in range(proposed.shape[1]):
-            if proposed[i, j] >= N_SPECIAL:
-                wanted[meet(scratch, proposed[i, j])] = True
+        wanted = marked[: len(met)]
         _top(met[:, P], BY_NGRAM, wanted)
         _top(met[:, STAN], BY_STAN, wanted)
         _top(met[:, SKNN], BY_SKNN, wanted)

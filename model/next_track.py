@@ -117,6 +117,18 @@ def probability(scores: NextScores, popularity: np.ndarray, target: np.ndarray) 
     return _found_at(scores.found, target) + scores.rest * popularity[target]
 
 
+def log_probability_of(scores: NextScores, popularity: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """log P(next track = target), float64 (N,); 0 for special ids."""
+    return np.log(np.where(target >= N_SPECIAL, probability(scores, popularity, target), 1.0))
+
+
+def popularity_of(plays: np.ndarray) -> np.ndarray:
+    """The share of each track in the plays (V,), with one more play for each: float64 (V,), 0 for special ids."""
+    counted = plays + 1.0
+    counted[:N_SPECIAL] = 0
+    return counted / counted.sum()
+
+
 class Ranks(NamedTuple):
     """Where N tracks stand among all tracks."""
 
@@ -196,8 +208,7 @@ def score_targets(model: NextTrack, history: np.ndarray, targets: np.ndarray) ->
     for i in _chunks(len(history), "score targets"):
         for t in range(targets.shape[1]):
             scores = model.score(plays[i, t : t + size])
-            chance = probability(scores, model.popularity, targets[i, t])
-            log_probability[i, t] = np.log(np.where(targets[i, t] >= N_SPECIAL, chance, 1.0))
+            log_probability[i, t] = log_probability_of(scores, model.popularity, targets[i, t])
             if t == 0:
                 ranks.rank[i], ranks.tied[i] = rank(scores, model.popularity, targets[i, 0])
     return log_probability, ranks

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from model.candidates import OF_HISTORY, CandidateFinder, Candidates
 from model.dropout import Dropout
 from model.memory import Memory
-from model.next_track import NextScores
+from model.next_track import NextScores, popularity_of
 from utils.data.vocab import N_SPECIAL
 
 CLIP = 6.0
@@ -113,10 +113,8 @@ def joined(parts: list[Candidates]) -> Candidates:
 
 
 def popularity(memory: Memory) -> np.ndarray:
-    """The share of each track in the plays, one more for each: float64 (V,), 0 for special ids."""
-    plays = np.diff(memory.track_starts) + 1.0
-    plays[:N_SPECIAL] = 0
-    return plays / plays.sum()
+    """`popularity_of` the plays in a memory."""
+    return popularity_of(np.diff(memory.track_starts))
 
 
 def places_of(cases: Candidates, targets: np.ndarray) -> np.ndarray:

@@ -12,14 +12,13 @@ from torch import Tensor
 from model.candidates import CandidateFinder, Candidates
 from model.memory import Memory
 from model.network_source import NetworkSource
-from model.next_track import best, examples, probability, rank
+from model.next_track import best, examples, log_probability_of, rank
 from model.scorer import CandidateScorer, candidate_loss, joined, next_scores, popularity, take
 from utils.core.errors import UserError
 from utils.data.batch import SessionBatch
 from utils.data.dataloaders import SessionLoader
 from utils.data.dataset import Dataset, SessionArrays
 from utils.data.options import DataConfig
-from utils.data.vocab import N_SPECIAL
 from utils.evaluation.predictions import SeqPredictions
 from utils.evaluation.scoring import scores_of
 from utils.training.options import CasesConfig
@@ -114,8 +113,7 @@ def predict_next(scorer: CandidateScorer, cases: Cases, by_popularity: np.ndarra
         targets = cases.targets[rows]
         tracks[rows, 0] = best(scores, by_popularity)
         ranks[rows], ties[rows] = rank(scores, by_popularity, targets)
-        chance = probability(scores, by_popularity, targets)
-        log_p[rows, 0] = np.log(np.where(targets >= N_SPECIAL, chance, 1.0))
+        log_p[rows, 0] = log_probability_of(scores, by_popularity, targets)
     return SeqPredictions(tracks, log_p, ranks, ties)
 
 
